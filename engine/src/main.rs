@@ -1,0 +1,3 @@
+//! The `orinoco-engine` worker.
+
+fn main() {}

@@ -1,0 +1,402 @@
+//! What crosses the socketpair between the supervisor and its worker: [`Command`] down, [`Event`] up.
+//!
+//! Pure types, no I/O; `codec` turns them into length-prefixed postcard frames. Both binaries are built
+//! from one commit, so there is no version negotiation: [`Event::Hello`] carries [`PROTOCOL`] and a
+//! mismatch is a packaging fault that the supervisor reports.
+//!
+//! The worker knows nothing of MQTT, users, JSON bodies or configuration files; the supervisor knows
+//! nothing of tokens beyond their ids, which it keeps to resume a stream in another worker.
+
+pub mod codec;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this file's types. Raised with every change.
+pub const PROTOCOL: u32 = 1;
+
+/// A token id of the loaded model's vocabulary.
+pub type Token = i32;
+
+/// Names one job on the socketpair; never reused within one supervisor's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobKey(pub u64);
+
+/// Supervisor to worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Load this model. Always the first command; exactly one for each worker process.
+    Load(Box<LoadSpec>),
+    /// Take this job. The supervisor never has more than [`Loaded::n_seq_max`] jobs in the worker.
+    Submit(Box<Job>),
+    /// Stop this job between two decodes; it still ends with [`Event::Done`]. Unknown jobs are ignored.
+    Cancel(JobKey),
+    /// Count and return the ids of a text; answered by [`Event::Tokenized`].
+    Tokenize {
+        /// Echoed in the answer.
+        job: JobKey,
+        /// What to tokenize.
+        input: Input,
+    },
+    /// Raw measurement without MQTT; answered by [`Event::Bench`]. Only sent to an idle worker.
+    Bench(BenchSpec),
+    /// Proof of life wanted; answered by [`Event::Pong`] between two decodes.
+    Ping(u64),
+    /// Take no more jobs, finish the running ones, then exit 0. Closing the socket ends them at once.
+    Drain,
+}
+
+/// Worker to supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// First event of every worker, before any model is opened.
+    Hello(Hello),
+    /// Loading goes on; at most ten a second, and one at least every second while bytes move.
+    LoadProgress {
+        /// 0.0 to 1.0.
+        fraction: f32,
+    },
+    /// The model serves.
+    Loaded(Box<Loaded>),
+    /// The model cannot be served by this worker; the worker then exits 0.
+    LoadFailed {
+        /// A sentence for a technician: what was found, what was expected, what to do.
+        message: String,
+    },
+    /// The job has its sequence; its prompt is tokenized and prefill begins.
+    Started {
+        /// Which job.
+        job: JobKey,
+        /// Ids of the whole prompt, kept by the supervisor for resuming.
+        prompt_ids: Vec<Token>,
+        /// How many of them were found in the KV cache.
+        n_cached: u32,
+    },
+    /// What one decode step made. One event a step, all sequences together.
+    Step {
+        /// Rises by one with each decode.
+        step: u64,
+        /// Sequences that gained tokens or text.
+        pieces: Vec<Piece>,
+    },
+    /// The job is over. The last event that names it.
+    Done(Box<Done>),
+    /// Answer to [`Command::Tokenize`].
+    Tokenized {
+        /// As asked.
+        job: JobKey,
+        /// The ids, or why not.
+        ids: Result<Vec<Token>, JobError>,
+    },
+    /// Answer to [`Command::Bench`].
+    Bench(BenchReport),
+    /// Answer to [`Command::Ping`].
+    Pong(u64),
+}
+
+/// Who the worker is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the worker.
+    pub protocol: u32,
+    /// Package version of the worker.
+    pub version: String,
+    /// Which llama.cpp, e.g. `llama-cpp-sys-2 0.1.161`.
+    pub llama: String,
+    /// Compute backends compiled in, e.g. `["CPU", "CUDA"]`.
+    pub backends: Vec<String>,
+}
+
+/// Which model to load and how. Zero means "as the model says" where the field allows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    /// Name under which the model is known on the wire.
+    pub name: String,
+    /// The GGUF file.
+    pub path: std::path::PathBuf,
+    /// Tokens in the KV pool, shared by all sequences; 0: the model's training context, at most 8192.
+    pub n_ctx: u32,
+    /// Tokens that one request may use, prompt and answer; 0: `n_ctx`.
+    pub n_ctx_seq: u32,
+    /// Sequences that decode side by side.
+    pub n_seq_max: u32,
+    /// Most rows in one decode.
+    pub n_batch: u32,
+    /// Most rows in one physical batch.
+    pub n_ubatch: u32,
+    /// Longest step while somebody decodes, in milliseconds: the rest of the prefill waits for the next step.
+    pub step_ms: u32,
+    /// Most prefill tokens in a step while somebody decodes.
+    pub step_tokens: u32,
+    /// Threads for decoding; 0: the number of cores.
+    pub n_threads: u32,
+    /// Threads for prefill; 0: `n_threads`.
+    pub n_threads_batch: u32,
+    /// Layers on the GPU; -1: all.
+    pub n_gpu_layers: i32,
+    /// Use the CPU although this build and this machine could use a GPU, or because nothing else is there.
+    pub backend: Backend,
+    /// Type of the keys in the KV cache.
+    pub kv_type_k: KvType,
+    /// Type of the values in the KV cache; anything but F16 and F32 needs flash attention.
+    pub kv_type_v: KvType,
+    /// Flash attention.
+    pub flash_attn: Switch,
+    /// How the file is read.
+    pub mmap: Switch,
+    /// CUDA graphs; `Off` sets `GGML_CUDA_DISABLE_GRAPHS` before the backend starts.
+    pub cuda_graphs: Switch,
+    /// Jinja template that replaces the one in the GGUF.
+    pub chat_template: Option<String>,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The GPU when there is one; with a GPU present, anything less than all layers on it is an error.
+    Auto,
+    /// The CPU, asked for by the operator.
+    Cpu,
+}
+
+/// Three-way switch: the operator's word, or llama.cpp's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// Decided by llama.cpp for this device.
+    Auto,
+    /// On, or an error.
+    On,
+    /// Off.
+    Off,
+}
+
+/// Element type of a KV cache half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are ggml's own")]
+pub enum KvType {
+    F32,
+    F16,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+/// What was loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// As in [`LoadSpec::name`].
+    pub name: String,
+    /// `general.architecture`.
+    pub arch: String,
+    /// llama.cpp's one-line description, e.g. `llama 135M Q4_1`.
+    pub description: String,
+    /// Parameters.
+    pub n_params: u64,
+    /// Bytes of all tensors.
+    pub size_bytes: u64,
+    /// Vocabulary size.
+    pub n_vocab: u32,
+    /// Context the model was trained with.
+    pub n_ctx_train: u32,
+    /// KV pool, tokens.
+    pub n_ctx: u32,
+    /// Limit of one request, tokens.
+    pub n_ctx_seq: u32,
+    /// Sequences side by side.
+    pub n_seq_max: u32,
+    /// Name of the chat template family, or `gguf` for the model's own, or `none`.
+    pub chat_template: String,
+    /// Layers of the model, the output layer counted.
+    pub n_layers: u32,
+    /// Layers found on a GPU in llama.cpp's log.
+    pub n_layers_gpu: u32,
+    /// Parts of the compute graph; 1 when one device runs all of it.
+    pub n_graph_splits: u32,
+    /// Bytes by buffer type, from llama.cpp's own breakdown.
+    pub buffers: Vec<BufferUse>,
+    /// Milliseconds from opening the file to serving.
+    pub load_ms: u64,
+}
+
+/// Bytes that llama.cpp holds in one kind of buffer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BufferUse {
+    /// llama.cpp's name, e.g. `CPU`, `CUDA0`.
+    pub buffer: String,
+    /// Whether it is host memory.
+    pub host: bool,
+    /// Weights.
+    pub weights_bytes: u64,
+    /// KV cache.
+    pub kv_bytes: u64,
+    /// Compute buffers.
+    pub compute_bytes: u64,
+}
+
+/// One prompt to answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its name on the socketpair.
+    pub job: JobKey,
+    /// The prompt.
+    pub input: Input,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer; not part of it.
+    pub stop: Vec<String>,
+    /// Most tokens to make; 0: as many as the context allows.
+    pub max_tokens: u32,
+    /// Go on after an end-of-generation token (for measurements).
+    pub ignore_eos: bool,
+    /// Where another worker left off.
+    pub resume: Option<Resume>,
+}
+
+/// What a prompt is made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    /// Rendered with the chat template, then tokenized. `messages` and `tools` are JSON texts (arrays).
+    Chat {
+        /// OpenAI messages as a JSON array.
+        messages: String,
+        /// OpenAI tools as a JSON array, if any.
+        tools: Option<String>,
+    },
+    /// Tokenized as it stands.
+    Text(String),
+}
+
+/// State of a stream when its worker ended.
+///
+/// The text of `output_ids` is a function of the ids and the stop strings, so the bytes already
+/// delivered are all that a new worker must skip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Ids of the prompt, as the first worker reported them.
+    pub prompt_ids: Vec<Token>,
+    /// Ids made so far.
+    pub output_ids: Vec<Token>,
+    /// Bytes of text already handed out.
+    pub text_bytes: u64,
+}
+
+/// The sampling chain, in this order: logit bias, penalties, top_k, top_p, min_p, temperature, draw.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 takes the best token always.
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// 1.0: off.
+    pub top_p: f32,
+    /// 0.0: off.
+    pub min_p: f32,
+    /// 1.0: off.
+    pub repeat_penalty: f32,
+    /// Tokens that the penalties look back on; 0: none.
+    pub repeat_last_n: u32,
+    /// 0.0: off.
+    pub frequency_penalty: f32,
+    /// 0.0: off.
+    pub presence_penalty: f32,
+    /// The draw of output token `i` depends on `(seed, i)` alone, so that a stream resumes exactly.
+    pub seed: u64,
+    /// Added to the logit of a token; -infinity forbids it.
+    pub logit_bias: Vec<(Token, f32)>,
+}
+
+/// What one step gave one job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Which job.
+    pub job: JobKey,
+    /// Ids made since the last piece.
+    pub ids: Vec<Token>,
+    /// Whole UTF-8 text released since the last piece; may be empty while a stop string or a split
+    /// character is held back.
+    pub text: String,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// Which job.
+    pub job: JobKey,
+    /// Why, or what went wrong.
+    pub end: Result<Finish, JobError>,
+    /// Last ids, not yet in a [`Piece`].
+    pub ids: Vec<Token>,
+    /// Last text, not yet in a [`Piece`].
+    pub text: String,
+    /// Counts and times of this worker's part of the job.
+    pub timings: Timings,
+}
+
+/// Why generation stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// End-of-generation token or a stop string.
+    Stop,
+    /// `max_tokens` or the context limit.
+    Length,
+    /// [`Command::Cancel`].
+    Cancelled,
+}
+
+/// Counts and times of one job in one worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Tokens of the prompt.
+    pub n_prompt: u32,
+    /// Of those, found in the cache.
+    pub n_cached: u32,
+    /// Tokens made, by all workers of this job.
+    pub n_output: u32,
+    /// From the first prefill batch to the first logits, milliseconds.
+    pub prefill_ms: f64,
+    /// From the first token to the last, milliseconds.
+    pub decode_ms: f64,
+}
+
+/// Why a job could not be answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobError {
+    /// The prompt alone is longer than one request may be.
+    TooLong {
+        /// Tokens of the prompt.
+        n_prompt: u32,
+        /// The limit.
+        n_ctx_seq: u32,
+    },
+    /// The messages do not fit the chat template, or the template failed.
+    Template(String),
+    /// Tokenizing failed, or an id is out of range.
+    Input(String),
+    /// Decoding failed for this job.
+    Decode(String),
+}
+
+/// A raw measurement, after llama-bench (`pp`, `tg`) and llama-batched-bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BenchSpec {
+    /// Prompt tokens of each sequence; 0: none.
+    pub n_prompt: u32,
+    /// Tokens to decode in each sequence; 0: none.
+    pub n_gen: u32,
+    /// Sequences side by side.
+    pub n_parallel: u32,
+}
+
+/// Outcome of a [`BenchSpec`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BenchReport {
+    /// As asked.
+    pub spec: BenchSpec,
+    /// Wall time of the prompt part, milliseconds.
+    pub prompt_ms: f64,
+    /// Wall time of the decoding part, milliseconds.
+    pub gen_ms: f64,
+}

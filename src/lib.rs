@@ -1,0 +1,6 @@
+//! Orinoco's supervisor as a library: everything of the daemon and its command line but `main`.
+//!
+//! Neither llama.cpp nor CUDA is named or linked here; models run in `orinoco-engine`, a child process
+//! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
+
+pub mod frames;

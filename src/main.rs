@@ -1,0 +1,3 @@
+//! The `orinoco` command.
+
+fn main() {}

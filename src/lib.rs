@@ -4,3 +4,4 @@
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
 pub mod frames;
+pub mod wire;

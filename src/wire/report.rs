@@ -1,0 +1,220 @@
+//! What a node tells about itself in retained documents: [`Status`], [`Info`], [`Models`], [`State`].
+//!
+//! Readers ignore keys they do not know. What a board does not have is absent, never zero.
+
+use serde::{Deserialize, Serialize};
+
+use super::{PROTOCOL, request::Limits, topic::Op};
+use crate::frames::{Backend, BufferUse, Hello, Loaded};
+
+/// `{r}/v1/{n}/status`: whether the node is there. `offline` is also its last will.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether it takes requests.
+    pub state: Presence,
+    /// Differs after each start of the daemon.
+    pub boot: String,
+    /// When this state began, unix milliseconds; in a last will, when the daemon connected.
+    pub since_ms: u64,
+}
+
+/// Whether a node takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// It does.
+    Online,
+    /// It finishes what it has and refuses the rest.
+    Draining,
+    /// It is gone; what was accepted is on its disk.
+    Offline,
+}
+
+/// `{r}/v1/{n}/info`: what the node is. Changes with its software and its model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// Version of the contract, [`PROTOCOL`].
+    pub protocol: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// The node's name.
+    pub node: String,
+    /// Ops that are served.
+    pub ops: Vec<Op>,
+    /// Bounds of requests.
+    pub limits: Limits,
+    /// The board.
+    pub hardware: Hardware,
+    /// The engine; absent until a worker said hello.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
+}
+
+impl Info {
+    /// What every node can say before its engine runs.
+    pub fn new(node: &super::Name, version: &str, limits: Limits, hardware: Hardware) -> Self {
+        Self {
+            protocol: PROTOCOL.to_owned(),
+            version: version.to_owned(),
+            node: node.to_string(),
+            ops: Op::ALL.into_iter().filter(|op| *op != Op::Embed).collect(),
+            limits,
+            hardware,
+            engine: None,
+        }
+    }
+}
+
+/// The board, as far as it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hardware {
+    /// From the device tree, e.g. `NVIDIA Jetson Orin NX`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub board: Option<String>,
+    /// `aarch64`, `x86_64`.
+    pub arch: String,
+    /// Cores that may be used.
+    pub n_cores: u32,
+    /// MemTotal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
+}
+
+/// The worker program, and the proof of where its model runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Engine {
+    /// Its version.
+    pub version: String,
+    /// Which llama.cpp.
+    pub llama: String,
+    /// Compute backends compiled in.
+    pub backends: Vec<String>,
+    /// Absent while no model is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<Offload>,
+}
+
+impl Engine {
+    /// From the worker's own words.
+    pub fn of(hello: &Hello, loaded: Option<(Backend, &Loaded)>) -> Self {
+        Self {
+            version: hello.version.clone(),
+            llama: hello.llama.clone(),
+            backends: hello.backends.clone(),
+            offload: loaded.map(|(backend, loaded)| Offload {
+                backend,
+                n_layers: loaded.n_layers,
+                n_layers_gpu: loaded.n_layers_gpu,
+                n_graph_splits: loaded.n_graph_splits,
+                buffers: loaded.buffers.clone(),
+            }),
+        }
+    }
+}
+
+/// Where the loaded model runs, measured and not assumed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Offload {
+    /// As configured.
+    pub backend: Backend,
+    /// Layers of the model.
+    pub n_layers: u32,
+    /// Of those, on a GPU.
+    pub n_layers_gpu: u32,
+    /// 1 when one device runs all of it.
+    pub n_graph_splits: u32,
+    /// Bytes by buffer type.
+    pub buffers: Vec<BufferUse>,
+}
+
+/// `{r}/v1/{n}/models`: what can be asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Models {
+    /// The loaded one; absent when none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<String>,
+    /// All on this node.
+    pub models: Vec<Model>,
+}
+
+/// One model. Keys beyond the name are known once it was loaded or looked into.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// The value for `model` in requests.
+    pub name: String,
+    /// Size of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
+    /// SHA-256 of the file, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// llama.cpp's line, e.g. `llama 135M Q4_1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Parameters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_params: Option<u64>,
+    /// Tokens that one request may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_ctx_seq: Option<u32>,
+    /// Requests side by side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_seq_max: Option<u32>,
+    /// Chat template family, `gguf` or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+}
+
+impl Model {
+    /// The loaded one.
+    pub fn of(loaded: &Loaded) -> Self {
+        Self {
+            name: loaded.name.clone(),
+            file_bytes: None,
+            sha256: None,
+            description: Some(loaded.description.clone()),
+            n_params: Some(loaded.n_params),
+            n_ctx_seq: Some(loaded.n_ctx_seq),
+            n_seq_max: Some(loaded.n_seq_max),
+            chat_template: Some(loaded.chat_template.clone()),
+        }
+    }
+}
+
+/// `{r}/v1/{n}/state`: what the node does now, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// In one word.
+    pub mode: Mode,
+    /// The model that is loaded or being loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Sentences for a technician; empty while all is well.
+    pub reasons: Vec<String>,
+    /// How far loading is, 0.0 to 1.0; absent unless `loading`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_progress: Option<f32>,
+    /// When the mode began, unix milliseconds.
+    pub since_ms: u64,
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The daemon has just started.
+    Starting,
+    /// A model is being loaded; requests are accepted and wait.
+    Loading,
+    /// Requests are answered.
+    Serving,
+    /// The worker ended and is being replaced; streams go on afterwards.
+    Restarting,
+    /// No model can be served; `reasons` says why.
+    NoModel,
+    /// What was accepted is finished, the rest is refused.
+    Draining,
+}

@@ -1,0 +1,352 @@
+//! Requests: from the bytes of a payload to a checked [`Request`], or to an error that says why not.
+//!
+//! Bounds first: size, UTF-8, depth and number of values are checked by one pass over the bytes before
+//! any JSON is built. Then each known key is read with its range; an error names the key, what was
+//! found and what is allowed. Keys that OpenAI servers know and this version cannot honour are refused
+//! and not ignored, since the answer would be another than the one asked for; keys that nobody here
+//! knows are ignored, as OpenAI servers do. A key given twice is an error at any level.
+//!
+//! A body that is no JSON object is plain text: one user message, or the prompt.
+
+mod fields;
+mod json;
+mod messages;
+mod sampling;
+#[cfg(test)]
+mod tests;
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::sampling::SamplingOverrides;
+use self::{fields::Fields, messages::Message};
+use super::{
+    error::{ApiError, Code},
+    topic::{Name, Op},
+};
+use crate::frames::{Input, Sampling};
+
+/// What a request may be at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of a payload (default 262144).
+    pub payload_bytes: usize,
+    /// Nesting of arrays and objects (default 32).
+    pub depth: usize,
+    /// Values in a body, all levels together (default 16384): bounds the memory of parsing.
+    pub values: usize,
+    /// Messages of a chat (default 1024).
+    pub messages: usize,
+    /// Stop strings (default 16).
+    pub stop: usize,
+    /// Bytes of one stop string (default 256).
+    pub stop_bytes: usize,
+    /// Tokens in `logit_bias` (default 1024).
+    pub logit_bias: usize,
+    /// Largest `coalesce_ms` (default 1000).
+    pub coalesce_ms_max: u32,
+    /// Largest `max_tokens` (default 32768); the model's context may allow less.
+    pub max_tokens: u32,
+    /// Largest `deadline_ms` (default 86400000, a day).
+    pub deadline_ms_max: u64,
+    /// Bytes of the one message that answers op `text` (default 1024); the rest is cut off.
+    pub text_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload_bytes: 256 << 10,
+            depth: 32,
+            values: 16_384,
+            messages: 1024,
+            stop: 16,
+            stop_bytes: 256,
+            logit_bias: 1024,
+            coalesce_ms_max: 1000,
+            max_tokens: 32_768,
+            deadline_ms_max: 86_400_000,
+            text_bytes: 1024,
+        }
+    }
+}
+
+/// Which job goes first. Ordered: `Batch < Normal < Alarm`.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// When nobody else waits; may be interrupted and continued.
+    Batch,
+    /// In turn.
+    #[default]
+    Normal,
+    /// Before all others; only for users who may claim it.
+    Alarm,
+}
+
+impl Priority {
+    /// All of them, the first to be served first.
+    pub const ALL: [Self; 3] = [Self::Alarm, Self::Normal, Self::Batch];
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Normal => "normal",
+            Self::Alarm => "alarm",
+        }
+    }
+}
+
+impl FromStr for Priority {
+    type Err = ApiError;
+
+    /// Reads the body key or the MQTT 5 user property `priority`.
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        Self::ALL
+            .into_iter()
+            .find(|priority| priority.as_str() == text)
+            .ok_or_else(|| {
+                let found = fields::quoted(text);
+                ApiError::new(
+                    Code::InvalidRequest,
+                    format!("priority is {found}, allowed are \"alarm\", \"normal\" and \"batch\""),
+                )
+                .with_param("priority")
+            })
+    }
+}
+
+/// A checked request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// From the topic.
+    pub op: Op,
+    /// The model asked for; `None`: the node's choice.
+    pub model: Option<String>,
+    /// Messages or text, never empty and without NUL.
+    pub input: Input,
+    /// What the request says about sampling.
+    pub sampling: SamplingOverrides,
+    /// Texts that end the answer; none is empty.
+    pub stop: Vec<String>,
+    /// Most tokens to make, at least 1.
+    pub max_tokens: Option<u32>,
+    /// Go on after an end-of-generation token.
+    pub ignore_eos: bool,
+    /// Pieces as they come, or the whole answer at once.
+    pub stream: bool,
+    /// The final of a stream repeats the whole text.
+    pub include_text: bool,
+    /// How long text may be joined before it is sent; 0: each token alone.
+    pub coalesce_ms: Option<u32>,
+    /// Priority claimed; whether this user may is not decided here.
+    pub priority: Option<Priority>,
+    /// The answer is worthless after this many milliseconds from acceptance; at least 1.
+    pub deadline_ms: Option<u64>,
+    /// A later request of the same user with the same key replaces this one while it waits.
+    pub keep_latest: Option<String>,
+}
+
+/// What a user's or node's configuration adds to a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Defaults {
+    /// First message of chats that have no system message of their own.
+    pub system_prompt: Option<String>,
+    /// Most tokens of an answer when the request does not say (default 512).
+    pub max_tokens: u32,
+    /// Model when the request does not name one; `None`: the active one.
+    pub model: Option<String>,
+    /// Sampling when the request does not say. In configuration any subset of the keys; the rest are
+    /// those of [`Defaults::default`], checked against the same ranges as requests.
+    #[serde(deserialize_with = "sampling::over_builtin")]
+    pub sampling: Sampling,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            system_prompt: None,
+            max_tokens: 512,
+            model: None,
+            sampling: sampling::builtin(),
+        }
+    }
+}
+
+/// Reads the payload of a request.
+///
+/// The op decides what a body may be: `text` and `text-stream` take plain text alone; `chat`,
+/// `complete` and `tokenize` take a JSON object, or plain text when the first character that is no
+/// white space is not `{`. Plain text is one user message (`chat`, `text`, `text-stream`) or the prompt.
+///
+/// # Errors
+/// [`Code::PayloadTooLarge`], [`Code::InvalidRequest`] or [`Code::NotSupported`].
+pub fn parse(op: Op, payload: &[u8], limits: &Limits) -> Result<Request, ApiError> {
+    if payload.len() > limits.payload_bytes {
+        let (found, allowed) = (payload.len(), limits.payload_bytes);
+        return Err(ApiError::new(
+            Code::PayloadTooLarge,
+            format!("payload of {found} bytes, at most {allowed} are allowed"),
+        ));
+    }
+    let text = std::str::from_utf8(payload).map_err(|error| {
+        let at = error.valid_up_to();
+        invalid(format!("payload is not UTF-8 at byte {at}"))
+    })?;
+    // Some Windows tools put a byte order mark before everything they write.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let is_object = text.trim_ascii_start().starts_with('{');
+    match op {
+        Op::Embed => Err(ApiError::new(
+            Code::NotSupported,
+            "op embed is not served by this version",
+        )),
+        Op::Chat | Op::Complete | Op::Tokenize if is_object => {
+            json::check_bounds(text, limits)?;
+            object(op, json::parse(text)?, limits)
+        }
+        Op::Chat | Op::Complete | Op::Tokenize | Op::Text | Op::TextStream => plain(op, text),
+    }
+}
+
+impl Request {
+    fn new(op: Op, input: Input) -> Self {
+        Self {
+            op,
+            model: None,
+            input,
+            sampling: SamplingOverrides::default(),
+            stop: Vec::new(),
+            max_tokens: None,
+            ignore_eos: false,
+            stream: matches!(op, Op::Chat | Op::Complete | Op::TextStream),
+            include_text: false,
+            coalesce_ms: None,
+            priority: None,
+            deadline_ms: None,
+            keep_latest: None,
+        }
+    }
+
+    /// Fills in what the request leaves open: model, `max_tokens`, and the system prompt of a chat
+    /// without one. Sampling is merged by [`Request::sampling`].
+    pub fn apply_defaults(&mut self, defaults: &Defaults) {
+        if self.model.is_none() {
+            self.model.clone_from(&defaults.model);
+        }
+        self.max_tokens.get_or_insert(defaults.max_tokens);
+        if let (Some(prompt), Input::Chat { messages, .. }) =
+            (&defaults.system_prompt, &mut self.input)
+        {
+            messages::put_system_first(messages, prompt);
+        }
+    }
+
+    /// The sampling chain: the request's values over the defaults'. Without a seed of its own the
+    /// request gets `fallback_seed`.
+    pub fn sampling(&self, defaults: &Defaults, fallback_seed: u64) -> Sampling {
+        let mut base = defaults.sampling.clone();
+        base.seed = fallback_seed;
+        self.sampling.over(base)
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(Code::InvalidRequest, message)
+}
+
+fn plain(op: Op, text: &str) -> Result<Request, ApiError> {
+    fields::check_text(text, "payload")?;
+    if text.trim().is_empty() {
+        return Err(invalid("payload has no text, expected a prompt"));
+    }
+    let input = match op {
+        Op::Complete | Op::Tokenize => Input::Text(text.to_owned()),
+        _ => messages::to_input(&[Message::user(text)]),
+    };
+    Ok(Request::new(op, input))
+}
+
+fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiError> {
+    let fields = Fields::new(&body);
+    fields::refuse_unserved(&fields)?;
+    let mut request = Request::new(op, input(op, &fields, limits)?);
+    request.model = fields.text("model", 1..=256)?;
+    request.sampling = sampling::read(&fields, limits)?;
+    request.stop = stop(&fields, limits)?;
+    request.max_tokens = max_tokens(&fields, limits)?;
+    request.ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
+    request.stream = fields
+        .boolean("stream")?
+        .unwrap_or(request.stream && op != Op::Tokenize);
+    request.include_text = match fields.object("stream_options")? {
+        Some(options) => options.boolean("include_text")?.unwrap_or(false),
+        None => false,
+    };
+    request.coalesce_ms = fields
+        .integer("coalesce_ms", 0..=limits.coalesce_ms_max.into())?
+        .map(|ms| u32::try_from(ms).expect("at most coalesce_ms_max, a u32"));
+    request.priority = match fields.text("priority", 0..=16)? {
+        Some(word) => Some(word.parse()?),
+        None => None,
+    };
+    request.deadline_ms = fields.integer("deadline_ms", 1..=limits.deadline_ms_max)?;
+    request.keep_latest = fields.text("keep_latest", 1..=64)?;
+    if let Some(key) = &request.keep_latest {
+        Name::new(key).map_err(|error| {
+            invalid(format!("keep_latest is no valid key: {error}")).with_param("keep_latest")
+        })?;
+    }
+    Ok(request)
+}
+
+fn input(op: Op, fields: &Fields<'_>, limits: &Limits) -> Result<Input, ApiError> {
+    let chat = || messages::read(fields, limits).map(|messages| messages::to_input(&messages));
+    let prompt = || -> Result<Input, ApiError> {
+        let prompt = fields.text("prompt", 1..=limits.payload_bytes)?;
+        prompt
+            .map(Input::Text)
+            .ok_or_else(|| invalid("prompt is missing, expected a string").with_param("prompt"))
+    };
+    match op {
+        Op::Complete => prompt(),
+        Op::Tokenize => match (fields.has("prompt"), fields.has("messages")) {
+            (true, true) => Err(invalid(
+                "both prompt and messages are given, expected one of them",
+            )
+            .with_param("prompt")),
+            (false, true) => chat(),
+            _ => prompt(),
+        },
+        Op::Chat | Op::Text | Op::TextStream | Op::Embed => chat(),
+    }
+}
+
+fn stop(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> {
+    let stop = fields.texts("stop", limits.stop, limits.stop_bytes)?;
+    match stop.iter().position(String::is_empty) {
+        Some(at) => Err(invalid(format!("stop string {at} is empty")).with_param("stop")),
+        None => Ok(stop),
+    }
+}
+
+/// `max_tokens`, or its newer name `max_completion_tokens`.
+fn max_tokens(fields: &Fields<'_>, limits: &Limits) -> Result<Option<u32>, ApiError> {
+    let read = |key| fields.integer(key, 1..=limits.max_tokens.into());
+    let found = match (read("max_tokens")?, read("max_completion_tokens")?) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(invalid(format!(
+                "max_tokens is {one} and max_completion_tokens is {other}, expected one of them"
+            ))
+            .with_param("max_tokens"));
+        }
+        (one, other) => one.or(other),
+    };
+    Ok(found.map(|n| u32::try_from(n).expect("at most Limits::max_tokens, a u32")))
+}

@@ -4,4 +4,5 @@
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
 pub mod frames;
+pub mod receive;
 pub mod wire;

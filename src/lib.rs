@@ -4,5 +4,6 @@
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
 pub mod frames;
+pub mod link;
 pub mod receive;
 pub mod wire;

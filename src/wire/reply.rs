@@ -15,7 +15,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error::{ApiError, Code},
@@ -36,7 +36,7 @@ const ACCEPTED: u16 = 202;
 const OK: u16 = 200;
 
 /// What an answer looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Form {
     /// OpenAI chunks.
     Chunks,

@@ -282,9 +282,7 @@ fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiErr
     request.stop = stop(&fields, limits)?;
     request.max_tokens = max_tokens(&fields, limits)?;
     request.ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
-    request.stream = fields
-        .boolean("stream")?
-        .unwrap_or(request.stream && op != Op::Tokenize);
+    request.stream = fields.boolean("stream")?.unwrap_or(request.stream);
     request.include_text = match fields.object("stream_options")? {
         Some(options) => options.boolean("include_text")?.unwrap_or(false),
         None => false,

@@ -1,0 +1,493 @@
+//! The wire contract, version 1, byte for byte.
+//!
+//! Devices in the field were written against the files in `tests/wire/v1/`. They are never edited and
+//! never removed, only added to: a test that fails here means that a device would break. One line
+//! feed at the end of a file is not part of the message. When a key is added to a message, its new form
+//! gets a file of its own, and the old file stays as something that clients must still be able to read.
+//! Only what is refused for ever is pinned as refused.
+//!
+//! Both ways: what the node sends is compared with the file, and the file is read by the types that
+//! clients use and written again; what the node accepts is read from the file.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test may fail at once; clippy does not see helpers as tests"
+)]
+
+use std::{fs, path::PathBuf};
+
+use orinoco::{
+    frames::{Backend, BufferUse, Finish, Hello, Input, Loaded, Timings},
+    wire::{
+        Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
+        Replier, Request, RequestId, SamplingOverrides,
+        reply::body::Answer,
+        report::{Engine, Hardware, Info, Mode, Model, Models, Presence, State, Status},
+        request,
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/wire/v1")
+}
+
+fn file(name: &str) -> String {
+    let path = folder().join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    text.strip_suffix('\n').unwrap_or(&text).to_owned()
+}
+
+/// The node sends exactly the file, and a client that reads it loses nothing.
+fn assert_sent(outgoing: &Outgoing, name: &str) {
+    let sent = std::str::from_utf8(&outgoing.payload).unwrap();
+    assert_eq!(sent, file(name), "{name}");
+    assert_eq!(outgoing.content_type, "application/json");
+    let written = match serde_json::from_str(sent).unwrap() {
+        Answer::Failure(failure) => serde_json::to_string(&failure),
+        Answer::Tokens(tokens) => serde_json::to_string(&tokens),
+        Answer::Response(response) => serde_json::to_string(&response),
+    };
+    assert_eq!(written.unwrap(), sent, "{name} as a client reads it");
+}
+
+/// The node publishes exactly the file, and a client that reads it has the same document.
+fn assert_published<T>(document: &T, name: &str)
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    assert_eq!(
+        serde_json::to_string(document).unwrap(),
+        file(name),
+        "{name}"
+    );
+    assert_eq!(
+        &serde_json::from_str::<T>(&file(name)).unwrap(),
+        document,
+        "{name}"
+    );
+}
+
+fn node() -> Name {
+    Name::new("press-7").unwrap()
+}
+
+fn replier(op: Op, form: Form) -> Replier {
+    Replier {
+        form,
+        op,
+        id: RequestId::new("01J9Z3").unwrap(),
+        model: "smollm2-135m".to_owned(),
+        node: node(),
+        created_s: 1_790_000_000,
+        attempt: 1,
+    }
+}
+
+fn end(finish: Finish) -> End {
+    End {
+        finish,
+        text: "Grüße\n\"7\"".to_owned(),
+        timings: Timings {
+            n_prompt: 31,
+            n_cached: 24,
+            n_output: 5,
+            prefill_ms: 13.25,
+            decode_ms: 20.0,
+        },
+        ttft_ms: 14.5,
+        total_ms: 35.123_456,
+        n_chunks: 2,
+        resumed: 0,
+        include_text: false,
+        text_sha256: std::array::from_fn(|at| at as u8),
+        truncated: false,
+    }
+}
+
+#[test]
+fn every_file_is_pinned_by_a_test() {
+    let tests = include_str!("wire_v1.rs");
+    for entry in fs::read_dir(folder()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            tests.contains(&format!("\"{name}\"")),
+            "{name} is pinned by no test"
+        );
+    }
+}
+
+#[test]
+fn topics() {
+    #[derive(Deserialize)]
+    struct Topics {
+        root: String,
+        node: Name,
+        user: Name,
+        id: RequestId,
+        subscriptions: Vec<String>,
+        req: std::collections::BTreeMap<Op, String>,
+        cancel: String,
+        resp: String,
+        status: String,
+        info: String,
+        models: String,
+        state: String,
+        refused: Vec<String>,
+        response_topic_denied: Vec<String>,
+    }
+    let pinned: Topics = serde_json::from_str(&file("topics.json")).unwrap();
+    let names = Names::new(&pinned.root, pinned.node).unwrap();
+    let (user, id) = (pinned.user, pinned.id);
+    assert_eq!(names.subscriptions(), pinned.subscriptions);
+    assert_eq!(pinned.req.len(), Op::ALL.len());
+    for (op, topic) in pinned.req {
+        assert_eq!(names.req(&user, op, &id), topic);
+        let (user, id) = (user.clone(), id.clone());
+        assert_eq!(
+            names.parse(&topic),
+            Ok(Incoming::Request {
+                user,
+                op: Ok(op),
+                id
+            })
+        );
+    }
+    assert_eq!(names.cancel(&user, &id), pinned.cancel);
+    assert_eq!(names.resp(&user, &id), pinned.resp);
+    assert!(names.resp_allowed(&user, &pinned.resp));
+    assert_eq!(names.status(), pinned.status);
+    assert_eq!(names.info(), pinned.info);
+    assert_eq!(names.models(), pinned.models);
+    assert_eq!(names.state(), pinned.state);
+    for topic in pinned.refused {
+        assert!(names.parse(&topic).is_err(), "{topic}");
+    }
+    for topic in pinned.response_topic_denied {
+        assert!(!names.resp_allowed(&user, &topic), "{topic}");
+    }
+}
+
+#[test]
+fn a_chat_with_every_key_is_accepted() {
+    let found = request::parse(
+        Op::Chat,
+        file("request_chat.json").as_bytes(),
+        &Limits::default(),
+    );
+    let expected = Request {
+        op: Op::Chat,
+        model: Some("smollm2-135m".to_owned()),
+        input: Input::Chat {
+            messages: concat!(
+                r#"[{"role":"system","content":"Answer in one line."},"#,
+                r#"{"role":"user","content":"Is 7 bar too high?","name":"anna"},"#,
+                r#"{"role":"assistant","content":"Yes."},"#,
+                r#"{"role":"tool","content":"7.1 bar","tool_call_id":"p1"},"#,
+                r#"{"role":"user","content":"Grüße\nund jetzt?"}]"#
+            )
+            .to_owned(),
+            tools: None,
+        },
+        sampling: SamplingOverrides {
+            temperature: Some(0.25),
+            top_k: Some(40),
+            top_p: Some(0.5),
+            min_p: Some(0.125),
+            repeat_penalty: Some(1.5),
+            repeat_last_n: Some(64),
+            frequency_penalty: Some(0.5),
+            presence_penalty: Some(-0.5),
+            seed: Some(42),
+            logit_bias: vec![(7, 2.0), (15043, -100.0)],
+        },
+        stop: vec!["\n\n".to_owned(), "END".to_owned()],
+        max_tokens: Some(128),
+        ignore_eos: false,
+        stream: true,
+        include_text: true,
+        coalesce_ms: Some(0),
+        priority: Some(Priority::Batch),
+        deadline_ms: Some(30_000),
+        keep_latest: Some("line-3".to_owned()),
+    };
+    assert_eq!(found, Ok(expected));
+}
+
+#[test]
+fn the_smallest_bodies_are_accepted() {
+    let read = |op, name| request::parse(op, file(name).as_bytes(), &Limits::default()).unwrap();
+    let chat = read(Op::Chat, "request_chat_small.json");
+    let messages = r#"[{"role":"user","content":"hi"}]"#.to_owned();
+    assert_eq!(
+        chat.input,
+        Input::Chat {
+            messages,
+            tools: None
+        }
+    );
+    assert!(chat.stream);
+    let complete = read(Op::Complete, "request_complete.json");
+    assert_eq!(complete.input, Input::Text("Once upon".to_owned()));
+    assert_eq!((complete.stream, complete.max_tokens), (false, Some(16)));
+    let tokenize = read(Op::Tokenize, "request_tokenize.json");
+    assert_eq!(tokenize.input, Input::Text("Once upon".to_owned()));
+}
+
+#[test]
+fn refused_bodies_name_code_and_param() {
+    #[derive(Deserialize)]
+    struct Case {
+        op: Op,
+        body: String,
+        code: Code,
+        param: Option<String>,
+    }
+    let cases: Vec<Case> = serde_json::from_str(&file("requests_refused.json")).unwrap();
+    assert!(!cases.is_empty());
+    for Case {
+        op,
+        body,
+        code,
+        param,
+    } in cases
+    {
+        let error = request::parse(op, body.as_bytes(), &Limits::default()).unwrap_err();
+        assert_eq!((error.code, error.param), (code, param), "{body}");
+    }
+}
+
+#[test]
+fn accepted() {
+    let accepted = |op, form| replier(op, form).accepted(&Accepted { queue: 2 }).unwrap();
+    assert_sent(&accepted(Op::Chat, Form::Chunks), "accepted_chat.json");
+    assert_sent(&accepted(Op::Chat, Form::Whole), "accepted_chat.json");
+    assert_sent(
+        &accepted(Op::Complete, Form::Chunks),
+        "accepted_complete.json",
+    );
+}
+
+#[test]
+fn chunks() {
+    let chunk = |op| replier(op, Form::Chunks).piece(1, "Grüße\n\"7\"").unwrap();
+    assert_sent(&chunk(Op::Chat), "chunk_chat.json");
+    assert_sent(&chunk(Op::Complete), "chunk_complete.json");
+}
+
+#[test]
+fn finals_of_streams() {
+    let last = |op, end: &End| replier(op, Form::Chunks).end(3, end);
+    assert_sent(&last(Op::Chat, &end(Finish::Stop)), "final_chat.json");
+    assert_sent(
+        &last(Op::Complete, &end(Finish::Length)),
+        "final_complete.json",
+    );
+    let with_text = End {
+        include_text: true,
+        resumed: 1,
+        ..end(Finish::Cancelled)
+    };
+    assert_sent(&last(Op::Chat, &with_text), "final_chat_cancelled.json");
+}
+
+#[test]
+fn whole_answers() {
+    let whole = |op| replier(op, Form::Whole).end(1, &end(Finish::Stop));
+    assert_sent(&whole(Op::Chat), "whole_chat.json");
+    assert_sent(&whole(Op::Complete), "whole_complete.json");
+}
+
+#[test]
+fn tokens() {
+    let tokens = replier(Op::Tokenize, Form::Whole).tokens(&[1, 15043, 29871]);
+    assert_sent(&tokens, "tokens.json");
+}
+
+#[test]
+fn errors() {
+    let again = Replier {
+        attempt: 2,
+        ..replier(Op::Chat, Form::Chunks)
+    };
+    let full = ApiError::new(Code::QueueFull, "32 jobs wait, at most 32 are allowed");
+    assert_sent(&again.error(0, &full.with_retry(1500)), "error_retry.json");
+    let invalid = ApiError::new(Code::InvalidRequest, "temperature is 3, allowed are 0 to 2");
+    let invalid = invalid.with_param("temperature");
+    assert_sent(
+        &replier(Op::Chat, Form::Chunks).error(0, &invalid),
+        "error_param.json",
+    );
+}
+
+#[test]
+fn bare_forms() {
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Bare {
+        text: Vec<String>,
+        text_error: Vec<String>,
+        text_stream: Vec<String>,
+        text_stream_error: Vec<String>,
+    }
+    let (text, stream) = (
+        replier(Op::Text, Form::Text),
+        replier(Op::TextStream, Form::TextStream),
+    );
+    let error = ApiError::new(Code::NoModel, "no model is installed,\nadd one");
+    let payloads = |messages: Vec<Outgoing>| -> Vec<String> {
+        let payload = |message: Outgoing| String::from_utf8(message.payload.to_vec()).unwrap();
+        messages.into_iter().map(payload).collect()
+    };
+    let sent = Bare {
+        text: payloads(vec![text.end(0, &end(Finish::Stop))]),
+        text_error: payloads(vec![text.error(0, &error)]),
+        text_stream: payloads(vec![
+            stream.piece(0, "Grüße\n").unwrap(),
+            stream.piece(1, "\"7\"").unwrap(),
+            stream.end(2, &end(Finish::Stop)),
+        ]),
+        text_stream_error: payloads(vec![
+            stream.piece(0, "Grüße\n").unwrap(),
+            stream.end(1, &end(Finish::Cancelled)),
+        ]),
+    };
+    assert_eq!(
+        sent,
+        serde_json::from_str::<Bare>(&file("bare.json")).unwrap()
+    );
+}
+
+#[test]
+fn codes_keep_their_status_and_type() {
+    #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+    struct Row {
+        code: Code,
+        status: u16,
+        r#type: String,
+    }
+    let mut ours: Vec<Row> = Code::ALL
+        .iter()
+        .map(|&code| Row {
+            code,
+            status: code.status(),
+            r#type: code.kind().to_owned(),
+        })
+        .collect();
+    let mut pinned: Vec<Row> = serde_json::from_str(&file("error_codes.json")).unwrap();
+    ours.sort();
+    pinned.sort();
+    assert_eq!(ours, pinned);
+    for code in Code::ALL {
+        assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
+    }
+}
+
+#[test]
+fn status() {
+    let status = |state| Status {
+        state,
+        boot: "9f3c2a7d".to_owned(),
+        since_ms: 1_790_000_000_123,
+    };
+    assert_published(&status(Presence::Online), "status_online.json");
+    assert_published(&status(Presence::Draining), "status_draining.json");
+    assert_published(&status(Presence::Offline), "status_offline.json");
+}
+
+fn loaded() -> Loaded {
+    Loaded {
+        name: "smollm2-135m".to_owned(),
+        arch: "llama".to_owned(),
+        description: "llama 135M Q4_1".to_owned(),
+        n_params: 134_515_008,
+        size_bytes: 98_304_000,
+        n_vocab: 49_152,
+        n_ctx_train: 8192,
+        n_ctx: 8192,
+        n_ctx_seq: 4096,
+        n_seq_max: 8,
+        chat_template: "gguf".to_owned(),
+        n_layers: 31,
+        n_layers_gpu: 31,
+        n_graph_splits: 2,
+        buffers: vec![BufferUse {
+            buffer: "CUDA0".to_owned(),
+            host: false,
+            weights_bytes: 98_304_000,
+            kv_bytes: 188_743_680,
+            compute_bytes: 20_971_520,
+        }],
+        load_ms: 412,
+    }
+}
+
+#[test]
+fn info() {
+    let board = Hardware {
+        board: Some("NVIDIA Jetson Orin NX".to_owned()),
+        arch: "aarch64".to_owned(),
+        n_cores: 8,
+        memory_bytes: Some(16_036_249_600),
+        gpu: Some("Orin".to_owned()),
+    };
+    let hello = Hello {
+        protocol: 1,
+        version: "0.1.0".to_owned(),
+        llama: "llama-cpp-sys-2 0.1.161".to_owned(),
+        backends: vec!["CPU".to_owned(), "CUDA".to_owned()],
+    };
+    let engine = Engine::of(&hello, Some((Backend::Auto, &loaded())));
+    let full = Info {
+        engine: Some(engine),
+        ..Info::new(&node(), "0.1.0", Limits::default(), board)
+    };
+    assert_published(&full, "info.json");
+    let bare = Hardware {
+        arch: "x86_64".to_owned(),
+        n_cores: 2,
+        ..Hardware::default()
+    };
+    assert_published(
+        &Info::new(&node(), "0.1.0", Limits::default(), bare),
+        "info_small.json",
+    );
+}
+
+#[test]
+fn models() {
+    let other = Model {
+        name: "qwen3-4b".to_owned(),
+        ..Model::default()
+    };
+    let models = Models {
+        active: Some("smollm2-135m".to_owned()),
+        models: vec![Model::of(&loaded()), other],
+    };
+    assert_published(&models, "models.json");
+    assert_published(&Models::default(), "models_none.json");
+}
+
+#[test]
+fn state() {
+    let state = State {
+        mode: Mode::Serving,
+        model: Some("smollm2-135m".to_owned()),
+        reasons: Vec::new(),
+        load_progress: None,
+        since_ms: 1_790_000_000_123,
+    };
+    assert_published(&state, "state_serving.json");
+    let loading = State {
+        mode: Mode::Loading,
+        load_progress: Some(0.5),
+        ..state.clone()
+    };
+    assert_published(&loading, "state_loading.json");
+    let none = State {
+        mode: Mode::NoModel,
+        model: None,
+        reasons: vec!["no model is installed".to_owned()],
+        ..state
+    };
+    assert_published(&none, "state_no_model.json");
+}

@@ -1,0 +1,163 @@
+//! Configuration: the one place that reads configuration files and the environment.
+//!
+//! Three layers of meaning:
+//!
+//! 1. **fragments** (`layers`): each source as it stands, values with their origin, merged key by key:
+//!
+//! ```text
+//!    default.toml (embedded) < /etc/orinoco/config.toml < config.d/*.toml < ORINOCO__SECTION__KEY < --set, flags
+//! ```
+//!
+//! 2. **reading** (`reader`): every key is asked for once, with its type and what is allowed. What nobody
+//!    asked for is an unknown key. Problems are gathered, so an operator sees all of them at once.
+//! 3. **settings**: [`Config`] and its part structs, valid by construction: durations instead of numbers,
+//!    absolute paths, resolved defaults. The rest of the program sees nothing else, and each part gets its
+//!    own struct, never the whole.
+//!
+//! Secrets are never configuration values, only paths of files that hold them.
+//!
+//! This module never starts anything, never writes, and is never consulted again after [`load`].
+
+mod engine;
+mod environment;
+mod layers;
+mod mqtt;
+mod node;
+mod problem;
+mod reader;
+mod requests;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
+pub use environment::Environment;
+pub use layers::{Flag, Place, Sources};
+pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
+pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig};
+pub use problem::{Entry, Problem};
+pub use requests::{RequestsConfig, UserPolicy, UsersConfig};
+
+use problem::Report;
+
+/// The documented defaults, as compiled in. Every key that exists stands there.
+pub const DEFAULT_TOML: &str = include_str!("../configs/default.toml");
+
+/// Everything that an operator can decide, validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Who this board is.
+    pub node: NodeConfig,
+    /// Where it writes.
+    pub paths: PathsConfig,
+    /// How it reaches the broker.
+    pub mqtt: MqttConfig,
+    /// The broker that comes with it.
+    pub broker: BrokerConfig,
+    /// Which models there are, and how they are loaded.
+    pub models: ModelsConfig,
+    /// The worker process and its loop.
+    pub engine: EngineConfig,
+    /// Limits and timing of requests.
+    pub requests: RequestsConfig,
+    /// The job store.
+    pub store: StoreConfig,
+    /// What users get by default and what they may ask for.
+    pub users: UsersConfig,
+    /// What is logged and how.
+    pub log: LogConfig,
+    /// Every key in force with its value and origin, for `config show`.
+    pub entries: Vec<Entry>,
+}
+
+/// Why a configuration was refused: all of it, not the first mistake only.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", summary(.problems))]
+pub struct ConfigError {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads, merges and validates all sources.
+///
+/// # Errors
+/// [`ConfigError`] with every unknown key, bad value, unreadable file and contradiction found.
+pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
+    let mut report = Report::default();
+    let tree = layers::merge(sources, &mut report);
+    let mut root = reader::Root::new(tree, &sources.working_dir, &mut report);
+
+    let node = NodeConfig::read(&mut root);
+    let paths = PathsConfig::read(&mut root);
+    let mqtt = MqttConfig::read(&mut root, &node);
+    let broker = BrokerConfig::read(&mut root, &paths);
+    let models = ModelsConfig::read(&mut root, &paths);
+    let engine = EngineConfig::read(&mut root);
+    let requests = RequestsConfig::read(&mut root, &mqtt);
+    let store = StoreConfig::read(&mut root);
+    let users = UsersConfig::read(&mut root);
+    let log = LogConfig::read(&mut root);
+    root.finish();
+
+    let (entries, problems) = report.into_parts();
+    if !problems.is_empty() {
+        return Err(ConfigError { problems });
+    }
+    Ok(Config {
+        node,
+        paths,
+        mqtt,
+        broker,
+        models,
+        engine,
+        requests,
+        store,
+        users,
+        log,
+        entries,
+    })
+}
+
+impl Config {
+    /// The values in force as TOML, one section after the other; `origin` adds where each was set.
+    pub fn to_toml(&self, origin: bool) -> String {
+        show::to_toml(&self.entries, origin)
+    }
+}
+
+/// `/etc/orinoco`, where [`Place::System`] looks.
+pub fn system_dir() -> &'static Path {
+    Path::new("/etc/orinoco")
+}
+
+fn summary(problems: &[Problem]) -> String {
+    let mut text = match problems.len() {
+        1 => String::from("the configuration has a problem"),
+        n => format!("the configuration has {n} problems"),
+    };
+    for problem in problems {
+        text.push_str("\n  ");
+        text.push_str(&problem.to_string());
+    }
+    text
+}
+
+/// A file that belongs to the configuration and is read while loading: at most `bytes_max` bytes of UTF-8.
+fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, String> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let meta = file.metadata().map_err(|e| e.to_string())?;
+    if !meta.is_file() {
+        return Err("not a regular file".into());
+    }
+    let mut text = String::new();
+    file.take(bytes_max + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| e.to_string())?;
+    if text.len() as u64 > bytes_max {
+        return Err(format!("larger than {bytes_max} bytes"));
+    }
+    Ok(text)
+}

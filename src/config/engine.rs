@@ -1,0 +1,239 @@
+//! `[engine]`, `[model]` and `[models.NAME]`, and the [`LoadSpec`] that a worker gets from them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::frames::{Backend, KvType, LoadSpec, Switch};
+
+use super::PathsConfig;
+use super::node::check_name;
+use super::reader::{Root, Section};
+
+const SWITCH: &[(&str, Switch)] = &[
+    ("auto", Switch::Auto),
+    ("on", Switch::On),
+    ("off", Switch::Off),
+];
+
+const KV_TYPE: &[(&str, KvType)] = &[
+    ("f32", KvType::F32),
+    ("f16", KvType::F16),
+    ("q8_0", KvType::Q8_0),
+    ("q4_0", KvType::Q4_0),
+];
+
+/// Largest chat template, bytes; the same bound as for one inside a GGUF.
+const TEMPLATE_BYTES_MAX: u64 = 256 * 1024;
+
+/// `[engine]`: the worker process and its loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Sequences side by side.
+    pub n_seq_max: u32,
+    /// Longest step while somebody decodes, milliseconds.
+    pub step_ms: u32,
+    /// Most prefill tokens in such a step.
+    pub step_tokens: u32,
+    /// Threads for decoding; 0: all cores.
+    pub n_threads: u32,
+    /// Threads for prefill; 0: `n_threads`.
+    pub n_threads_batch: u32,
+    /// GPU or CPU.
+    pub backend: Backend,
+    /// CUDA graphs.
+    pub cuda_graphs: Switch,
+    /// The worker's program; `None`: `orinoco-engine` beside this one.
+    pub worker_path: Option<PathBuf>,
+    /// A load without progress for this long is given up.
+    pub load_stall: Duration,
+    /// A step without end for this long has the worker killed.
+    pub step_stall: Duration,
+    /// First wait before a dead worker is started again.
+    pub restart_backoff_min: Duration,
+    /// Longest wait before a dead worker is started again.
+    pub restart_backoff_max: Duration,
+    /// Time for running answers at shutdown.
+    pub drain: Duration,
+}
+
+impl EngineConfig {
+    pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("engine");
+        let config = Self {
+            n_seq_max: section.integer("n_seq_max", 1..=64),
+            step_ms: section.integer("step_ms", 10..=60_000),
+            step_tokens: section.integer("step_tokens", 1..=65_536),
+            n_threads: section.integer("n_threads", 0..=512),
+            n_threads_batch: section.integer("n_threads_batch", 0..=512),
+            backend: section.choice("backend", &[("auto", Backend::Auto), ("cpu", Backend::Cpu)]),
+            cuda_graphs: section.choice("cuda_graphs", SWITCH),
+            worker_path: section.path("worker_path"),
+            load_stall: section.seconds("load_stall_seconds", 1..=3600),
+            step_stall: section.seconds("step_stall_seconds", 1..=3600),
+            restart_backoff_min: section.milliseconds("restart_backoff_ms_min", 1..=60_000),
+            restart_backoff_max: section.milliseconds("restart_backoff_ms_max", 1..=3_600_000),
+            drain: section.seconds("drain_seconds", 0..=3600),
+        };
+        if config.restart_backoff_max < config.restart_backoff_min {
+            let min = config.restart_backoff_min.as_millis();
+            section.contradiction(
+                "restart_backoff_ms_max",
+                "engine.restart_backoff_ms_min",
+                format!("expected at least restart_backoff_ms_min = {min}"),
+            );
+        }
+        if config.step_stall.as_millis() <= u128::from(config.step_ms) {
+            let ms = config.step_ms;
+            section.contradiction(
+                "step_stall_seconds",
+                "engine.step_ms",
+                format!("expected more than step_ms = {ms}"),
+            );
+        }
+        config
+    }
+
+    /// The worker's program: as configured, or `orinoco-engine` in the directory of `this_program`.
+    pub fn worker_program(&self, this_program: &Path) -> PathBuf {
+        match &self.worker_path {
+            Some(path) => path.clone(),
+            None => this_program.with_file_name("orinoco-engine"),
+        }
+    }
+}
+
+/// `[model]` and `[models.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelsConfig {
+    /// Name of the model that serves; `None`: the only one there is.
+    pub active: Option<String>,
+    /// For models found in `models_dir` that have no table of their own.
+    pub default: ModelConfig,
+    /// Models with a table of their own.
+    pub by_name: BTreeMap<String, ModelConfig>,
+}
+
+impl ModelsConfig {
+    pub(super) fn read(root: &mut Root<'_>, paths: &PathsConfig) -> Self {
+        let mut inherited = root.copy("model");
+        inherited.remove("active");
+        let mut section = root.section("model");
+        let active = section.checked("active", |name| match name {
+            "" => Ok(None),
+            name => check_name(name).map(|()| Some(name.to_owned())),
+        });
+        let default = ModelConfig::read(&mut section, None);
+        drop(section);
+        let by_name = root.named("models", &inherited, check_name, |mut section, _| {
+            let file = section.checked("file", |file| match file {
+                "" => Err("the name of a GGUF file".to_owned()),
+                file => Ok(paths.models_dir.join(file)),
+            });
+            ModelConfig::read(&mut section, file)
+        });
+        Self {
+            active: active.flatten(),
+            default,
+            by_name,
+        }
+    }
+
+    /// How to load the model `name`: its own table or the defaults.
+    pub fn get(&self, name: &str) -> &ModelConfig {
+        self.by_name.get(name).unwrap_or(&self.default)
+    }
+}
+
+/// How one model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// The GGUF file, absolute; `None` in [`ModelsConfig::default`].
+    pub file: Option<PathBuf>,
+    /// KV pool, tokens; 0: as the model says.
+    pub n_ctx: u32,
+    /// Tokens of one request; 0: `n_ctx`.
+    pub n_ctx_seq: u32,
+    /// Rows in one decode.
+    pub n_batch: u32,
+    /// Rows in one physical batch.
+    pub n_ubatch: u32,
+    /// Keys in the KV cache.
+    pub kv_type_k: KvType,
+    /// Values in the KV cache.
+    pub kv_type_v: KvType,
+    /// Flash attention.
+    pub flash_attn: Switch,
+    /// Mapping of the file.
+    pub mmap: Switch,
+    /// Layers on the GPU; -1: all.
+    pub n_gpu_layers: i32,
+    /// Text of `chat_template_file`, read while loading the configuration.
+    pub chat_template: Option<String>,
+}
+
+impl ModelConfig {
+    fn read(section: &mut Section<'_>, file: Option<PathBuf>) -> Self {
+        let config = Self {
+            file,
+            n_ctx: section.integer("n_ctx", 0..=16 << 20),
+            n_ctx_seq: section.integer("n_ctx_seq", 0..=16 << 20),
+            n_batch: section.integer("n_batch", 1..=65_536),
+            n_ubatch: section.integer("n_ubatch", 1..=65_536),
+            kv_type_k: section.choice("kv_type_k", KV_TYPE),
+            kv_type_v: section.choice("kv_type_v", KV_TYPE),
+            flash_attn: section.choice("flash_attn", SWITCH),
+            mmap: section.choice("mmap", SWITCH),
+            n_gpu_layers: section.integer("n_gpu_layers", -1..=100_000),
+            chat_template: section.file_text("chat_template_file", TEMPLATE_BYTES_MAX),
+        };
+        if config.n_ctx != 0 && config.n_ctx_seq > config.n_ctx {
+            section.contradiction(
+                "n_ctx_seq",
+                "model.n_ctx",
+                format!("expected at most n_ctx = {}", config.n_ctx),
+            );
+        }
+        if config.n_ubatch > config.n_batch {
+            section.contradiction(
+                "n_ubatch",
+                "model.n_batch",
+                format!("expected at most n_batch = {}", config.n_batch),
+            );
+        }
+        let v_is_quantized = matches!(config.kv_type_v, KvType::Q8_0 | KvType::Q4_0);
+        if v_is_quantized && config.flash_attn == Switch::Off {
+            section.contradiction(
+                "kv_type_v",
+                "model.flash_attn",
+                "expected \"f16\" or \"f32\": quantized values need flash_attn".into(),
+            );
+        }
+        config
+    }
+
+    /// What a worker is told to load: this model under `name` from `path`.
+    pub fn load_spec(&self, engine: &EngineConfig, name: &str, path: &Path) -> LoadSpec {
+        LoadSpec {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            n_ctx: self.n_ctx,
+            n_ctx_seq: self.n_ctx_seq,
+            n_seq_max: engine.n_seq_max,
+            n_batch: self.n_batch,
+            n_ubatch: self.n_ubatch,
+            step_ms: engine.step_ms,
+            step_tokens: engine.step_tokens,
+            n_threads: engine.n_threads,
+            n_threads_batch: engine.n_threads_batch,
+            n_gpu_layers: self.n_gpu_layers,
+            backend: engine.backend,
+            kv_type_k: self.kv_type_k,
+            kv_type_v: self.kv_type_v,
+            flash_attn: self.flash_attn,
+            mmap: self.mmap,
+            cuda_graphs: engine.cuda_graphs,
+            chat_template: self.chat_template.clone(),
+        }
+    }
+}

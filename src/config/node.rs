@@ -1,0 +1,167 @@
+//! The small sections: `[node]`, `[paths]`, `[store]`, `[log]`.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::reader::Root;
+
+/// Words that stand at fixed places in topics and can name nobody.
+const RESERVED: &[&str] = &[
+    "req", "resp", "pool", "fleet", "tele", "evt", "cmd", "set", "status", "state", "info",
+    "models", "ota", "daemon", "local",
+];
+
+/// `[node]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Name of this board on MQTT, never empty.
+    pub name: String,
+    /// First level of every topic.
+    pub root: String,
+}
+
+impl NodeConfig {
+    pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("node");
+        let name = section.checked("name", |name| match name {
+            "" => Ok(derived_name()),
+            name => check_name(name).map(|()| name.to_owned()),
+        });
+        let topic_root = section.checked("root", |root| {
+            check_characters(root).map(|()| root.to_owned())
+        });
+        Self {
+            name: name.unwrap_or_default(),
+            root: topic_root.unwrap_or_default(),
+        }
+    }
+}
+
+/// `[paths]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathsConfig {
+    /// What the daemon writes.
+    pub state_dir: PathBuf,
+    /// GGUF files.
+    pub models_dir: PathBuf,
+}
+
+impl PathsConfig {
+    pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("paths");
+        let state_dir = section.path("state_dir").unwrap_or_default();
+        if state_dir.as_os_str().is_empty() {
+            section.contradiction(
+                "state_dir",
+                "",
+                "expected an absolute path: the daemon must write somewhere".into(),
+            );
+        }
+        let models_dir = section
+            .path("models_dir")
+            .unwrap_or_else(|| state_dir.join("models"));
+        Self {
+            state_dir,
+            models_dir,
+        }
+    }
+}
+
+/// `[store]`: the job store, below `state_dir`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Most bytes on disk.
+    pub bytes_max: u64,
+    /// Page cache.
+    pub cache_bytes: usize,
+}
+
+impl StoreConfig {
+    pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("store");
+        Self {
+            bytes_max: section.integer("bytes_max", 16 << 20..=1 << 40),
+            cache_bytes: section.integer("cache_bytes", 64 << 10..=1 << 30),
+        }
+    }
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level or a filter, understood by `tracing_subscriber::EnvFilter`.
+    pub level: String,
+    /// Where lines go.
+    pub format: LogFormat,
+}
+
+/// Where log lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The journal under systemd, text elsewhere.
+    Auto,
+    /// Lines on stderr.
+    Text,
+    /// The journal, or an error.
+    Journal,
+}
+
+impl LogConfig {
+    pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("log");
+        let level = section.checked("level", |level| {
+            crate::logging::check_filter(level).map(|()| level.to_owned())
+        });
+        Self {
+            level: level.unwrap_or_default(),
+            format: section.choice(
+                "format",
+                &[
+                    ("auto", LogFormat::Auto),
+                    ("text", LogFormat::Text),
+                    ("journal", LogFormat::Journal),
+                ],
+            ),
+        }
+    }
+}
+
+/// A name of a node, user or model: one level of a topic, no reserved word.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    check_characters(name)?;
+    match RESERVED.contains(&name) {
+        true => Err(format!(
+            "another name: {name:?} has a place of its own in topics"
+        )),
+        false => Ok(()),
+    }
+}
+
+fn check_characters(name: &str) -> Result<(), String> {
+    let fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-');
+    match (1..=64).contains(&name.len()) && name.bytes().all(fine) {
+        true => Ok(()),
+        false => Err("1 to 64 of A-Z a-z 0-9 _ . -".into()),
+    }
+}
+
+/// `node-` and eight hexadecimal digits, from the machine id. machine-id(5) asks not to show the id itself,
+/// so it is hashed with our own prefix. A board without one (first boot, containers) gives its host name.
+fn derived_name() -> String {
+    let read = |path: &str| super::read_bounded(Path::new(path), 4096).ok();
+    let machine = read("/etc/machine-id").filter(|id| id.trim().len() == 32);
+    let host = || read("/proc/sys/kernel/hostname");
+    name_from(&machine.or_else(host).unwrap_or_default())
+}
+
+pub(super) fn name_from(machine: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"orinoco node name\0");
+    hash.update(machine.trim().as_bytes());
+    let digest = hash.finalize();
+    format!(
+        "node-{:02x}{:02x}{:02x}{:02x}",
+        digest[0], digest[1], digest[2], digest[3]
+    )
+}

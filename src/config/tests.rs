@@ -1,0 +1,455 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+use crate::frames::{Backend, KvType, Switch};
+
+fn defaults() -> Config {
+    load(&Sources::defaults()).unwrap()
+}
+
+fn problems(sources: &Sources) -> Vec<String> {
+    match load(sources) {
+        Ok(_) => Vec::new(),
+        Err(e) => e.problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn environment(variables: &[(&str, &str)]) -> Sources {
+    let pairs = variables
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    Sources {
+        environment: pairs.collect(),
+        ..Sources::defaults()
+    }
+}
+
+/// Lines of `default.toml` that set a key, with the comment lines above them, by section.
+fn documented() -> Vec<(String, String, bool)> {
+    let mut section = String::new();
+    let mut has_comment = false;
+    let mut keys = Vec::new();
+    for line in DEFAULT_TOML.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if line.starts_with('#') {
+            has_comment = true;
+        } else if line.is_empty() {
+            has_comment = false;
+        } else if let Some((key, rest)) = line.split_once(" = ") {
+            keys.push((
+                section.clone(),
+                key.to_owned(),
+                has_comment || rest.contains('#'),
+            ));
+        }
+    }
+    keys
+}
+
+#[test]
+fn every_key_that_is_read_is_documented_and_every_documented_key_is_read() {
+    let config = defaults();
+    let read: Vec<_> = config
+        .entries
+        .iter()
+        .map(|e| (e.section.clone(), e.key.to_owned()))
+        .collect();
+    let written: Vec<_> = documented().into_iter().map(|(s, k, _)| (s, k)).collect();
+    assert_eq!(read, written, "same keys in the same order");
+}
+
+#[test]
+fn every_documented_key_has_a_comment() {
+    for (section, key, has_comment) in documented() {
+        assert!(
+            has_comment,
+            "{section}.{key} has no comment above or beside it"
+        );
+    }
+}
+
+#[test]
+fn the_commented_examples_are_valid_and_name_only_real_keys() {
+    let mut example = String::new();
+    let mut in_example = false;
+    for line in DEFAULT_TOML.lines() {
+        let code = line.strip_prefix("# ").filter(|_| line.starts_with('#'));
+        in_example = code
+            .is_some_and(|c| in_example || c.starts_with("[models.") || c.starts_with("[users."));
+        if let Some(code) = code.filter(|_| in_example) {
+            example.push_str(code);
+            example.push('\n');
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("example.toml");
+    std::fs::write(&file, example).unwrap();
+    let config = load(&Sources {
+        place: Place::Path(file),
+        ..Sources::defaults()
+    })
+    .unwrap();
+    assert_eq!(config.models.get("small").n_ctx, 4096);
+    assert_eq!(config.users.get("plc-3").ops, ["text"]);
+}
+
+#[test]
+fn the_defaults_are_what_the_comments_promise() {
+    let config = defaults();
+    assert!(config.node.name.starts_with("node-"));
+    assert_eq!(
+        config.mqtt.client_id,
+        format!("orinoco-{}", config.node.name)
+    );
+    assert_eq!(
+        config.paths.models_dir,
+        Path::new("/var/lib/orinoco/models")
+    );
+    assert_eq!(
+        config.broker.storage_dir,
+        Path::new("/var/lib/orinoco/broker")
+    );
+    assert_eq!(config.models.active, None);
+    assert!(!config.users.default.allows_priority("alarm"));
+    assert!(config.users.default.allows_op("chat"));
+    let worker = config.engine.worker_program(Path::new("/usr/bin/orinoco"));
+    assert_eq!(worker, Path::new("/usr/bin/orinoco-engine"));
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_defaults() {
+    let sources = environment(&[
+        ("ORINOCO__MQTT__PORT", "1884"),
+        ("ORINOCO__MQTT__HOST", "broker.lan"),
+    ])
+    .set("mqtt.port", 1885);
+    let config = load(&sources).unwrap();
+    assert_eq!(
+        (config.mqtt.host.as_str(), config.mqtt.port),
+        ("broker.lan", 1885)
+    );
+    let origin = |key| {
+        config
+            .entries
+            .iter()
+            .find(|e| e.section == "mqtt" && e.key == key)
+    };
+    assert_eq!(
+        origin("host").unwrap().origin,
+        "environment variable ORINOCO__MQTT__HOST"
+    );
+    assert_eq!(origin("port").unwrap().origin, "--set mqtt.port");
+    assert_eq!(origin("inflight_max").unwrap().origin, "default");
+}
+
+#[test]
+fn text_from_flags_takes_the_type_of_its_key() {
+    let config = load(
+        &Sources::defaults()
+            .set("broker.port_search", "false")
+            .set("defaults.temperature", "0")
+            .set("defaults.ops", "text, chat")
+            .set("requests.payload_bytes_max", "100_000")
+            .set("engine.backend", "cpu")
+            .set("node.name", "1234"),
+    )
+    .unwrap();
+    assert!(!config.broker.port_search);
+    assert_eq!(config.users.default.sampling.temperature, 0.0);
+    assert_eq!(config.users.default.ops, ["text", "chat"]);
+    assert_eq!(config.requests.payload_bytes_max, 100_000);
+    assert_eq!(config.engine.backend, Backend::Cpu);
+    assert_eq!(config.node.name, "1234");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_origin_key_value_and_advice() {
+    let sources = environment(&[
+        ("ORINOCO__ENGINE__BACKEND", "gpu"),
+        ("ORINOCO__MQTTT__PORT", "1"),
+    ])
+    .set("mqtt.prot", 1)
+    .set("mqtt.keep_alive_seconds", 0)
+    .set("mqtt.keep_alive", 20)
+    .set("engine.temperature", 1)
+    .set("log.level", "wran")
+    .set("log.xyzzy", 1);
+    let mut found = problems(&sources);
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "--set engine.temperature: engine.temperature: no such key here; it belongs in [defaults]",
+            "--set log.level: log.level = \"wran\": expected one of off, error, warn, info, debug, trace, or target=level, separated by commas",
+            "--set log.xyzzy: log.xyzzy: no such key; [log] has level, format",
+            "--set mqtt.keep_alive: mqtt.keep_alive: no such key; did you mean keep_alive_seconds?",
+            "--set mqtt.keep_alive_seconds: mqtt.keep_alive_seconds = \"0\": expected an integer from 5 to 3600",
+            "--set mqtt.prot: mqtt.prot: no such key; did you mean port?",
+            "environment variable ORINOCO__ENGINE__BACKEND: engine.backend = \"gpu\": expected \"auto\" or \"cpu\"",
+            "environment variable ORINOCO__MQTTT__PORT: mqttt: no such section; did you mean [mqtt]?",
+        ]
+    );
+}
+
+#[test]
+fn a_password_in_the_wrong_place_is_refused_and_never_printed() {
+    let found = problems(&environment(&[("ORINOCO__MQTT__PASSWORD", "hunter2")]));
+    assert_eq!(
+        found,
+        [
+            "environment variable ORINOCO__MQTT__PASSWORD: mqtt.password: no such key: passwords are read from files, use password_file"
+        ]
+    );
+}
+
+#[test]
+fn contradictions_between_keys_are_named_at_the_key_to_change() {
+    let contradictions = [
+        (
+            &[("mqtt.stall_seconds", "15")][..],
+            "mqtt.stall_seconds",
+            "keep_alive_seconds = 20",
+        ),
+        (
+            &[("mqtt.backoff_ms_min", "50000")],
+            "mqtt.backoff_ms_max",
+            "backoff_ms_min = 50000",
+        ),
+        (
+            &[("mqtt.password_file", "/x")],
+            "mqtt.password_file",
+            "username",
+        ),
+        (
+            &[("model.n_ctx", "100"), ("model.n_ctx_seq", "200")],
+            "model.n_ctx_seq",
+            "n_ctx = 100",
+        ),
+        (&[("model.n_batch", "64")], "model.n_ubatch", "n_batch = 64"),
+        (
+            &[("model.kv_type_v", "q8_0"), ("model.flash_attn", "off")],
+            "model.kv_type_v",
+            "flash_attn",
+        ),
+        (
+            &[("requests.payload_bytes_max", "300000")],
+            "requests.payload_bytes_max",
+            "packet_bytes_max",
+        ),
+        (
+            &[("requests.queue_bytes_max", "70000")],
+            "requests.queue_bytes_max",
+            "payload_bytes_max = 131072",
+        ),
+        (
+            &[("defaults.max_tokens", "9000")],
+            "defaults.max_tokens",
+            "max_tokens_max = 8192",
+        ),
+        (
+            &[("engine.step_ms", "40000")],
+            "engine.step_stall_seconds",
+            "step_ms = 40000",
+        ),
+        (&[("paths.state_dir", "")], "paths.state_dir", "must write"),
+    ];
+    for (settings, key, needle) in contradictions {
+        let sources = settings
+            .iter()
+            .fold(Sources::defaults(), |s, (key, value)| s.set(key, value));
+        let error = load(&sources).unwrap_err();
+        assert_eq!(error.problems.len(), 1, "{settings:?}: {error}");
+        assert_eq!(error.problems[0].key, key);
+        assert!(
+            error.problems[0].advice.contains(needle),
+            "{settings:?}: {error}"
+        );
+    }
+}
+
+/// Every integer key takes both ends of its range and nothing beyond, and never panics on the way.
+#[test]
+fn every_integer_key_is_bounded() {
+    let integers: Vec<_> = defaults()
+        .entries
+        .into_iter()
+        .filter(|e| e.value.parse::<i64>().is_ok())
+        .map(|e| format!("{}.{}", e.section, e.key))
+        .collect();
+    assert!(integers.len() > 40, "{integers:?}");
+    for key in integers {
+        for outside in [i64::MIN, i64::MAX] {
+            let error = load(&Sources::defaults().set(&key, outside)).unwrap_err();
+            let problem = error.problems.iter().find(|p| p.key == key).unwrap();
+            let range = problem
+                .advice
+                .strip_prefix("expected an integer from ")
+                .unwrap();
+            for end in range.split(" to ") {
+                let ends = problems(&Sources::defaults().set(&key, end));
+                assert!(
+                    !ends.iter().any(|p| p.contains("expected an integer")),
+                    "{ends:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn users_and_models_inherit_key_by_key() {
+    let config = load(
+        &Sources::defaults()
+            .set("defaults.max_tokens", 100)
+            .set("users.plc-3.ops", "text")
+            .set("model.n_ctx", 2048)
+            .set("models.qwen2.5-3b.file", "qwen.gguf")
+            .set("models.qwen2.5-3b.kv_type_k", "q8_0"),
+    )
+    .unwrap();
+    let plc = config.users.get("plc-3");
+    assert_eq!(
+        (plc.max_tokens, plc.ops.as_slice()),
+        (100, ["text"].as_slice())
+    );
+    assert_eq!(config.users.get("someone-else"), &config.users.default);
+    let qwen = config.models.get("qwen2.5-3b");
+    assert_eq!(
+        qwen.file.as_deref(),
+        Some(Path::new("/var/lib/orinoco/models/qwen.gguf"))
+    );
+    assert_eq!((qwen.n_ctx, qwen.kv_type_k), (2048, KvType::Q8_0));
+}
+
+#[test]
+fn a_named_table_needs_a_good_name_and_a_model_its_file() {
+    let found = problems(
+        &Sources::defaults()
+            .set("models.small.n_ctx", 1)
+            .set("users.a/b.max_tokens", 1)
+            .set("users.req.max_tokens", 1)
+            .set("users.local.max_tokens", 1)
+            .set("users.bob", 3),
+    );
+    let found = found.join("\n");
+    for expected in [
+        "models.small.file: this key is required",
+        "users.a/b: 1 to 64 of",
+        "users.req: another name",
+        "users.bob = \"3\": expected a table",
+    ] {
+        assert!(found.contains(expected), "{expected} in:\n{found}");
+    }
+    assert_eq!(found.lines().count(), 4, "{found}");
+}
+
+#[test]
+fn a_bad_default_is_reported_once_and_not_again_for_each_heir() {
+    let sources = Sources::defaults()
+        .set("defaults.temperature", "warm")
+        .set("users.a.max_tokens", 1)
+        .set("users.b.max_tokens", 1);
+    assert_eq!(problems(&sources).len(), 1);
+}
+
+#[test]
+fn a_load_spec_carries_every_choice() {
+    let config = load(
+        &Sources::defaults()
+            .set("model.n_ctx", 4096)
+            .set("model.flash_attn", "on")
+            .set("engine.n_seq_max", 4)
+            .set("engine.cuda_graphs", "off")
+            .set("engine.n_threads", 2),
+    )
+    .unwrap();
+    let path = Path::new("/m/x.gguf");
+    let spec = config.models.get("x").load_spec(&config.engine, "x", path);
+    assert_eq!((spec.name.as_str(), spec.path.as_path()), ("x", path));
+    assert_eq!((spec.n_ctx, spec.n_seq_max, spec.n_threads), (4096, 4, 2));
+    assert_eq!(
+        (spec.flash_attn, spec.cuda_graphs),
+        (Switch::On, Switch::Off)
+    );
+    assert_eq!(
+        (spec.step_ms, spec.step_tokens, spec.n_gpu_layers),
+        (400, 256, -1)
+    );
+}
+
+#[test]
+fn what_show_prints_is_a_configuration_with_the_same_meaning() {
+    let sources = Sources::defaults()
+        .set("node.name", "press-7")
+        .set("defaults.system_prompt", "Say \"no\".\nThen stop.\u{7f}")
+        .set("users.plc-3.ops", "text")
+        .set("models.qwen2.5-3b.file", "q.gguf");
+    let config = load(&sources).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shown.toml");
+    for origin in [false, true] {
+        std::fs::write(&file, config.to_toml(origin)).unwrap();
+        let again = load(&Sources {
+            place: Place::Path(file.clone()),
+            ..Sources::defaults()
+        })
+        .unwrap();
+        let same = Config {
+            entries: config.entries.clone(),
+            ..again
+        };
+        assert_eq!(same, config);
+    }
+}
+
+#[test]
+fn durations_and_zero_keep_their_meaning() {
+    let config = load(
+        &Sources::defaults()
+            .set("requests.coalesce_ms", 0)
+            .set("engine.drain_seconds", 3),
+    )
+    .unwrap();
+    assert_eq!(config.requests.coalesce, Duration::ZERO);
+    assert_eq!(config.engine.drain, Duration::from_secs(3));
+}
+
+#[test]
+fn names_of_boards_differ_and_do_not_show_the_machine_id() {
+    let ids: BTreeSet<String> = (0..1000)
+        .map(|i| node::name_from(&format!("{i:032x}")))
+        .collect();
+    assert_eq!(ids.len(), 1000);
+    assert!(
+        ids.iter()
+            .all(|name| name.len() == 13 && !name.contains("00000000"))
+    );
+}
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever text stands at whatever key, there is a configuration or a list of problems.
+        #[test]
+        fn any_text_at_any_key_is_a_value_or_a_problem(
+            at in 0..1000_usize, value in "(-?[0-9]{1,25}|[0-9.eE+-]{1,8}|nan|inf|true|.{0,12})"
+        ) {
+            let entries = defaults().entries;
+            let entry = &entries[at % entries.len()];
+            let key = format!("{}.{}", entry.section, entry.key);
+            if let Err(error) = load(&Sources::defaults().set(&key, &value)) {
+                prop_assert!(!error.problems.is_empty());
+            }
+        }
+
+        /// Files are written by hand and by tools; none may bring the daemon down by more than an error.
+        #[test]
+        fn any_key_path_is_accepted_or_refused(key in "[a-z\\[\\]0-9._-]{0,40}") {
+            let _ = load(&Sources::defaults().set(&key, 1));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Where log lines go: the journal with fields under systemd, lines on stderr elsewhere.
+//!
+//! [`init`] is called once by `main`, after the configuration is known. It also installs a panic hook that
+//! logs and then **ends the process**: a panic in one task would otherwise leave an appliance that looks
+//! alive and answers nobody, and systemd restarts a dead one within a second.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Environment, LogConfig, LogFormat};
+
+/// Variable that overrides `log.level`.
+pub const LEVEL_VARIABLE: &str = "ORINOCO_LOG";
+
+/// Prefix of our fields in the journal, so that none can pass for one of the journal's own.
+const FIELD_PREFIX: &str = "ORINOCO";
+
+const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `ORINOCO_LOG` holds something else than a filter.
+    #[error("{LEVEL_VARIABLE}={value}: expected {expected}")]
+    Filter {
+        /// As found.
+        value: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// `log.format = "journal"` where there is none.
+    #[error("log.format = \"journal\": connect to the journal: {0}")]
+    Journal(#[source] std::io::Error),
+    /// Logging was set up before.
+    #[error("a logger is set already")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Starts logging for the whole process.
+///
+/// The level is that of `-v` (once: our debug; twice: our trace) if given, else of `ORINOCO_LOG`, else of
+/// the configuration.
+///
+/// # Errors
+/// [`LogError`]; nothing is logged then, and the caller prints it.
+pub fn init(config: &LogConfig, environment: &Environment, verbosity: u8) -> Result<(), LogError> {
+    let filter = filter(config, environment, verbosity)?;
+    let journal = match config.format {
+        LogFormat::Text => None,
+        LogFormat::Journal => Some(tracing_journald::layer().map_err(LogError::Journal)?),
+        LogFormat::Auto if stderr_is_journal(environment.get("JOURNAL_STREAM")) => {
+            // Without the journal's socket, its stdout stream still takes plain lines.
+            tracing_journald::layer().ok()
+        }
+        LogFormat::Auto => None,
+    };
+    let journal = journal.map(|layer| layer.with_field_prefix(Some(FIELD_PREFIX.into())));
+    let lines = journal.is_none().then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal() && environment.get("NO_COLOR").is_none())
+            .with_target(false)
+    });
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(journal)
+        .with(lines)
+        .try_init()?;
+    end_on_panic();
+    Ok(())
+}
+
+/// Checks a filter: a level, or `target=level`, separated by commas. The error completes "expected ...".
+///
+/// Stricter than the parser of `tracing-subscriber`, to which `wran` is the name of a target.
+pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
+    let expected = || {
+        format!(
+            "one of {}, or target=level, separated by commas",
+            LEVELS.join(", ")
+        )
+    };
+    for directive in filter.split(',') {
+        let (target, level) = directive.split_once('=').unwrap_or(("orinoco", directive));
+        let is_target = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
+        if !LEVELS.contains(&level) || target.is_empty() || !target.chars().all(is_target) {
+            return Err(expected());
+        }
+    }
+    Ok(())
+}
+
+fn filter(
+    config: &LogConfig,
+    environment: &Environment,
+    verbosity: u8,
+) -> Result<Targets, LogError> {
+    let targets = |text: &str| -> Targets {
+        text.parse()
+            .expect("check_filter is stricter than the parser")
+    };
+    if verbosity > 0 {
+        let (others, ours) = match verbosity {
+            1 => (LevelFilter::INFO, LevelFilter::DEBUG),
+            _ => (LevelFilter::DEBUG, LevelFilter::TRACE),
+        };
+        return Ok(Targets::new()
+            .with_default(others)
+            .with_target("orinoco", ours));
+    }
+    match environment.get(LEVEL_VARIABLE) {
+        Some(value) => match check_filter(value) {
+            Ok(()) => Ok(targets(value)),
+            Err(expected) => Err(LogError::Filter {
+                value: value.to_owned(),
+                expected,
+            }),
+        },
+        None => Ok(targets(&config.level)),
+    }
+}
+
+/// systemd.exec(5): `JOURNAL_STREAM` is `DEVICE:INODE` of the stream that it connected us to. A redirected
+/// stderr keeps the variable but not the file, so both are compared.
+fn stderr_is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|s| s.split_once(':')) else {
+        return false;
+    };
+    match nix::sys::stat::fstat(std::io::stderr().as_fd()) {
+        Ok(stat) => device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino),
+        Err(_) => false,
+    }
+}
+
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        let message = info
+            .payload()
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| info.payload().downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a value that is no text");
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(
+            thread = thread.name().unwrap_or("unnamed"),
+            location,
+            %backtrace,
+            "panicked: {message}; the process ends"
+        );
+        std::process::abort();
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused_instead_of_silencing_the_log() {
+        for bad in [
+            "",
+            "wran",
+            "INFO",
+            "info,",
+            "=info",
+            "orinoco=",
+            "a[b]=info",
+            "info debug",
+        ] {
+            assert!(check_filter(bad).is_err(), "{bad:?}");
+        }
+        for good in ["info", "off", "info,orinoco::link=debug", "mqtt5=error"] {
+            assert_eq!(check_filter(good), Ok(()), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn every_filter_that_passes_the_check_is_parsed_as_meant() {
+        let config = LogConfig {
+            level: "warn,orinoco::link=debug".into(),
+            format: LogFormat::Text,
+        };
+        let targets = filter(&config, &Environment::default(), 0).unwrap();
+        assert!(targets.would_enable("orinoco::link", &tracing::Level::DEBUG));
+        assert!(!targets.would_enable("orinoco::store", &tracing::Level::INFO));
+    }
+
+    #[test]
+    fn verbosity_wins_over_the_variable_and_the_variable_over_the_file() {
+        let config = LogConfig {
+            level: "error".into(),
+            format: LogFormat::Text,
+        };
+        let variable = Environment::from_iter([("ORINOCO_LOG".to_owned(), "warn".to_owned())]);
+        let enables = |verbosity, level: &tracing::Level| {
+            filter(&config, &variable, verbosity)
+                .unwrap()
+                .would_enable("orinoco", level)
+        };
+        assert!(enables(0, &tracing::Level::WARN) && !enables(0, &tracing::Level::INFO));
+        assert!(enables(1, &tracing::Level::DEBUG) && !enables(1, &tracing::Level::TRACE));
+        assert!(enables(2, &tracing::Level::TRACE));
+    }
+
+    #[test]
+    fn a_stream_that_is_not_ours_is_not_the_journal() {
+        let stat = nix::sys::stat::fstat(std::io::stderr().as_fd()).unwrap();
+        let ours = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(stderr_is_journal(Some(&ours)));
+        assert!(!stderr_is_journal(Some("1:2")));
+        assert!(!stderr_is_journal(Some("nonsense")));
+        assert!(!stderr_is_journal(None));
+    }
+}

@@ -383,6 +383,15 @@ fn codes_keep_their_status_and_type() {
 }
 
 #[test]
+fn the_page_for_programmers_explains_every_code() {
+    let page = include_str!("../docs/protocol.md");
+    for code in Code::ALL {
+        let row = format!("| `{code}` | {} | ", code.status());
+        assert!(page.contains(&row), "no row {row:?} in docs/protocol.md");
+    }
+}
+
+#[test]
 fn status() {
     let status = |state| Status {
         state,

@@ -9,3 +9,8 @@ pub mod link;
 pub mod receive;
 pub mod wire;
 pub mod logging;
+pub mod broker;
+pub mod frames;
+pub mod link;
+pub mod process;
+pub mod users;

@@ -1,0 +1,409 @@
+//! The users that the embedded broker knows, in one TOML file that only its owner may read:
+//!
+//! ```toml
+//! [users.press-7]
+//! password = "$argon2id$v=19$m=19456,t=2,p=1$…"
+//! ```
+//!
+//! Names and Argon2id hashes (PHC strings); passwords are never stored. [`add`] and [`remove`] replace
+//! the whole file at once, so that a reader sees the old or the new one. A file that does not exist
+//! is a file without users.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use argon2::Argon2;
+use argon2::password_hash::{self, PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Words with a meaning of their own in topics; no user has such a name.
+const RESERVED: [&str; 15] = [
+    "req", "resp", "pool", "fleet", "tele", "evt", "cmd", "set", "status", "state", "info",
+    "models", "ota", "daemon", "local",
+];
+
+/// Largest file read, in bytes: some thousand users.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest password, in bytes; Argon2 would take more, at an attacker's pleasure.
+const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// Why the users could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UsersError {
+    /// The file or its folder cannot be read or written.
+    #[error("users file {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is too large to be one of ours.
+    #[error("users file {path}: {found} bytes, at most {FILE_BYTES_MAX} are read")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+    },
+    /// Others could read it.
+    #[error("users file {path}: mode {mode:03o} lets others in; run `chmod 600 {path}`")]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Not the format above.
+    #[error("users file {path}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column where TOML knows them.
+        reason: String,
+    },
+    /// Not a name.
+    #[error("user name {found:?}: expected 1 to 64 of A-Z a-z 0-9 _ . -")]
+    Name {
+        /// What was given.
+        found: String,
+    },
+    /// A word that topics need.
+    #[error("user name {found:?} is reserved, choose another")]
+    Reserved {
+        /// What was given.
+        found: String,
+    },
+    /// No such user.
+    #[error("user {name:?} is not in {path}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Empty, or too long.
+    #[error("password of {found} bytes, expected 1 to {PASSWORD_BYTES_MAX}")]
+    Password {
+        /// Its length.
+        found: usize,
+    },
+    /// Argon2 failed.
+    #[error("hash password: {0}")]
+    Hash(password_hash::Error),
+    /// No random numbers for the salt.
+    #[error("hash password: no salt: {0}")]
+    Salt(getrandom::Error),
+}
+
+/// The users of one file, as read.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Users {
+    #[serde(default)]
+    users: BTreeMap<String, User>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct User {
+    /// PHC string.
+    password: String,
+}
+
+/// What [`add`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Added {
+    /// A new user.
+    New,
+    /// The user existed; the password is another one now.
+    Replaced,
+}
+
+/// Checks the shape of a user name.
+pub fn check_name(name: &str) -> Result<(), UsersError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+        return Err(UsersError::Name {
+            found: name.to_owned(),
+        });
+    }
+    if RESERVED.contains(&name) {
+        return Err(UsersError::Reserved {
+            found: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+impl Users {
+    /// Reads and checks the file. One that does not exist has no users.
+    pub fn read(path: &Path) -> Result<Users, UsersError> {
+        let io = |source| UsersError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Users::default()),
+            Err(error) => return Err(io(error)),
+        };
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.len() > FILE_BYTES_MAX {
+            return Err(UsersError::TooLarge {
+                path: path.to_owned(),
+                found: metadata.len(),
+            });
+        }
+        // Group may read, for a broker under another account; nobody may write, others nothing.
+        let mode = metadata.mode() & 0o777;
+        if mode & 0o037 != 0 {
+            return Err(UsersError::Mode {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        let mut text = String::new();
+        file.take(FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(io)?;
+        let malformed = |reason| UsersError::Malformed {
+            path: path.to_owned(),
+            reason,
+        };
+        let users: Users = toml::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        for (name, user) in &users.users {
+            check_name(name).map_err(|error| malformed(error.to_string()))?;
+            PasswordHash::new(&user.password)
+                .map_err(|error| malformed(format!("password of {name}: {error}")))?;
+        }
+        Ok(users)
+    }
+
+    /// Names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.users.keys().map(String::as_str)
+    }
+
+    /// Whether nobody is in it.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// Whether this user is in it.
+    pub fn contains(&self, name: &str) -> bool {
+        self.users.contains_key(name)
+    }
+
+    /// Compares a password with the stored hash. Takes tens of milliseconds and 19 MiB: call it on a
+    /// thread that may block. An unknown name takes as long as a wrong password.
+    pub fn verify(&self, name: &str, password: &[u8]) -> bool {
+        // Hash of a random password that nobody kept.
+        const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$b3Jpbm9jby1ub2JvZHk$tKTJKrH3jVuTOwZ2KyIfvoj1RtI+Tz8Gj0f2b1WyHmU";
+        if password.len() > PASSWORD_BYTES_MAX {
+            return false;
+        }
+        let stored = self.users.get(name).map(|user| user.password.as_str());
+        let Ok(hash) = PasswordHash::new(stored.unwrap_or(NOBODY)) else {
+            return false;
+        };
+        let equal = Argon2::default().verify_password(password, &hash).is_ok();
+        equal && stored.is_some()
+    }
+}
+
+/// Adds a user, or replaces the password of one.
+pub fn add(path: &Path, name: &str, password: &str) -> Result<Added, UsersError> {
+    check_name(name)?;
+    if password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
+        return Err(UsersError::Password {
+            found: password.len(),
+        });
+    }
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).map_err(UsersError::Salt)?;
+    let salt = SaltString::encode_b64(&salt).map_err(UsersError::Hash)?;
+    let hash = Argon2::default()
+        .hash_password(password.as_bytes(), &salt)
+        .map_err(UsersError::Hash)?
+        .to_string();
+    change(path, |users| {
+        let replaced = users.users.insert(name.to_owned(), User { password: hash });
+        Ok(if replaced.is_some() {
+            Added::Replaced
+        } else {
+            Added::New
+        })
+    })
+}
+
+/// Removes a user.
+pub fn remove(path: &Path, name: &str) -> Result<(), UsersError> {
+    change(path, |users| match users.users.remove(name) {
+        Some(_) => Ok(()),
+        None => Err(UsersError::Unknown {
+            name: name.to_owned(),
+            path: path.to_owned(),
+        }),
+    })
+}
+
+/// Reads, changes and replaces the file, alone among processes.
+fn change<T>(
+    path: &Path,
+    edit: impl FnOnce(&mut Users) -> Result<T, UsersError>,
+) -> Result<T, UsersError> {
+    let io = |source| UsersError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    // The lock is a file of its own: the users file itself is replaced.
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path.with_extension("lock"))
+        .map_err(io)?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| io(io::Error::from(error)))?;
+    let mut users = Users::read(path)?;
+    let done = edit(&mut users)?;
+    let text = format!(
+        "# Written by `orinoco user`; the broker reads it again when it changes.\n\n{}",
+        toml::to_string(&users).expect("names and strings are always TOML")
+    );
+    replace(path, text.as_bytes()).map_err(io)?;
+    Ok(done)
+}
+
+/// Writes a new file beside the old one and renames it over that, durably.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    // Left by a crash; the lock says that nobody else is writing it.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&beside)?;
+    if let Ok(old) = fs::metadata(path) {
+        // A packager may have given the group read access.
+        file.set_permissions(old.permissions())?;
+    }
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users.toml");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_user_is_added_verified_replaced_and_removed() {
+        let (_folder, path) = file();
+        assert!(Users::read(&path).unwrap().is_empty());
+        assert_eq!(add(&path, "press-7", "first").unwrap(), Added::New);
+        assert_eq!(add(&path, "a.b_c", "other").unwrap(), Added::New);
+        assert_eq!(add(&path, "press-7", "second").unwrap(), Added::Replaced);
+
+        let users = Users::read(&path).unwrap();
+        assert_eq!(users.names().collect::<Vec<_>>(), ["a.b_c", "press-7"]);
+        assert!(users.verify("press-7", b"second"));
+        assert!(!users.verify("press-7", b"first"));
+        assert!(!users.verify("nobody", b"second"));
+
+        remove(&path, "press-7").unwrap();
+        assert!(!Users::read(&path).unwrap().contains("press-7"));
+        assert!(matches!(
+            remove(&path, "press-7"),
+            Err(UsersError::Unknown { .. })
+        ));
+    }
+
+    #[test]
+    fn the_file_is_private_and_holds_no_password() {
+        let (_folder, path) = file();
+        add(&path, "press-7", "correct horse").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(!fs::read_to_string(&path).unwrap().contains("correct horse"));
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused() {
+        let (_folder, path) = file();
+        add(&path, "press-7", "pw").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(
+            Users::read(&path),
+            Err(UsersError::Mode { mode: 0o644, .. })
+        ));
+    }
+
+    #[test]
+    fn names_that_would_reach_other_topics_are_refused() {
+        let (_folder, path) = file();
+        for name in ["", "a/b", "+", "#", "a b", "ä", &"x".repeat(65)] {
+            assert!(
+                matches!(add(&path, name, "pw"), Err(UsersError::Name { .. })),
+                "{name:?}"
+            );
+        }
+        for name in RESERVED {
+            assert!(
+                matches!(add(&path, name, "pw"), Err(UsersError::Reserved { .. })),
+                "{name}"
+            );
+        }
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_not_our_format_is_refused_and_left_as_it_is() {
+        let (_folder, path) = file();
+        let hostile = [
+            "users = 3",
+            "[users.x]\npassword = \"plain\"",
+            "[users.x]\npasswort = \"$argon2id$v=19$m=8,t=1,p=1$YWFhYWFhYWE$aaaaaaaaaaaaaaaaaaaaaa\"",
+            "[users.\"a/b\"]\npassword = \"$argon2id$v=19$m=8,t=1,p=1$YWFhYWFhYWE$aaaaaaaaaaaaaaaaaaaaaa\"",
+        ];
+        for text in hostile {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            assert!(matches!(
+                add(&path, "press-7", "pw"),
+                Err(UsersError::Malformed { .. })
+            ));
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_takes_the_time_of_a_hash() {
+        // The stand-in must be a hash that parses, or unknown names would answer at once.
+        let started = std::time::Instant::now();
+        Users::default().verify("nobody", b"pw");
+        assert!(started.elapsed() > std::time::Duration::from_millis(2));
+    }
+}

@@ -3,14 +3,13 @@
 //! Neither llama.cpp nor CUDA is named or linked here; models run in `orinoco-engine`, a child process
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
+pub mod broker;
 pub mod config;
 pub mod frames;
 pub mod link;
-pub mod receive;
-pub mod wire;
 pub mod logging;
-pub mod broker;
-pub mod frames;
-pub mod link;
 pub mod process;
+pub mod receive;
+pub mod runtime_file;
 pub mod users;
+pub mod wire;

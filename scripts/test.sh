@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs every check and test of the repository.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+usage() {
+    cat <<'END'
+Usage: scripts/test.sh [--full] [--no-lint] [TEST FILTER...]
+
+Runs, in this order: shell and dependency checks, rustfmt, clippy, every Rust test (with Mosquitto, the
+embedded broker, paho-mqtt, MQTT.js and two real models), then the quickstart. Missing programs come from
+apt, the MQTT clients for Python and Node.js go to target/test-deps, models to models/.
+
+    --full       also what is slow: tests marked #[ignore], and cargo-deny is installed when missing
+    --no-lint    tests only
+    FILTER       handed to cargo test; then nothing but these tests runs
+
+Examples:
+    scripts/test.sh
+    scripts/test.sh cancel_frees
+END
+}
+
+full='' lint=1 filters=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) usage && exit 0 ;;
+        --full) full=1 ;;
+        --no-lint) lint='' ;;
+        -*) usage >&2 && die "unknown option: $1" ;;
+        *) filters+=("$1") ;;
+    esac
+    shift
+done
+cd "$repo_dir"
+deps=$repo_dir/target/test-deps
+started_s=$SECONDS
+
+# timed NAME COMMAND...: runs it, and says how long it took.
+timed() {
+    local name=$1 from=$SECONDS
+    shift
+    step "$name"
+    "$@" || die "failed: $name"
+    say "    ($name: $((SECONDS - from)) s)"
+}
+
+export PATH="$PATH:/usr/sbin" # Debian puts mosquitto there
+want_build_tools
+want binutils "a test reads which libraries the daemon needs" have readelf
+want mosquitto "the other broker; only our tests start it, on free ports" have mosquitto
+want mosquitto-clients "the issue's own commands are tested" have mosquitto_pub
+want nodejs "MQTT.js, the client inside Node-RED" have node
+want npm "fetches MQTT.js" have npm
+[ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck
+install_wanted
+need_rust
+detect_board
+choose_build cpu # the tests run on any machine; a GPU has its own
+apply_build
+
+# Clients for the interoperability tests, pinned, in a folder of their own: no venv and no global state.
+# The stamp holds what was installed from, so a changed pin installs anew.
+client_deps() {
+    local python=$deps/python node_dir=$deps/node stamp=$deps/stamp wanted node=node
+    wanted=$(cat tests/interop/requirements.txt tests/interop/package-lock.json | sha256sum)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        rm -rf "$deps" && mkdir -p "$node_dir"
+        python3 -m pip --disable-pip-version-check -q install --require-hashes --no-deps \
+            --target "$python" -r tests/interop/requirements.txt >&2 || return 1
+        cp tests/interop/package.json tests/interop/package-lock.json "$node_dir/"
+        npm --prefix "$node_dir" ci --silent --no-audit --no-fund >&2 || return 1
+        # Ubuntu 22.04 has Node 12, and MQTT.js needs 16.
+        if [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 16 ]; then
+            local arch=x64
+            [ "$(uname -m)" != aarch64 ] || arch=arm64
+            npm --prefix "$deps/node20" install --silent --no-audit --no-fund "node-linux-$arch@20.5.1" >&2 || return 1
+        fi
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+    for node in "$deps"/node20/node_modules/node-linux-*/bin; do
+        [ ! -x "$node/node" ] || export PATH="$node:$PATH"
+    done
+    export PYTHONPATH=$python NODE_PATH=$node_dir/node_modules
+}
+
+lint_all() {
+    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh .ci/run || return 1
+    bash tests/scripts_test.sh || return 1
+    cargo fmt --all -- --check || return 1
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings || return 1
+}
+
+# Advisories need a database from the network; without it the rest is still checked.
+deny_all() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        if [ -z "$full" ]; then
+            say "skipped: cargo-deny is not installed (scripts/test.sh --full installs it)"
+            return 0
+        fi
+        cargo install --locked cargo-deny || return 1
+    fi
+    cargo deny --all-features check bans licenses sources || return 1
+    if cargo deny fetch >/dev/null 2>&1; then
+        cargo deny --all-features check --disable-fetch advisories || return 1
+    else
+        say "skipped: advisories, since the RUSTSEC database could not be fetched"
+    fi
+}
+
+quickstart_answers() {
+    local answer
+    answer=$(scripts/quickstart.sh --cpu --once "Name three rivers.") || return 1
+    say "$answer"
+    [ -n "$answer" ]
+}
+
+if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+    have rustup || die "rustfmt and clippy are missing, and there is no rustup to add them"
+    rustup component add rustfmt clippy >&2
+fi
+
+timed "models" scripts/fetch-models.sh
+timed "MQTT clients" client_deps
+ignored=()
+[ -z "$full" ] || ignored=(--include-ignored)
+if [ ${#filters[@]} -gt 0 ]; then
+    timed "tests" cargo test --release --locked --workspace -- "${ignored[@]}" "${filters[@]}"
+    exit 0
+fi
+if [ -n "$lint" ]; then
+    timed "formats, lints, scripts" lint_all
+    timed "dependencies" deny_all
+fi
+# The tests start the programs, so they come first; --workspace builds what the tests link as well.
+timed "build" build_orinoco
+timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
+timed "quickstart" quickstart_answers
+say "
+everything passed in $((SECONDS - started_s)) s"

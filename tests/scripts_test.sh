@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Tests of scripts/: made-up boards in a temporary tree, and what the scripts say of them.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+
+# tree NAME COMPATIBLE L4T [FILE...]: a root tree; files are made executable. "-" leaves a part out.
+tree() {
+    local root=$work/$1 compatible=$2 l4t=$3 file
+    shift 3
+    mkdir -p "$root/proc/device-tree" "$root/etc"
+    [ "$compatible" = - ] || printf '%s\0' nvidia,p0000-0000+p0000-0000 "$compatible" >"$root/proc/device-tree/compatible"
+    [ "$compatible" = - ] || printf 'Made-up board\0' >"$root/proc/device-tree/model"
+    [ "$l4t" = - ] || printf '# R%s (release), REVISION: %s, GCID: 1, BOARD: generic, EABI: aarch64\n# KERNEL_VARIANT: oot\n' \
+        "${l4t%%.*}" "${l4t#*.}" >"$root/etc/nv_tegra_release"
+    for file; do
+        mkdir -p "$root/$(dirname "$file")"
+        : >"$root/$file"
+        chmod +x "$root/$file"
+    done
+}
+
+# expect NAME CODE PATTERN COMMAND...: exit code, and a pattern in what it prints.
+expect() {
+    local name=$1 code=$2 pattern=$3 output found=0
+    shift 3
+    output=$("$@" 2>&1) || found=$?
+    if [ "$found" = "$code" ] && grep -qE -- "$pattern" <<<"$output"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAILED %s: exit code %s, expected %s; pattern: %s\n%s\n' "$name" "$found" "$code" "$pattern" "$output"
+    fi
+}
+
+# The choice for a made-up board, as one line.
+build_for() {
+    # $1 is expanded by the inner shell.
+    # shellcheck disable=SC2016
+    ROOT=$work/$1 CUDA_PATH='' bash -c '. scripts/lib.sh; detect_board; choose_build $1
+        echo "board=$board features=$build_features dir=${cuda_dir#"$ROOT"} arch=$cuda_arch cpu=$use_cpu"' _ "${2:-}"
+}
+
+plan() { ROOT=$work/$1 CUDA_PATH='' scripts/quickstart.sh --plan "${@:2}"; }
+
+tree orin nvidia,tegra234 36.4.7 usr/local/cuda/bin/nvcc
+tree orin_versioned nvidia,tegra234 36.5.0 usr/local/cuda-12.6/bin/nvcc
+tree orin_yocto nvidia,tegra234 - usr/local/cuda-12.6/bin/nvcc
+tree orin_new nvidia,tegra234 39.2.0 usr/local/cuda/bin/nvcc
+tree orin_old nvidia,tegra234 35.4.1 usr/local/cuda/bin/nvcc
+tree orin_bare nvidia,tegra234 36.4.7
+tree xavier nvidia,tegra194 35.4.1 usr/local/cuda/bin/nvcc
+tree tx2 nvidia,tegra186 32.7.4 usr/local/cuda/bin/nvcc
+tree nano nvidia,tegra210 32.7.4 usr/local/cuda/bin/nvcc
+tree thor nvidia,tegra264 38.2.0 usr/local/cuda/bin/nvcc
+tree strange - 36.4.7
+tree raspberry brcm,bcm2712 -
+tree pc - -
+tree pc_gpu - - dev/nvidia0 usr/local/cuda/bin/nvcc
+tree pc_gpu_no_nvcc - - dev/nvidia0 dev/nvidiactl
+
+orin='^board=orin features=orinoco-engine/cuda,orinoco-engine/cuda-no-vmm'
+expect orin_finds_cuda_outside_path 0 "$orin dir=/usr/local/cuda arch=87 cpu=$" build_for orin
+expect orin_finds_a_versioned_cuda 0 "$orin dir=/usr/local/cuda-12.6 arch=87 cpu=$" build_for orin_versioned
+expect orin_without_release_file_is_orin 0 "$orin dir=/usr/local/cuda-12.6 arch=87 cpu=$" build_for orin_yocto
+expect orin_with_newer_l4t_is_taken 0 "$orin" build_for orin_new
+expect orin_names_itself 0 'Made-up board, L4T 36.4.7: building for .*architecture 87' plan orin
+expect orin_with_jetpack_5_is_told_to_update 1 'L4T 35.4.1; Orinoco needs JetPack 6' plan orin_old
+expect orin_without_cuda_is_told_what_to_install 1 'no CUDA toolkit.*nvidia-jetpack' plan orin_bare
+expect xavier_is_refused_with_the_reason 1 'Xavier: JetPack 5 with CUDA 11.4' plan xavier
+expect tx2_is_refused_with_the_reason 1 'TX2: JetPack 4 with CUDA 10.2' plan tx2
+expect nano_is_refused_with_the_reason 1 'Nano .*JetPack 4 with CUDA 10.2' plan nano
+expect unknown_tegra_is_refused_by_name 1 'nvidia,tegra264.*only Orin' plan thor
+expect l4t_without_a_known_chip_is_refused 1 'L4T 36.4.7 is installed but' plan strange
+expect refused_board_may_use_its_cores 0 'building for the CPU, as asked for' plan nano --cpu
+expect raspberry_is_a_cpu_board 0 '^board=pc features= dir= arch= cpu=$' build_for raspberry
+expect pc_without_gpu_uses_the_cpu 0 '^board=pc features= dir= arch= cpu=$' build_for pc
+expect pc_with_gpu_uses_it 0 '^board=pc features=orinoco-engine/cuda dir=/usr/local/cuda arch=native cpu=$' build_for pc_gpu
+expect pc_gpu_without_nvcc_says_cpu_aloud 0 'no CUDA toolkit' plan pc_gpu_no_nvcc
+expect pc_gpu_without_nvcc_tells_the_daemon 0 'cpu=1$' build_for pc_gpu_no_nvcc
+
+expect quickstart_explains_itself 0 '--once "PROMPT"' scripts/quickstart.sh --help
+expect quickstart_refuses_unknown_arguments 1 'unknown argument: --onec' scripts/quickstart.sh --onec hello
+expect quickstart_once_needs_a_prompt 1 '--once needs a prompt' scripts/quickstart.sh --once
+expect quickstart_names_a_missing_model 1 'GGUF=/nowhere/x.gguf: no such file' env GGUF=/nowhere/x.gguf scripts/quickstart.sh --cpu --once hi
+expect test_explains_itself 0 'target/test-deps' scripts/test.sh --help
+expect fetch_refuses_unknown_models 1 "no model named 'llama'" scripts/fetch-models.sh --dir "$work/models" llama
+
+mkdir -p "$work/models"
+echo garbage >"$work/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+expect fetch_never_overwrites_a_wrong_model 1 'its SHA-256 is .*, expected b179c952' scripts/fetch-models.sh --dir "$work/models" smollm2
+expect wrong_model_is_still_there 0 '^garbage$' cat "$work/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+printf 'scripts: %s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]

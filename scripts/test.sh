@@ -67,7 +67,8 @@ client_deps() {
     wanted=$(cat tests/interop/requirements.txt tests/interop/package-lock.json | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         rm -rf "$deps" && mkdir -p "$node_dir"
-        python3 -m pip --disable-pip-version-check -q install --require-hashes --no-deps \
+        # --target leaves the system's Python alone, also where pip calls it externally managed (PEP 668).
+        PIP_ROOT_USER_ACTION=ignore python3 -m pip --disable-pip-version-check -q install --require-hashes --no-deps \
             --target "$python" -r tests/interop/requirements.txt >&2 || return 1
         cp tests/interop/package.json tests/interop/package-lock.json "$node_dir/"
         npm --prefix "$node_dir" ci --silent --no-audit --no-fund >&2 || return 1

@@ -137,6 +137,7 @@ fi
 # The tests start the programs, so they come first; --workspace builds what the tests link as well.
 timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
+timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "quickstart" quickstart_answers
 say "
 everything passed in $((SECONDS - started_s)) s"

@@ -8,6 +8,7 @@ pub mod config;
 pub mod frames;
 pub mod link;
 pub mod logging;
+pub mod models;
 pub mod process;
 pub mod receive;
 pub mod runtime_file;

@@ -1,0 +1,578 @@
+//! Preflight of a GGUF file: reads its header, and nothing else, as bytes of a stranger.
+//!
+//! A model file is opened by a parser written in C++ that has had its share of overflows, so the file is
+//! judged here first, in memory-safe code, by rules narrower than the format:
+//!
+//! ```text
+//!   "GGUF" | version 2..=3 | n_tensors | n_kv            24 bytes
+//!   n_kv     x  key, type, value                         arrays of arrays refused
+//!   n_tensors x name, n_dims, dims, type, offset         offsets as llama.cpp wants them: back to back
+//!   padding to the alignment | tensor data               never read here, only measured
+//! ```
+//!
+//! Bounded in everything: no recursion, at most [`limits::HEADER_BYTES_MAX`] read, and memory for names
+//! only (a few MiB in the worst case). A file that passes is well formed, which is not the same as
+//! harmless: it is still opened by a sandboxed worker only.
+
+pub mod limits;
+mod reader;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use reader::Bounded;
+use tensors::Tensors;
+
+/// What a technician wants to know of a model file, checked and harmless to print.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// `general.architecture`, e.g. `llama`.
+    pub arch: String,
+    /// `general.name` without control characters, at most 100 of them.
+    pub name: Option<String>,
+    /// Elements of all tensors.
+    pub n_params: u64,
+    /// Quantization, e.g. `Q4_K_M`: from `general.file_type`, else the type that holds most bytes.
+    pub quant: String,
+    /// Context length that the model was trained with, tokens.
+    pub n_ctx_train: u32,
+    /// Transformer blocks.
+    pub n_blocks: u32,
+    /// Entries of the vocabulary.
+    pub n_vocab: u32,
+    /// Whether the file carries a chat template.
+    pub has_chat_template: bool,
+    /// Tensors.
+    pub n_tensors: u32,
+    /// Length of the file.
+    pub file_bytes: u64,
+}
+
+/// Why a file is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The file cannot be read.
+    #[error("read {path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not a model that may be opened.
+    #[error("{path} is refused: {reason} (at byte {at})")]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// How far it was read.
+        at: u64,
+        /// What was found, and what was expected.
+        reason: Reason,
+    },
+}
+
+/// What is wrong with a header.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each message says what the variant and its fields are"
+)]
+pub enum Reason {
+    #[error("read: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the file ends inside its header: the copy is incomplete")]
+    Truncated,
+    #[error("the header is longer than {max} bytes")]
+    HeaderTooLong { max: u64 },
+    #[error("it begins with {found:02x?}, a GGUF file begins with \"GGUF\"")]
+    Magic { found: [u8; 4] },
+    #[error("GGUF version {found}, expected 2 or 3")]
+    Version { found: u32 },
+    #[error("big-endian GGUF, this machine is little-endian")]
+    BigEndian,
+    #[error("{found} {what}, expected {min} to {max}")]
+    Count {
+        what: &'static str,
+        found: u64,
+        min: u64,
+        max: u64,
+    },
+    #[error("{what} of {found} bytes, at most {max} are taken")]
+    StringTooLong {
+        what: &'static str,
+        found: u64,
+        max: u64,
+    },
+    #[error("{what} {found:?} holds other characters than printable ASCII, or none")]
+    Characters { what: &'static str, found: String },
+    #[error("two values for the key {key}")]
+    DuplicateKey { key: String },
+    #[error("two tensors named {name}")]
+    DuplicateTensor { name: String },
+    #[error("{key} has value type {found}, GGUF has 0 to 12")]
+    ValueType { key: String, found: u32 },
+    #[error("{key} is an array of arrays")]
+    NestedArray { key: String },
+    #[error("{key} is {found}, expected {expected}")]
+    WrongType {
+        key: String,
+        found: &'static str,
+        expected: &'static str,
+    },
+    #[error("{key} = {found}, expected {expected}")]
+    Value {
+        key: String,
+        found: String,
+        expected: String,
+    },
+    #[error("no {key}")]
+    Missing { key: String },
+    #[error("tokenizer.ggml.{array} has {found} entries, the vocabulary has {n_vocab}")]
+    VocabLength {
+        array: &'static str,
+        found: u64,
+        n_vocab: u64,
+    },
+    #[error("token {index} is marked as a byte but is not written as <0xNN>")]
+    ByteToken { index: u64 },
+    #[error("tensor {name} has {found} dimensions, expected 1 to 4")]
+    Dimensions { name: String, found: u32 },
+    #[error("tensor {name}: dimension of length 0")]
+    ZeroDimension { name: String },
+    #[error("tensor {name} is larger than any file")]
+    TooLarge { name: String },
+    #[error("tensor {name} has type {found}, which this version of llama.cpp does not know")]
+    TensorType { name: String, found: u32 },
+    #[error("tensor {name}: rows of {row} elements do not divide into blocks of {block} ({quant})")]
+    Blocks {
+        name: String,
+        row: u64,
+        block: u64,
+        quant: &'static str,
+    },
+    #[error("tensor {name} lies at offset {found}, expected {expected}")]
+    Offset {
+        name: String,
+        found: u64,
+        expected: u64,
+    },
+    #[error("the tensors end at byte {end}, the file at byte {file_bytes}: the copy is incomplete")]
+    PastTheEnd { end: u64, file_bytes: u64 },
+    #[error("a {found}, expected a whole text model")]
+    Kind { found: String },
+}
+
+/// Judges the header of the file at `path`.
+///
+/// # Errors
+/// [`GgufError`] with the byte at which reading stopped.
+pub fn preflight(path: &Path) -> Result<Header, GgufError> {
+    let io = |source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    if !meta.is_file() {
+        return Err(io(std::io::Error::other("not a regular file")));
+    }
+    read_header(file, meta.len()).map_err(|(reason, at)| GgufError::Refused {
+        path: path.to_owned(),
+        at,
+        reason,
+    })
+}
+
+/// Judges a header; `file_bytes` is the length of the file it begins. On refusal also says how far it came.
+///
+/// # Errors
+/// The first rule that the bytes break.
+pub fn read_header(input: impl Read, file_bytes: u64) -> Result<Header, (Reason, u64)> {
+    let mut bytes = Bounded::new(input, limits::HEADER_BYTES_MAX);
+    header(&mut bytes, file_bytes).map_err(|reason| (reason, bytes.position()))
+}
+
+fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Reason> {
+    let magic = bytes.array()?;
+    if &magic != b"GGUF" {
+        return Err(Reason::Magic { found: magic });
+    }
+    match bytes.u32()? {
+        2 | 3 => {}
+        swapped if matches!(swapped.swap_bytes(), 2 | 3) => return Err(Reason::BigEndian),
+        found => return Err(Reason::Version { found }),
+    }
+    let n_tensors = count("tensors", bytes.u64()?, 1, limits::TENSORS_MAX)?;
+    let n_kv = count("metadata keys", bytes.u64()?, 1, limits::KEYS_MAX)?;
+
+    let meta = Metadata::read(bytes, n_kv)?;
+    let alignment = meta.alignment()?;
+    let tensors = Tensors::read(bytes, n_tensors, alignment)?;
+    let data_at = bytes.position().next_multiple_of(alignment);
+    match data_at.checked_add(tensors.data_bytes) {
+        Some(end) if end <= file_bytes => {}
+        end => {
+            return Err(Reason::PastTheEnd {
+                end: end.unwrap_or(u64::MAX),
+                file_bytes,
+            });
+        }
+    }
+
+    meta.check_kind()?;
+    let arch = meta.architecture()?;
+    Ok(Header {
+        n_ctx_train: meta.u32_within(
+            &format!("{arch}.context_length"),
+            1,
+            limits::CONTEXT_TOKENS_MAX,
+        )?,
+        n_blocks: meta.u32_within(&format!("{arch}.block_count"), 1, limits::BLOCKS_MAX)?,
+        n_vocab: meta.vocabulary()?,
+        arch,
+        name: meta.name.as_deref().and_then(printable),
+        n_params: tensors.n_params,
+        quant: match meta
+            .integers
+            .get("general.file_type")
+            .map(|value| limits::file_type(*value))
+        {
+            Some(Some(name)) => name.to_owned(),
+            _ => tensors.most_used_type.to_uppercase(),
+        },
+        has_chat_template: meta.has_chat_template,
+        // n_tensors <= TENSORS_MAX, which fits.
+        n_tensors: n_tensors as u32,
+        file_bytes,
+    })
+}
+
+fn count(what: &'static str, found: u64, min: u64, max: u64) -> Result<u64, Reason> {
+    match (min..=max).contains(&found) {
+        true => Ok(found),
+        false => Err(Reason::Count {
+            what,
+            found,
+            min,
+            max,
+        }),
+    }
+}
+
+/// Text for a terminal or a topic: no control characters, not endless, `None` when nothing is left.
+fn printable(bytes: &[u8]) -> Option<String> {
+    let text: String = String::from_utf8_lossy(bytes)
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(100)
+        .collect();
+    let text = text.trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// GGUF value types, by their numbers.
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+const VALUE_TYPES: [(&str, u64); 13] = [
+    ("u8", 1),
+    ("i8", 1),
+    ("u16", 2),
+    ("i16", 2),
+    ("u32", 4),
+    ("i32", 4),
+    ("f32", 4),
+    ("bool", 1),
+    ("a string", 0),
+    ("an array", 0),
+    ("u64", 8),
+    ("i64", 8),
+    ("f64", 8),
+];
+const U32: u32 = 4;
+const I32: u32 = 5;
+const F32: u32 = 6;
+
+/// The keys and values that matter here; of the others only the name is kept, to find duplicates.
+#[derive(Default)]
+struct Metadata {
+    types: HashMap<String, u32>,
+    /// Scalar integers that are not negative.
+    integers: HashMap<String, u64>,
+    arch: Option<Vec<u8>>,
+    name: Option<Vec<u8>>,
+    kind: Option<Vec<u8>>,
+    has_chat_template: bool,
+    n_tokens: Option<u64>,
+    n_scores: Option<u64>,
+    n_token_types: Option<u64>,
+    /// By token: written as `<0xNN>`; marked as a byte.
+    written_as_byte: Vec<bool>,
+    marked_as_byte: Vec<bool>,
+}
+
+impl Metadata {
+    fn read(bytes: &mut Bounded<impl Read>, n_kv: u64) -> Result<Self, Reason> {
+        let mut meta = Self::default();
+        for _ in 0..n_kv {
+            let key = bytes.string("a key", limits::KEY_BYTES_MAX)?;
+            let key = ascii("the key", key)?;
+            let value_type = bytes.u32()?;
+            if meta.types.insert(key.clone(), value_type).is_some() {
+                return Err(Reason::DuplicateKey { key });
+            }
+            match value_type {
+                STRING => meta.string(bytes, &key)?,
+                ARRAY => meta.array(bytes, &key)?,
+                other => meta.scalar(bytes, &key, other)?,
+            }
+        }
+        Ok(meta)
+    }
+
+    fn string(&mut self, bytes: &mut Bounded<impl Read>, key: &str) -> Result<(), Reason> {
+        let kept = match key {
+            "general.architecture" => &mut self.arch,
+            "general.name" => &mut self.name,
+            "general.type" => &mut self.kind,
+            key if key.starts_with("tokenizer.chat_template") => {
+                self.has_chat_template |= key == "tokenizer.chat_template";
+                return bytes.skip_string("a chat template", limits::TEMPLATE_BYTES_MAX);
+            }
+            _ => return bytes.skip_string("a string", limits::STRING_BYTES_MAX),
+        };
+        *kept = Some(bytes.string("a name", limits::NAME_BYTES_MAX)?);
+        Ok(())
+    }
+
+    fn scalar(
+        &mut self,
+        bytes: &mut Bounded<impl Read>,
+        key: &str,
+        value_type: u32,
+    ) -> Result<(), Reason> {
+        let size = value_size(key, value_type)?;
+        let mut raw = [0_u8; 8];
+        bytes.fill(&mut raw[..size as usize])?;
+        let unsigned = u64::from_le_bytes(raw);
+        let integer = match value_type {
+            0 | 2 | 4 | 10 => Some(unsigned),
+            1 | 3 | 5 | 11 => {
+                let shift = 64 - 8 * size;
+                u64::try_from((unsigned << shift).cast_signed() >> shift).ok()
+            }
+            7 if unsigned > 1 => {
+                return Err(Reason::Value {
+                    key: key.to_owned(),
+                    found: unsigned.to_string(),
+                    expected: "a bool of 0 or 1".into(),
+                });
+            }
+            _ => None,
+        };
+        self.integers
+            .extend(integer.map(|value| (key.to_owned(), value)));
+        Ok(())
+    }
+
+    fn array(&mut self, bytes: &mut Bounded<impl Read>, key: &str) -> Result<(), Reason> {
+        let element = bytes.u32()?;
+        if element == ARRAY {
+            return Err(Reason::NestedArray {
+                key: key.to_owned(),
+            });
+        }
+        let size = value_size(key, element)?;
+        let n = count(
+            "array elements",
+            bytes.u64()?,
+            0,
+            limits::ARRAY_ELEMENTS_MAX,
+        )?;
+        let expect = |wanted: u32, expected: &'static str| match element == wanted {
+            true => Ok(()),
+            false => Err(Reason::WrongType {
+                key: key.to_owned(),
+                found: VALUE_TYPES[element as usize].0,
+                expected,
+            }),
+        };
+        match key {
+            "tokenizer.ggml.tokens" => {
+                expect(STRING, "strings")?;
+                self.n_tokens = Some(n);
+                for _ in 0..n {
+                    let token = bytes.string("a token", limits::TOKEN_BYTES_MAX)?;
+                    self.written_as_byte.push(is_byte_token(&token));
+                }
+            }
+            "tokenizer.ggml.token_type" => {
+                const BYTE: i32 = 6; // LLAMA_TOKEN_TYPE_BYTE
+                expect(I32, "i32")?;
+                self.n_token_types = Some(n);
+                for _ in 0..n {
+                    self.marked_as_byte
+                        .push(i32::from_le_bytes(bytes.array()?) == BYTE);
+                }
+            }
+            "tokenizer.ggml.scores" => {
+                expect(F32, "f32")?;
+                self.n_scores = Some(n);
+                bytes.skip(n * size)?;
+            }
+            "tokenizer.ggml.merges" => {
+                expect(STRING, "strings")?;
+                bytes.skip_strings(n)?;
+            }
+            _ if element == STRING => bytes.skip_strings(n)?,
+            _ => bytes.skip(n * size)?,
+        }
+        Ok(())
+    }
+
+    /// Bytes between the starts of tensors: 32 unless the file says otherwise.
+    fn alignment(&self) -> Result<u64, Reason> {
+        const KEY: &str = "general.alignment";
+        let Some(value_type) = self.types.get(KEY) else {
+            return Ok(32);
+        };
+        if *value_type != U32 {
+            return Err(Reason::WrongType {
+                key: KEY.into(),
+                found: VALUE_TYPES[*value_type as usize].0,
+                expected: "u32",
+            });
+        }
+        match self.integers.get(KEY) {
+            Some(value) if value.is_power_of_two() && limits::ALIGNMENT.contains(value) => {
+                Ok(*value)
+            }
+            found => Err(Reason::Value {
+                key: KEY.into(),
+                found: found.copied().unwrap_or_default().to_string(),
+                expected: "a power of two from 8 to 4096".into(),
+            }),
+        }
+    }
+
+    /// Adapters, projectors, calibration data and parts of split models are GGUF files too.
+    fn check_kind(&self) -> Result<(), Reason> {
+        let refuse = |found: String| Err(Reason::Kind { found });
+        match self.kind.as_deref() {
+            None | Some(b"model") => {}
+            Some(other) => {
+                return refuse(printable(other).unwrap_or_else(|| "file of no kind".into()));
+            }
+        }
+        if self.arch.as_deref() == Some(b"clip") {
+            return refuse("projector (mmproj)".into());
+        }
+        match self.integers.get("split.count") {
+            Some(n) if *n > 1 => refuse(format!(
+                "part of a model in {n} files (llama-gguf-split --merge joins them)"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn architecture(&self) -> Result<String, Reason> {
+        const KEY: &str = "general.architecture";
+        let arch = self
+            .arch
+            .clone()
+            .ok_or_else(|| Reason::Missing { key: KEY.into() })?;
+        let fine =
+            |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_');
+        if arch.is_empty() || arch.len() > 64 || !arch.iter().all(fine) {
+            return Err(Reason::Value {
+                key: KEY.into(),
+                found: printable(&arch).unwrap_or_default(),
+                expected: "1 to 64 of a-z 0-9 - _".into(),
+            });
+        }
+        ascii(KEY, arch)
+    }
+
+    fn u32_within(&self, key: &str, min: u64, max: u64) -> Result<u32, Reason> {
+        let Some(value_type) = self.types.get(key) else {
+            return Err(Reason::Missing {
+                key: key.to_owned(),
+            });
+        };
+        match self.integers.get(key) {
+            // Both bounds are constants that fit.
+            Some(value) if (min..=max).contains(value) => Ok(*value as u32),
+            Some(value) => Err(Reason::Value {
+                key: key.to_owned(),
+                found: value.to_string(),
+                expected: format!("{min} to {max}"),
+            }),
+            None => Err(Reason::WrongType {
+                key: key.to_owned(),
+                found: VALUE_TYPES[*value_type as usize].0,
+                expected: "a positive integer",
+            }),
+        }
+    }
+
+    /// Length of the vocabulary, after checks of the arrays that llama.cpp indexes by token.
+    fn vocabulary(&self) -> Result<u32, Reason> {
+        let n_vocab = self.n_tokens.unwrap_or(0);
+        if n_vocab == 0 {
+            return Err(Reason::Missing {
+                key: "tokenizer.ggml.tokens".into(),
+            });
+        }
+        for (array, found) in [
+            ("scores", self.n_scores),
+            ("token_type", self.n_token_types),
+        ] {
+            if let Some(found) = found.filter(|n| *n != n_vocab) {
+                return Err(Reason::VocabLength {
+                    array,
+                    found,
+                    n_vocab,
+                });
+            }
+        }
+        let mut pairs = self.marked_as_byte.iter().zip(&self.written_as_byte);
+        match pairs.position(|(marked, written)| *marked && !written) {
+            Some(index) => Err(Reason::ByteToken {
+                index: index as u64,
+            }),
+            // At most ARRAY_ELEMENTS_MAX, which fits.
+            None => Ok(n_vocab as u32),
+        }
+    }
+}
+
+/// Size of one value in bytes; 0 for a string.
+fn value_size(key: &str, value_type: u32) -> Result<u64, Reason> {
+    match VALUE_TYPES.get(value_type as usize) {
+        Some((_, size)) => Ok(*size),
+        None => Err(Reason::ValueType {
+            key: key.to_owned(),
+            found: value_type,
+        }),
+    }
+}
+
+fn ascii(what: &'static str, bytes: Vec<u8>) -> Result<String, Reason> {
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic()) => Ok(text),
+        Ok(text) => Err(Reason::Characters { what, found: text }),
+        Err(e) => Err(Reason::Characters {
+            what,
+            found: String::from_utf8_lossy(e.as_bytes()).into_owned(),
+        }),
+    }
+}
+
+/// `<0x0A>`: llama.cpp turns the two digits into a byte without looking at them (llama.cpp#25969).
+fn is_byte_token(token: &[u8]) -> bool {
+    matches!(token, [b'<', b'0', b'x', a, b, b'>'] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
+}

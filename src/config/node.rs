@@ -4,20 +4,16 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::reader::Root;
+use crate::wire::topic::{Name, Names};
 
-/// Words that stand at fixed places in topics and can name nobody.
-const RESERVED: &[&str] = &[
-    "req", "resp", "pool", "fleet", "tele", "evt", "cmd", "set", "status", "state", "info",
-    "models", "ota", "daemon", "local",
-];
+use super::reader::Root;
 
 /// `[node]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
     /// Name of this board on MQTT, never empty.
     pub name: String,
-    /// First level of every topic.
+    /// First level, or levels, of every topic.
     pub root: String,
 }
 
@@ -29,7 +25,11 @@ impl NodeConfig {
             name => check_name(name).map(|()| name.to_owned()),
         });
         let topic_root = section.checked("root", |root| {
-            check_characters(root).map(|()| root.to_owned())
+            let anyone = Name::new("x").expect("a letter is a name");
+            match Names::new(root, anyone) {
+                Ok(_) => Ok(root.to_owned()),
+                Err(e) => Err(format!("a name, or names joined by /: {e}")),
+            }
         });
         Self {
             name: name.unwrap_or_default(),
@@ -65,6 +65,11 @@ impl PathsConfig {
             state_dir,
             models_dir,
         }
+    }
+
+    /// The users of the embedded broker, kept by `orinoco user`.
+    pub fn users_file(&self) -> PathBuf {
+        self.state_dir.join("users.toml")
     }
 }
 
@@ -129,20 +134,12 @@ impl LogConfig {
 
 /// A name of a node, user or model: one level of a topic, no reserved word.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
-    check_characters(name)?;
-    match RESERVED.contains(&name) {
+    let fine = Name::new(name).map_err(|_| "1 to 64 of A-Z a-z 0-9 _ . -".to_owned())?;
+    match fine.is_reserved() {
         true => Err(format!(
             "another name: {name:?} has a place of its own in topics"
         )),
         false => Ok(()),
-    }
-}
-
-fn check_characters(name: &str) -> Result<(), String> {
-    let fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-');
-    match (1..=64).contains(&name.len()) && name.bytes().all(fine) {
-        true => Ok(()),
-        false => Err("1 to 64 of A-Z a-z 0-9 _ . -".into()),
     }
 }
 

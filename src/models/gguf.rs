@@ -18,7 +18,7 @@ pub mod limits;
 mod reader;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;

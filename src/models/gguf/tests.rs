@@ -4,7 +4,7 @@ use super::*;
 
 /// Writes small GGUF files, right or wrong.
 #[derive(Clone)]
-struct Gguf {
+pub(crate) struct Gguf {
     magic: [u8; 4],
     version: u32,
     n_tensors: Option<u64>,
@@ -45,7 +45,7 @@ fn tensor(name: &str, dims: &[u64], number: u32) -> Tensor {
 
 impl Gguf {
     /// A model that passes: three tokens, two tensors.
-    fn good() -> Self {
+    pub(crate) fn good() -> Self {
         let mut gguf = Self {
             magic: *b"GGUF",
             version: 3,
@@ -106,7 +106,7 @@ impl Gguf {
     }
 
     /// The header, and the length of the whole file.
-    fn bytes(&self) -> (Vec<u8>, u64) {
+    pub(crate) fn bytes(&self) -> (Vec<u8>, u64) {
         let n_tensors = self.n_tensors.unwrap_or(self.tensors.len() as u64);
         let n_kv = self.n_kv.unwrap_or(self.kv.len() as u64);
         let mut raw = self.magic.to_vec();

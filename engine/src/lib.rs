@@ -1,0 +1,20 @@
+//! Orinoco's worker as a library: everything of `orinoco-engine` but `main`.
+//!
+//! A worker holds one model and the jobs in its slots, nothing else: no MQTT, no users, no policy.
+//! `run` is the loop (commands, admit, plan, decode, sample, emit); `schedule`, `prefix`, `sampling`
+//! and `text` are its pure parts; `model` is the seam to `llama`, the only folder that names
+//! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair.
+
+pub mod llama;
+pub mod model;
+pub mod pipe;
+pub mod prefix;
+pub mod process;
+pub mod run;
+pub mod sampling;
+pub mod schedule;
+pub mod scripted;
+pub mod slot;
+pub mod template;
+pub mod text;
+pub mod worker;

@@ -1,0 +1,396 @@
+//! An owned `llama_context` with its batch: the real [`Decoder`].
+//!
+//! The context is always made with `kv_unified = true`: otherwise each sequence owns a fixed part of
+//! the pool and a partial `seq_cp` between two of them aborts the process. There is deliberately no
+//! way to ask for the other.
+
+#![allow(
+    unsafe_code,
+    reason = "llama-cpp-2 0.1.160 has no n_outputs_max, breakdown or abort callback"
+)]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+use orinoco::frames::{BufferUse, KvType, LoadSpec, Switch, Token};
+
+use super::log;
+use super::model::Model;
+use crate::model::{DecodeError, Decoder, Limits, LoadError, Row, SeqId, TemplateSource};
+
+/// Sequences that hold cached prefixes beside the decoding ones.
+const N_PARKED_MAX: u32 = 24;
+/// `LLAMA_MAX_SEQ`.
+const N_SEQ_IDS_MAX: u32 = 256;
+/// Pool size when neither the operator nor the model says one.
+const N_CTX_DEFAULT_MAX: u32 = 8192;
+
+/// How a context is made; [`ContextSpec::of`] fills it from what the supervisor sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextSpec {
+    /// Cells in the pool.
+    pub n_ctx: u32,
+    /// Tokens one request may use.
+    pub n_ctx_seq: u32,
+    /// Sequences that decode side by side.
+    pub n_seq_max: u32,
+    /// Most rows in one batch.
+    pub n_batch: u32,
+    /// Most rows in one physical batch.
+    pub n_ubatch: u32,
+    /// Threads for one row a sequence.
+    pub n_threads: u32,
+    /// Threads for prefill.
+    pub n_threads_batch: u32,
+    /// Type of the keys.
+    pub kv_type_k: KvType,
+    /// Type of the values.
+    pub kv_type_v: KvType,
+    /// Flash attention.
+    pub flash_attn: Switch,
+    /// Whether sliding-window layers keep all positions. `true` costs memory and lets every prefix be
+    /// reused; with `false` only what is still inside the window of the last position can be.
+    pub swa_full: bool,
+}
+
+impl ContextSpec {
+    /// Zeros filled in, bounds checked.
+    pub fn of(spec: &LoadSpec, n_ctx_train: u32) -> Result<Self, LoadError> {
+        if spec.n_seq_max == 0 || spec.n_seq_max > N_SEQ_IDS_MAX / 2 {
+            return Err(LoadError(format!(
+                "n_seq_max is {}, 1 to {} are possible",
+                spec.n_seq_max,
+                N_SEQ_IDS_MAX / 2
+            )));
+        }
+        if spec.n_ubatch == 0 || spec.n_batch < spec.n_ubatch || spec.n_batch < spec.n_seq_max {
+            return Err(LoadError(format!(
+                "n_batch is {} and n_ubatch {}; n_ubatch must be at least 1, and n_batch at least n_ubatch and n_seq_max ({})",
+                spec.n_batch, spec.n_ubatch, spec.n_seq_max
+            )));
+        }
+        let quantized_v = !matches!(spec.kv_type_v, KvType::F16 | KvType::F32);
+        if quantized_v && spec.flash_attn == Switch::Off {
+            return Err(LoadError(format!(
+                "kv_type_v is {:?} and flash_attn is off; a quantized V cache needs flash attention: set flash_attn to on, or kv_type_v to f16",
+                spec.kv_type_v
+            )));
+        }
+        // AUTO may end without flash attention, and then there would be no context.
+        let flash_attn = if quantized_v {
+            Switch::On
+        } else {
+            spec.flash_attn
+        };
+        let n_ctx = match spec.n_ctx {
+            0 => n_ctx_train.clamp(1, N_CTX_DEFAULT_MAX),
+            n => n,
+        };
+        let n_ctx_seq = match spec.n_ctx_seq {
+            0 => n_ctx.min(n_ctx_train.max(1)),
+            n => n.min(n_ctx),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let n_threads = if spec.n_threads == 0 {
+            cores
+        } else {
+            spec.n_threads
+        };
+        Ok(Self {
+            n_ctx,
+            n_ctx_seq,
+            n_seq_max: spec.n_seq_max,
+            n_batch: spec.n_batch,
+            n_ubatch: spec.n_ubatch,
+            n_threads,
+            n_threads_batch: if spec.n_threads_batch == 0 {
+                n_threads
+            } else {
+                spec.n_threads_batch
+            },
+            kv_type_k: spec.kv_type_k,
+            kv_type_v: spec.kv_type_v,
+            flash_attn,
+            swa_full: true,
+        })
+    }
+}
+
+/// A context on a model, with the one batch that it reads.
+pub struct Context<'m> {
+    raw: NonNull<sys::llama_context>,
+    memory: sys::llama_memory_t,
+    batch: Batch,
+    model: &'m Model,
+    limits: Limits,
+    /// Not `Send`: CUDA state and the backend belong to the thread that made them.
+    _here: PhantomData<*mut ()>,
+}
+
+impl<'m> Context<'m> {
+    /// `closed` stops a running decode (on a CPU at once, on a GPU after the current batch).
+    pub fn new(
+        model: &'m Model,
+        spec: &ContextSpec,
+        closed: &'static AtomicBool,
+    ) -> Result<Self, LoadError> {
+        // SAFETY: returns a plain struct.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = spec.n_ctx;
+        params.n_batch = spec.n_batch;
+        params.n_ubatch = spec.n_ubatch;
+        params.n_seq_max = spec.n_seq_max;
+        // One row of logits a sequence: with the default the compute buffers hold n_batch of them, which
+        // for a vocabulary of 262k is half a GiB.
+        params.n_outputs_max = spec.n_seq_max;
+        params.n_threads = spec.n_threads as i32;
+        params.n_threads_batch = spec.n_threads_batch as i32;
+        params.flash_attn_type = match spec.flash_attn {
+            Switch::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            Switch::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            Switch::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        params.type_k = ggml_type(spec.kv_type_k);
+        params.type_v = ggml_type(spec.kv_type_v);
+        params.kv_unified = true;
+        params.swa_full = spec.swa_full;
+        params.abort_callback = Some(is_closed);
+        params.abort_callback_data = std::ptr::from_ref(closed).cast_mut().cast::<c_void>();
+        // SAFETY: the model is live and outlives the context (`'m`); `closed` is static.
+        let raw = unsafe { sys::llama_init_from_model(model.raw(), params) };
+        let raw = NonNull::new(raw).ok_or_else(|| {
+            LoadError(format!(
+                "no context of {} tokens for {} sequences: {}; a smaller n_ctx or n_ubatch needs less memory",
+                spec.n_ctx,
+                spec.n_seq_max,
+                log::take().reason()
+            ))
+        })?;
+        // SAFETY: the context is live; these only read. What it really has may differ from what was
+        // asked for.
+        let (memory, n_ctx, n_batch, n_ubatch) = unsafe {
+            let raw = raw.as_ptr();
+            (
+                sys::llama_get_memory(raw),
+                sys::llama_n_ctx(raw),
+                sys::llama_n_batch(raw),
+                sys::llama_n_ubatch(raw),
+            )
+        };
+        let limits = Limits {
+            n_ctx,
+            n_ctx_seq: spec.n_ctx_seq.min(n_ctx),
+            n_seq_max: spec.n_seq_max,
+            n_parked_max: if model.is_recurrent() {
+                0
+            } else {
+                N_PARKED_MAX
+            },
+            n_batch,
+            n_ubatch: n_ubatch.min(n_batch),
+            n_vocab: model.n_vocab(),
+            n_swa: model.n_swa(),
+        };
+        Ok(Self {
+            raw,
+            memory,
+            batch: Batch::new(n_batch),
+            model,
+            limits,
+            _here: PhantomData,
+        })
+    }
+
+    /// Bytes by buffer type, llama.cpp's own account.
+    pub fn breakdown(&self) -> Vec<BufferUse> {
+        const CAP: usize = 32;
+        let mut found = [const { RawBufferUse::EMPTY }; CAP];
+        // SAFETY: the context is live; at most CAP entries are written.
+        let n = unsafe {
+            orinoco_memory_breakdown(self.raw.as_ptr(), found.as_mut_ptr(), CAP as c_int)
+        };
+        let n = usize::try_from(n).unwrap_or(0).min(CAP);
+        Vec::from_iter(found[..n].iter().map(|entry| {
+            BufferUse {
+                // SAFETY: ggml's buffer type names are C strings that live as long as the process.
+                buffer: unsafe { CStr::from_ptr(entry.name) }
+                    .to_string_lossy()
+                    .into_owned(),
+                host: entry.host != 0,
+                weights_bytes: entry.model as u64,
+                kv_bytes: entry.context as u64,
+                compute_bytes: entry.compute as u64,
+            }
+        }))
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by llama_init_from_model, freed once, while the model is alive.
+        unsafe { sys::llama_free(self.raw.as_ptr()) }
+    }
+}
+
+impl Decoder for Context<'_> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn tokenize(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Token>, String> {
+        self.model.tokenize(text, add_special, parse_special)
+    }
+
+    fn piece(&self, token: Token, bytes: &mut Vec<u8>) {
+        self.model.piece(token, bytes);
+    }
+
+    fn is_eog(&self, token: Token) -> bool {
+        self.model.is_eog(token)
+    }
+
+    fn template(&self) -> TemplateSource {
+        self.model.template()
+    }
+
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        self.batch.fill(rows);
+        // SAFETY: context and batch are live; every field up to n_tokens was just written.
+        let code = unsafe { sys::llama_decode(self.raw.as_ptr(), self.batch.raw) };
+        match code {
+            0 => Ok(()),
+            1 => Err(DecodeError::NoCells),
+            2 => Err(DecodeError::Aborted),
+            code => Err(DecodeError::Failed(code)),
+        }
+    }
+
+    fn logits(&mut self, row: usize) -> &mut [f32] {
+        let row = i32::try_from(row).expect("a batch has fewer rows than i32::MAX");
+        // SAFETY: the context is live; NULL for a row without logits is checked below.
+        let raw = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+        assert!(!raw.is_null(), "row {row} was decoded without logits");
+        // SAFETY: llama.cpp returns n_vocab floats in its own buffer, valid until the next decode, which
+        // needs `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(raw, self.limits.n_vocab as usize) }
+    }
+
+    fn seq_rm(&mut self, seq: SeqId, from: u32) -> bool {
+        // SAFETY: the memory belongs to the live context; ids are below LLAMA_MAX_SEQ.
+        unsafe { sys::llama_memory_seq_rm(self.memory, seq as i32, from as i32, -1) }
+    }
+
+    fn seq_cp(&mut self, from: SeqId, to: SeqId, len: u32) {
+        // SAFETY: as above; with a unified pool a partial copy only marks cells.
+        unsafe { sys::llama_memory_seq_cp(self.memory, from as i32, to as i32, 0, len as i32) }
+    }
+
+    fn seq_pos_min(&self, seq: SeqId) -> Option<u32> {
+        // SAFETY: as above; -1 means empty.
+        u32::try_from(unsafe { sys::llama_memory_seq_pos_min(self.memory, seq as i32) }).ok()
+    }
+
+    fn seq_pos_max(&self, seq: SeqId) -> Option<u32> {
+        // SAFETY: as above; -1 means empty.
+        u32::try_from(unsafe { sys::llama_memory_seq_pos_max(self.memory, seq as i32) }).ok()
+    }
+
+    fn synchronize(&mut self) {
+        // SAFETY: the context is live.
+        unsafe { sys::llama_synchronize(self.raw.as_ptr()) }
+    }
+}
+
+fn ggml_type(kv_type: KvType) -> sys::ggml_type {
+    match kv_type {
+        KvType::F32 => sys::GGML_TYPE_F32,
+        KvType::F16 => sys::GGML_TYPE_F16,
+        KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        KvType::Q4_0 => sys::GGML_TYPE_Q4_0,
+    }
+}
+
+unsafe extern "C" fn is_closed(flag: *mut c_void) -> bool {
+    // SAFETY: `flag` is the static given to `Context::new`.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+/// An owned `llama_batch` of tokens with one sequence a row.
+struct Batch {
+    raw: sys::llama_batch,
+    n_rows_max: usize,
+}
+
+impl Batch {
+    fn new(n_rows_max: u32) -> Self {
+        // SAFETY: allocates; the fields are written before they are read.
+        let raw = unsafe { sys::llama_batch_init(n_rows_max as i32, 0, 1) };
+        Self {
+            raw,
+            n_rows_max: n_rows_max as usize,
+        }
+    }
+
+    fn fill(&mut self, rows: &[Row]) {
+        assert!(
+            rows.len() <= self.n_rows_max,
+            "{} rows in a batch of {}: llama.cpp would abort",
+            rows.len(),
+            self.n_rows_max
+        );
+        self.raw.n_tokens = rows.len() as i32;
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: i < n_rows_max, the length of each array; seq_id[i] has room for one.
+            unsafe {
+                *self.raw.token.add(i) = row.token;
+                *self.raw.pos.add(i) = row.pos as i32;
+                *self.raw.n_seq_id.add(i) = 1;
+                **self.raw.seq_id.add(i) = row.seq as i32;
+                *self.raw.logits.add(i) = i8::from(row.wants_logits);
+            }
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // SAFETY: made by llama_batch_init, freed once.
+        unsafe { sys::llama_batch_free(self.raw) }
+    }
+}
+
+#[repr(C)]
+struct RawBufferUse {
+    name: *const c_char,
+    model: usize,
+    context: usize,
+    compute: usize,
+    host: c_int,
+}
+
+impl RawBufferUse {
+    const EMPTY: Self = Self {
+        name: std::ptr::null(),
+        model: 0,
+        context: 0,
+        compute: 0,
+        host: 0,
+    };
+}
+
+unsafe extern "C" {
+    /// `shim.cpp`.
+    fn orinoco_memory_breakdown(
+        context: *const sys::llama_context,
+        out: *mut RawBufferUse,
+        cap: c_int,
+    ) -> c_int;
+}

@@ -1,0 +1,115 @@
+//! llama.cpp: the only folder that names `llama_cpp_2` or `llama_cpp_sys_2`.
+//!
+//! llama-cpp-2 serves for the life of the backend and the list of devices. Model, context and batch
+//! are owned here through llama-cpp-sys-2, because llama-cpp-2 0.1.160 hides its raw pointers and
+//! lacks the memory breakdown, `n_outputs_max` and the abort callback. Never used from two threads.
+
+pub mod context;
+pub mod gpu;
+pub mod log;
+pub mod model;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use orinoco::frames::{Backend, LoadSpec, Loaded};
+
+use self::context::{Context, ContextSpec};
+use self::model::Model;
+use crate::model::{Decoder, LoadError, Loader, Row};
+
+/// The llama.cpp that is linked, for [`orinoco::frames::Hello`].
+pub const VERSION: &str = "llama-cpp-sys-2 0.1.161";
+
+/// Compute backends of this build, by ggml's names.
+pub fn backends() -> Vec<String> {
+    let mut names = vec!["CPU".to_owned()];
+    if cfg!(feature = "cuda") {
+        names.push("CUDA".to_owned());
+    }
+    names
+}
+
+/// Loads GGUF files. Holds the backend, so make it on the main thread and keep it there.
+pub struct LlamaLoader {
+    _backend: LlamaBackend,
+    closed: &'static AtomicBool,
+}
+
+impl LlamaLoader {
+    /// Starts the backend. `closed` is set when the supervisor is gone and stops decodes.
+    ///
+    /// `GGML_CUDA_DISABLE_GRAPHS` must be in the environment before this, if it is wanted.
+    pub fn new(closed: &'static AtomicBool) -> Result<Self, LoadError> {
+        log::install();
+        let backend = LlamaBackend::init()
+            .map_err(|error| LoadError(format!("start llama.cpp's backend: {error}")))?;
+        Ok(Self {
+            _backend: backend,
+            closed,
+        })
+    }
+}
+
+impl Loader for LlamaLoader {
+    fn with_model(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(f32) -> bool,
+        serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+    ) -> Result<(), LoadError> {
+        let start = Instant::now();
+        let gpu = gpu::Found::here(Path::new("/"));
+        gpu.check_build(spec)?;
+        log::take();
+        let model = Model::load(spec, progress)?;
+        let context_spec = ContextSpec::of(spec, model.n_ctx_train())?;
+        let mut context = Context::new(&model, &context_spec, self.closed)?;
+        let facts = log::take();
+        let (n_layers_gpu, n_layers) = match (spec.backend, facts.offloaded) {
+            (Backend::Auto, Some(pair)) => pair,
+            (Backend::Cpu, _) | (_, None) => (0, model.n_layers()),
+        };
+        gpu.check_offload(spec, n_layers_gpu, n_layers)?;
+        warm_up(&mut context)?;
+        let limits = context.limits();
+        let loaded = Loaded {
+            name: spec.name.clone(),
+            arch: model.arch(),
+            description: model.description(),
+            n_params: model.n_params(),
+            size_bytes: model.size_bytes(),
+            n_vocab: limits.n_vocab,
+            n_ctx_train: model.n_ctx_train(),
+            n_ctx: limits.n_ctx,
+            n_ctx_seq: limits.n_ctx_seq,
+            n_seq_max: limits.n_seq_max,
+            chat_template: String::new(), // filled by the loop, which compiles the template
+            n_layers,
+            n_layers_gpu,
+            n_graph_splits: facts.n_graph_splits.unwrap_or(0),
+            buffers: context.breakdown(),
+            load_ms: start.elapsed().as_millis() as u64,
+        };
+        serve(&mut context, loaded);
+        Ok(())
+    }
+}
+
+/// One decode before the first job, so that lazily loaded kernels and pages are there.
+fn warm_up(context: &mut Context<'_>) -> Result<(), LoadError> {
+    let row = Row {
+        seq: 0,
+        token: 0,
+        pos: 0,
+        wants_logits: true,
+    };
+    context
+        .decode(&[row])
+        .map_err(|error| LoadError(format!("first decode: {error}; {}", log::take().reason())))?;
+    context.synchronize();
+    context.seq_rm(0, 0);
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! The seam between the loop and llama.cpp: [`Loader`] lends a [`Decoder`] to a closure.
+//!
+//! The loop knows only these traits, so it is tested with `scripted` and again with real models.
+//! Lending instead of returning keeps the model alive exactly as long as its context and frees both,
+//! in order, on the thread that made them; no implementor has to be `Send`.
+
+use orinoco::frames::{LoadSpec, Loaded, Token};
+
+/// Number of a sequence in the KV cache.
+///
+/// `0..n_seq_max` can decode; `n_seq_max..n_seq_max + n_parked_max` only hold cached prefixes.
+pub type SeqId = u32;
+
+/// One row of a decode batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Whose row it is; below [`Limits::n_seq_max`].
+    pub seq: SeqId,
+    /// The token to read.
+    pub token: Token,
+    /// Its position, one above the last position of `seq`.
+    pub pos: u32,
+    /// Whether [`Decoder::logits`] will be asked for this row.
+    pub wants_logits: bool,
+}
+
+/// What a decoder can hold and do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Cells in the KV pool, shared by all sequences.
+    pub n_ctx: u32,
+    /// Tokens one request may use, prompt and answer.
+    pub n_ctx_seq: u32,
+    /// Sequences that decode side by side, and rows with logits in one batch.
+    pub n_seq_max: u32,
+    /// Sequences beyond those that can hold cached prefixes; 0 where the model's memory cannot be
+    /// shared between sequences (recurrent and hybrid models).
+    pub n_parked_max: u32,
+    /// Most rows in one batch.
+    pub n_batch: u32,
+    /// Most rows in one physical batch; at most `n_batch`.
+    pub n_ubatch: u32,
+    /// Tokens in the vocabulary.
+    pub n_vocab: u32,
+    /// Width of the sliding window; 0: every layer sees all positions.
+    pub n_swa: u32,
+}
+
+/// Why a batch was not decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Nothing was changed: the pool has no room for the batch.
+    #[error("no free cells in the KV pool for this batch")]
+    NoCells,
+    /// The socket was closed during the decode.
+    #[error("decode was aborted because the supervisor is gone")]
+    Aborted,
+    /// llama.cpp refused or failed; some rows may be in the cache.
+    #[error("llama_decode returned {0}")]
+    Failed(i32),
+}
+
+/// What a chat template needs from the model's file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TemplateSource {
+    /// The Jinja text, if the file has one.
+    pub source: Option<String>,
+    /// Text of the begin-of-sequence token, empty if there is none.
+    pub bos: String,
+    /// Text of the end-of-sequence token, empty if there is none.
+    pub eos: String,
+    /// Whether tokenizing with `add_special` puts the BOS token in front.
+    pub add_bos: bool,
+}
+
+/// A loaded model and its context. Lives and dies on one thread.
+pub trait Decoder {
+    /// What it can hold; constant.
+    fn limits(&self) -> Limits;
+
+    /// Ids of `text`. `add_special` adds BOS (and what else the model wants), `parse_special` reads
+    /// the texts of control tokens as those tokens. The error is a sentence.
+    fn tokenize(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Token>, String>;
+
+    /// Appends the bytes that `token` stands for; control tokens stand for none.
+    fn piece(&self, token: Token, bytes: &mut Vec<u8>);
+
+    /// Whether `token` ends an answer.
+    fn is_eog(&self, token: Token) -> bool;
+
+    /// Template, BOS and EOS of the model's file.
+    fn template(&self) -> TemplateSource;
+
+    /// Reads `rows`, at most `n_batch` of them, at most `n_seq_max` with logits.
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
+
+    /// Logits of row `row` of the last batch, `n_vocab` long. They may be changed in place (that saves
+    /// a copy of the vocabulary for each token) and are gone after the next `decode`.
+    fn logits(&mut self, row: usize) -> &mut [f32];
+
+    /// Forgets positions `from..` of `seq`; `false` if the model's memory cannot forget only a part.
+    fn seq_rm(&mut self, seq: SeqId, from: u32) -> bool;
+
+    /// Makes positions `0..len` of `from` also those of the empty sequence `to`, in the same cells.
+    fn seq_cp(&mut self, from: SeqId, to: SeqId, len: u32);
+
+    /// Lowest position still in the cache; above 0 only where a sliding window has let go of some.
+    fn seq_pos_min(&self, seq: SeqId) -> Option<u32>;
+
+    /// Highest position in the cache.
+    fn seq_pos_max(&self, seq: SeqId) -> Option<u32>;
+
+    /// Waits until the last batch is computed, so that it can be timed.
+    fn synchronize(&mut self);
+}
+
+/// Why a model cannot be served; the text goes to a technician.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(pub String);
+
+/// Loads a model and lends it out.
+pub trait Loader {
+    /// Loads `spec`, hands the decoder and its description to `serve`, and frees both after it.
+    ///
+    /// `progress` is called with 0.0 to 1.0 while bytes move; when it returns `false` loading stops.
+    fn with_model(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(f32) -> bool,
+        serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+    ) -> Result<(), LoadError>;
+}

@@ -1,0 +1,225 @@
+//! The loop: commands → admit → plan → decode → sample → emit, until drained or alone.
+//!
+//! Owns every job in the worker and the decoder's cache. Between two decodes anything can change. It
+//! waits only for commands and only when there is nothing to compute; it never waits for the socket:
+//! text that the outgoing channel does not take joins the next step's, and what may not be lost
+//! (`Started`, `Done`, answers) queues in the outbox, whose length bounds how many commands are read.
+
+mod admit;
+mod bench;
+mod step;
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
+use std::time::Duration;
+
+use orinoco::frames::{BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded};
+
+use crate::model::{Decoder, LoadError, Row};
+use crate::prefix::Pool;
+use crate::schedule::{Bounds, Schedule, Want};
+use crate::slot::Slot;
+use crate::template::ChatTemplate;
+
+/// Events that wait for the channel before commands are left unread.
+const OUTBOX_MAX: usize = 256;
+/// Jobs without a slot; the supervisor sends no more than `n_seq_max` at all.
+const WAITING_MAX: usize = 256;
+/// How often a full channel is tried while there is nothing to compute.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// Serves jobs with `decoder` until [`Command::Drain`] is done or the commands' sender is gone.
+///
+/// Sends [`Event::Loaded`] first. An operator's chat template that does not compile is a failed load.
+pub fn run(
+    decoder: &mut dyn Decoder,
+    spec: &LoadSpec,
+    mut loaded: Loaded,
+    commands: &Receiver<Command>,
+    events: &SyncSender<Event>,
+) -> Result<(), LoadError> {
+    let is_token = |text: &str| {
+        decoder
+            .tokenize(text, false, true)
+            .is_ok_and(|ids| ids.len() == 1)
+    };
+    let of_model = decoder.template();
+    let template = ChatTemplate::new(&of_model, spec.chat_template.as_deref(), is_token)
+        .map_err(|error| LoadError(format!("failed to {error}")))?;
+    loaded.chat_template = template.name().to_owned();
+    let limits = decoder.limits();
+    let mut slots = Vec::new();
+    slots.resize_with(limits.n_seq_max as usize, || None);
+    let mut run = Run {
+        pool: Pool::new(limits),
+        schedule: Schedule::new(Bounds {
+            n_batch: limits.n_batch as usize,
+            n_ubatch: limits.n_ubatch as usize,
+            step_ms: f64::from(spec.step_ms),
+            step_tokens: spec.step_tokens as usize,
+        }),
+        decoder,
+        template,
+        bos: of_model.bos,
+        add_bos: of_model.add_bos,
+        slots,
+        waiting: VecDeque::new(),
+        may_admit: true,
+        outbox: VecDeque::from([Event::Loaded(Box::new(loaded))]),
+        bench: None,
+        draining: false,
+        step: 0,
+        rows: Vec::new(),
+        wants: Vec::new(),
+        shares: Vec::new(),
+        bytes: Vec::new(),
+    };
+    while run.turn(commands, events) {}
+    Ok(())
+}
+
+struct Run<'d> {
+    decoder: &'d mut dyn Decoder,
+    template: ChatTemplate,
+    bos: String,
+    add_bos: bool,
+    /// By sequence.
+    slots: Vec<Option<Slot>>,
+    waiting: VecDeque<Slot>,
+    /// Whether anything changed since the first waiting job was last refused.
+    may_admit: bool,
+    pool: Pool,
+    schedule: Schedule,
+    outbox: VecDeque<Event>,
+    bench: Option<BenchSpec>,
+    draining: bool,
+    step: u64,
+    // Kept between steps so that a step costs few allocations.
+    rows: Vec<Row>,
+    wants: Vec<Option<Want>>,
+    shares: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Run<'_> {
+    /// One turn of the loop; `false` when it is over.
+    fn turn(&mut self, commands: &Receiver<Command>, events: &SyncSender<Event>) -> bool {
+        if !self.read(commands) {
+            return false;
+        }
+        self.admit();
+        if !self.compute() {
+            return false;
+        }
+        if self.is_idle()
+            && let Some(spec) = self.bench.take()
+        {
+            let report = bench::measure(self, spec);
+            self.outbox.push_back(Event::Bench(report));
+        }
+        if !self.emit(events) {
+            return false;
+        }
+        !(self.draining && self.is_idle() && self.outbox.is_empty())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
+    }
+
+    /// Reads the commands that are there; waits for one only when there is nothing else to do. `false`
+    /// when the sender is gone.
+    fn read(&mut self, commands: &Receiver<Command>) -> bool {
+        if self.is_idle() && self.bench.is_none() {
+            let first = if !self.outbox.is_empty() {
+                commands.recv_timeout(RETRY)
+            } else if self.draining {
+                return true;
+            } else {
+                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match first {
+                Ok(command) => self.command(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        while self.outbox.len() < OUTBOX_MAX {
+            match commands.try_recv() {
+                Ok(command) => self.command(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Load(_) => tracing::warn!("a second Load is ignored: one model a worker"),
+            Command::Submit(job) => self.submit(&job),
+            Command::Cancel(job) => self.cancel(job),
+            Command::Tokenize { job, input } => {
+                let ids = self.tokens_of(&input);
+                self.outbox.push_back(Event::Tokenized { job, ids });
+            }
+            Command::Bench(spec) => self.bench = Some(spec),
+            Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),
+            Command::Drain => self.draining = true,
+        }
+    }
+
+    fn cancel(&mut self, job: JobKey) {
+        if let Some(at) = self.waiting.iter().position(|slot| slot.job == job)
+            && let Some(slot) = self.waiting.remove(at)
+        {
+            self.may_admit = true;
+            self.say_done(slot, Ok(Finish::Cancelled));
+        }
+        let running = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.job == job);
+        if let Some(seq) = self.slots.iter().position(running) {
+            self.end(seq, Ok(Finish::Cancelled));
+        }
+    }
+
+    fn say_done(&mut self, slot: Slot, end: Result<Finish, JobError>) {
+        self.outbox.push_back(Event::Done(Box::new(slot.done(end))));
+    }
+
+    /// Hands out what can be handed out now. `false` when nobody listens any more.
+    fn emit(&mut self, events: &SyncSender<Event>) -> bool {
+        // In order, so that Started comes before the job's first piece, and its pieces before Done.
+        while let Some(event) = self.outbox.pop_front() {
+            match events.try_send(event) {
+                Ok(()) => {}
+                Err(TrySendError::Full(event)) => {
+                    self.outbox.push_front(event);
+                    return true;
+                }
+                Err(TrySendError::Disconnected(_)) => return false,
+            }
+        }
+        let pieces = Vec::from_iter(self.slots.iter_mut().flatten().filter_map(Slot::piece));
+        if pieces.is_empty() {
+            return true;
+        }
+        let step = self.step;
+        match events.try_send(Event::Step { step, pieces }) {
+            Ok(()) => true,
+            Err(TrySendError::Full(Event::Step { pieces, .. })) => {
+                for piece in pieces {
+                    let mut slots = self.slots.iter_mut().flatten();
+                    if let Some(slot) = slots.find(|slot| slot.job == piece.job) {
+                        slot.unsend(piece);
+                    }
+                }
+                true
+            }
+            Err(TrySendError::Full(_)) => unreachable!("the event that comes back is the one sent"),
+            Err(TrySendError::Disconnected(_)) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

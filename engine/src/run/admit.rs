@@ -1,0 +1,114 @@
+//! From a submitted job to a slot: tokens, prefix, cells; and back when it ends.
+
+use orinoco::frames::{Event, Finish, Input, Job, JobError, Token};
+
+use super::{Run, WAITING_MAX};
+use crate::model::SeqId;
+use crate::slot::{Slot, Taken, refused};
+
+impl Run<'_> {
+    /// Tokenizes a job and puts it at the end of the queue, or ends it.
+    pub(super) fn submit(&mut self, job: &Job) {
+        if self.waiting.len() >= WAITING_MAX {
+            let error = JobError::Decode(format!("{WAITING_MAX} jobs already wait in the worker"));
+            return self.refuse(job, error);
+        }
+        let prompt = match &job.resume {
+            // Ids, never text again: tokenizing the text could cut it differently.
+            Some(resume) => Ok(resume.prompt_ids.clone()),
+            None => self.tokens_of(&job.input),
+        };
+        match prompt.and_then(|prompt| Slot::new(job, prompt, self.decoder)) {
+            Ok((slot, Taken::More)) => self.waiting.push_back(slot),
+            Ok((slot, Taken::Over(finish))) => self.say_done(slot, Ok(finish)),
+            Err(error) => self.refuse(job, error),
+        }
+    }
+
+    fn refuse(&mut self, job: &Job, error: JobError) {
+        self.outbox
+            .push_back(Event::Done(Box::new(refused(job.job, error))));
+    }
+
+    /// The ids of an input.
+    pub(super) fn tokens_of(&self, input: &Input) -> Result<Vec<Token>, JobError> {
+        let (text, add_special) = match input {
+            Input::Text(text) => (text.clone(), true),
+            Input::Chat { messages, tools } => {
+                let text = self
+                    .template
+                    .render(messages, tools.as_deref())
+                    .map_err(|error| JobError::Template(format!("failed to {error}")))?;
+                // Most templates write the BOS text themselves; two BOS tokens harm some models.
+                let has_bos = self.add_bos && !self.bos.is_empty() && text.starts_with(&self.bos);
+                (text, !has_bos)
+            }
+        };
+        self.decoder
+            .tokenize(&text, add_special, true)
+            .map_err(JobError::Input)
+    }
+
+    /// Gives slots to waiting jobs, first come first served, as far as cells and slots go.
+    pub(super) fn admit(&mut self) {
+        while self.may_admit
+            && let Some(slot) = self.waiting.front()
+        {
+            let decoder = &*self.decoder;
+            let n_swa = decoder.limits().n_swa;
+            // Where a sliding window has let go of positions, llama.cpp would take a rollback into them
+            // and answer wrongly without an error; the window of the next token must be whole.
+            let whole = |seq: SeqId, n: usize| {
+                decoder
+                    .seq_pos_min(seq)
+                    .is_some_and(|min| min == 0 || (min + n_swa) < n as u32)
+            };
+            let reserved = slot.n_reserved();
+            let Some(admission) = self.pool.admit(slot.tokens(), reserved, whole) else {
+                self.may_admit = false;
+                return;
+            };
+            let mut slot = self.waiting.pop_front().expect("it was at the front");
+            self.pool.begin(&admission, reserved);
+            if let Some((from, n)) = admission.source {
+                self.decoder.seq_cp(from, admission.seq, n as u32);
+            }
+            while let Some(parked) = self.pool.to_evict() {
+                self.evict(parked);
+            }
+            slot.begin(self.pool.tokens(admission.seq).len());
+            self.outbox.push_back(Event::Started {
+                job: slot.job,
+                prompt_ids: slot.prompt().to_vec(),
+                n_cached: slot.n_cached(),
+            });
+            self.slots[admission.seq as usize] = Some(slot);
+        }
+    }
+
+    /// Forgets a parked sequence.
+    pub(super) fn evict(&mut self, seq: SeqId) {
+        self.pool.truncate(seq, 0);
+        self.decoder.seq_rm(seq, 0);
+    }
+
+    /// Ends the job in slot `seq`; its prefix is parked, unless decoding failed.
+    pub(super) fn end(&mut self, seq: usize, end: Result<Finish, JobError>) {
+        let Some(slot) = self.slots[seq].take() else {
+            return;
+        };
+        let seq = seq as SeqId;
+        if end.is_ok()
+            && let Some(parking) = self.pool.parking_for(seq)
+        {
+            self.evict(parking);
+            let n = self.pool.tokens(seq).len();
+            self.pool.share(seq, parking, n);
+            self.decoder.seq_cp(seq, parking, n as u32);
+        }
+        self.pool.end(seq);
+        self.decoder.seq_rm(seq, 0);
+        self.may_admit = true;
+        self.say_done(slot, end);
+    }
+}

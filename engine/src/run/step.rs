@@ -1,0 +1,134 @@
+//! One step: plan, decode, choose a token for each sequence that came to its end.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use orinoco::frames::JobError;
+
+use super::Run;
+use crate::model::{DecodeError, SeqId};
+use crate::slot::{Slot, Taken};
+
+impl Run<'_> {
+    /// One step, if there is anything to decode. `false` when the supervisor is gone.
+    pub(super) fn compute(&mut self) -> bool {
+        self.wants.clear();
+        let wants = self.slots.iter().map(|slot| slot.as_ref().map(Slot::want));
+        self.wants.extend(wants);
+        self.schedule.plan(&self.wants, &mut self.shares);
+        self.rows.clear();
+        let began = Instant::now();
+        let (mut n_decoding, mut n_prefill, mut n_past) = (0, 0, 0);
+        for (seq, slot) in self.slots.iter_mut().enumerate() {
+            let (Some(slot), n @ 1..) = (slot, self.shares[seq]) else {
+                continue;
+            };
+            if slot.want().decodes {
+                n_decoding += 1;
+            } else {
+                n_prefill += n;
+                n_past = slot.n_past();
+            }
+            slot.starts(began);
+            slot.rows(seq as SeqId, n, &mut self.rows);
+        }
+        if self.rows.is_empty() {
+            return true;
+        }
+        self.step += 1;
+        let result = self.decode(0..self.rows.len());
+        match result {
+            Ok(()) => {
+                // Reading logits has waited for the computation; a prefill without logits has not.
+                if n_prefill > 0 {
+                    self.decoder.synchronize();
+                }
+                let ms = began.elapsed().as_secs_f64() * 1e3;
+                self.schedule.measured(n_decoding, n_prefill, n_past, ms);
+                true
+            }
+            Err(DecodeError::Aborted) => false,
+            Err(error) => self.decode_apart(error),
+        }
+    }
+
+    /// Decodes a range of `rows` and takes the tokens of the sequences in it. Evicts parked prefixes
+    /// when llama.cpp finds no cells although they should be there.
+    fn decode(&mut self, range: Range<usize>) -> Result<(), DecodeError> {
+        loop {
+            match self.decoder.decode(&self.rows[range.clone()]) {
+                Ok(()) => break,
+                Err(DecodeError::NoCells) => {
+                    let Some(parked) = self.pool.parked().first().copied() else {
+                        return Err(DecodeError::NoCells);
+                    };
+                    tracing::warn!("no free cells: the least recently used prefix is dropped");
+                    self.evict(parked);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let seq = self.rows[at].seq;
+            let n = self.rows[at..range.end]
+                .iter()
+                .take_while(|row| row.seq == seq)
+                .count();
+            at += n;
+            self.take(seq, n, at - 1 - range.start);
+        }
+        Ok(())
+    }
+
+    /// `n` rows of `seq` are in the cache, the last was row `row` of the batch.
+    fn take(&mut self, seq: SeqId, n: usize, row: usize) {
+        let Some(slot) = &mut self.slots[seq as usize] else {
+            return;
+        };
+        let past = slot.n_past();
+        self.pool.push(seq, &slot.tokens()[past..past + n]);
+        if !slot.advance(n) {
+            return;
+        }
+        let logits = self.decoder.logits(row);
+        let taken = slot
+            .choose(logits, Instant::now())
+            .map(|token| slot.take(token, &*self.decoder, &mut self.bytes));
+        match taken {
+            Ok(Taken::More) => {}
+            Ok(Taken::Over(finish)) => self.end(seq as usize, Ok(finish)),
+            Err(error) => self.end(seq as usize, Err(error)),
+        }
+    }
+
+    /// The batch failed: each sequence alone, so that only those that fail again end.
+    fn decode_apart(&mut self, error: DecodeError) -> bool {
+        tracing::warn!(%error, n_rows = self.rows.len(), "decode failed; each sequence is tried alone");
+        let mut at = 0;
+        while at < self.rows.len() {
+            let (seq, pos) = (self.rows[at].seq, self.rows[at].pos);
+            let n = self.rows[at..]
+                .iter()
+                .take_while(|row| row.seq == seq)
+                .count();
+            // Parts of the failed batch may be in the cache.
+            let clean = self.decoder.seq_rm(seq, pos);
+            let result = if clean {
+                self.decode(at..at + n)
+            } else {
+                Err(error)
+            };
+            match result {
+                Ok(()) => {}
+                Err(DecodeError::Aborted) => return false,
+                Err(error) => {
+                    tracing::error!(%error, seq, n_rows = n, "decode failed for one job");
+                    self.end(seq as usize, Err(JobError::Decode(error.to_string())));
+                }
+            }
+            at += n;
+        }
+        true
+    }
+}

@@ -1,0 +1,277 @@
+//! One job in the worker: what it has read, what it has made, what it has not yet sent.
+//!
+//! A waiting job has no sequence; an admitted one has the sequence whose number is its place in the
+//! loop's table. Knows nothing of channels and never calls the decoder's memory.
+
+use std::time::Instant;
+
+use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Piece, Timings, Token};
+
+use crate::model::{Decoder, Row, SeqId};
+use crate::sampling::Sampler;
+use crate::schedule::Want;
+use crate::text::TextOut;
+
+/// A job and its state.
+#[derive(Debug)]
+pub struct Slot {
+    /// Its name on the socketpair.
+    pub job: JobKey,
+    /// Prompt, then everything made so far.
+    tokens: Vec<Token>,
+    n_prompt: usize,
+    /// Tokens whose rows are in the cache.
+    n_past: usize,
+    /// Tokens that the answer may have, those of earlier workers counted.
+    n_output_max: usize,
+    ignore_eos: bool,
+    sampler: Sampler,
+    text: TextOut,
+    unsent_ids: Vec<Token>,
+    unsent_text: String,
+    timings: Timings,
+    prefill_began: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+/// What became of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The answer goes on.
+    More,
+    /// It is over.
+    Over(Finish),
+}
+
+impl Slot {
+    /// A job with its prompt's ids; replays what earlier workers made. `Ok(Err)` when that already ends
+    /// the answer.
+    pub fn new(
+        job: &Job,
+        prompt: Vec<Token>,
+        decoder: &dyn Decoder,
+    ) -> Result<(Self, Taken), JobError> {
+        let limits = decoder.limits();
+        let n_prompt = prompt.len();
+        if n_prompt == 0 {
+            return Err(JobError::Input("the prompt is empty".to_owned()));
+        }
+        if n_prompt >= limits.n_ctx_seq as usize {
+            return Err(JobError::TooLong {
+                n_prompt: n_prompt as u32,
+                n_ctx_seq: limits.n_ctx_seq,
+            });
+        }
+        let output = job.resume.as_ref().map_or(&[][..], |r| &r.output_ids);
+        if let Some(id) = prompt
+            .iter()
+            .chain(output)
+            .find(|id| **id < 0 || **id as u32 >= limits.n_vocab)
+        {
+            return Err(JobError::Input(format!(
+                "token id {id} is not in the vocabulary of {} tokens",
+                limits.n_vocab
+            )));
+        }
+        let room = limits.n_ctx_seq as usize - n_prompt;
+        let n_output_max = match job.max_tokens as usize {
+            0 => room,
+            n => n.min(room),
+        };
+        let mut sampler = Sampler::new(job.sampling.clone());
+        for token in &prompt {
+            sampler.accept(*token);
+        }
+        let skip = job.resume.as_ref().map_or(0, |r| r.text_bytes);
+        let mut slot = Self {
+            job: job.job,
+            tokens: prompt,
+            n_prompt,
+            n_past: 0,
+            n_output_max,
+            ignore_eos: job.ignore_eos,
+            sampler,
+            text: TextOut::new(&job.stop, skip),
+            unsent_ids: Vec::new(),
+            unsent_text: String::new(),
+            timings: Timings {
+                n_prompt: n_prompt as u32,
+                n_output: output.len() as u32,
+                ..Timings::default()
+            },
+            prefill_began: None,
+            first_token: None,
+            last_token: None,
+        };
+        let mut taken = Taken::More;
+        for id in output {
+            taken = slot.append(*id, decoder, &mut Vec::new());
+            if taken != Taken::More {
+                break;
+            }
+        }
+        Ok((slot, taken))
+    }
+
+    /// Ids of the prompt.
+    pub fn prompt(&self) -> &[Token] {
+        &self.tokens[..self.n_prompt]
+    }
+
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Tokens in the cache.
+    pub fn n_past(&self) -> usize {
+        self.n_past
+    }
+
+    /// Most tokens that it may come to.
+    pub fn n_reserved(&self) -> usize {
+        self.n_prompt + self.n_output_max
+    }
+
+    /// The job has its sequence, with `n_cached` tokens already there.
+    pub fn begin(&mut self, n_cached: usize) {
+        self.n_past = n_cached;
+        self.timings.n_cached = n_cached.min(self.n_prompt) as u32;
+    }
+
+    /// Tokens found in the cache at [`Slot::begin`].
+    pub fn n_cached(&self) -> u32 {
+        self.timings.n_cached
+    }
+
+    /// What it would put into the next batch. Prompt and delivered tokens never share a batch:
+    /// recomputed in other shapes than they were made in, they would round differently.
+    pub fn want(&self) -> Want {
+        let end = if self.n_past < self.n_prompt {
+            self.n_prompt
+        } else {
+            self.tokens.len()
+        };
+        Want {
+            n_rows: end - self.n_past,
+            n_past: self.n_past,
+            decodes: self.tokens.len() - self.n_past == 1,
+        }
+    }
+
+    /// Appends its next `n` rows.
+    pub fn rows(&self, seq: SeqId, n: usize, rows: &mut Vec<Row>) {
+        for pos in self.n_past..self.n_past + n {
+            rows.push(Row {
+                seq,
+                token: self.tokens[pos],
+                pos: pos as u32,
+                wants_logits: pos + 1 == self.tokens.len(),
+            });
+        }
+    }
+
+    /// Its next `n` rows are about to be decoded.
+    pub fn starts(&mut self, now: Instant) {
+        self.prefill_began.get_or_insert(now);
+    }
+
+    /// Its next `n` rows are decoded; whether a token can be chosen.
+    pub fn advance(&mut self, n: usize) -> bool {
+        self.n_past += n;
+        self.n_past == self.tokens.len()
+    }
+
+    /// Chooses the next token from its row of logits.
+    pub fn choose(&mut self, logits: &mut [f32], now: Instant) -> Result<Token, JobError> {
+        let index = (self.tokens.len() - self.n_prompt) as u64;
+        let token = self.sampler.sample(logits, index).ok_or_else(|| {
+            JobError::Decode(
+                "no token can be chosen: every logit is forbidden by logit_bias or not a number"
+                    .to_owned(),
+            )
+        })?;
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            if let Some(began) = self.prefill_began {
+                self.timings.prefill_ms = ms(began, now);
+            }
+        }
+        self.last_token = Some(now);
+        Ok(token)
+    }
+
+    /// Takes a chosen token into the answer. End-of-generation tokens are not part of it.
+    pub fn take(&mut self, token: Token, decoder: &dyn Decoder, bytes: &mut Vec<u8>) -> Taken {
+        if !self.ignore_eos && decoder.is_eog(token) {
+            return Taken::Over(Finish::Stop);
+        }
+        self.timings.n_output += 1;
+        self.unsent_ids.push(token);
+        self.append(token, decoder, bytes)
+    }
+
+    fn append(&mut self, token: Token, decoder: &dyn Decoder, bytes: &mut Vec<u8>) -> Taken {
+        self.tokens.push(token);
+        self.sampler.accept(token);
+        bytes.clear();
+        decoder.piece(token, bytes);
+        if self.text.push(bytes, &mut self.unsent_text) {
+            return Taken::Over(Finish::Stop);
+        }
+        if self.tokens.len() - self.n_prompt >= self.n_output_max {
+            return Taken::Over(Finish::Length);
+        }
+        Taken::More
+    }
+
+    /// What it has to say since the last piece, if anything.
+    pub fn piece(&mut self) -> Option<Piece> {
+        if self.unsent_ids.is_empty() && self.unsent_text.is_empty() {
+            return None;
+        }
+        Some(Piece {
+            job: self.job,
+            ids: std::mem::take(&mut self.unsent_ids),
+            text: std::mem::take(&mut self.unsent_text),
+        })
+    }
+
+    /// Takes back a piece that could not be sent; the next one begins with it.
+    pub fn unsend(&mut self, piece: Piece) {
+        debug_assert!(self.unsent_ids.is_empty() && self.unsent_text.is_empty());
+        self.unsent_ids = piece.ids;
+        self.unsent_text = piece.text;
+    }
+
+    /// The last event of the job, with all that was not sent.
+    pub fn done(mut self, end: Result<Finish, JobError>) -> Done {
+        self.text.finish(&mut self.unsent_text);
+        if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
+            self.timings.decode_ms = ms(first, last);
+        }
+        Done {
+            job: self.job,
+            end,
+            ids: self.unsent_ids,
+            text: self.unsent_text,
+            timings: self.timings,
+        }
+    }
+}
+
+fn ms(from: Instant, to: Instant) -> f64 {
+    to.duration_since(from).as_secs_f64() * 1e3
+}
+
+/// The end of a job that never got so far as to have a slot.
+pub fn refused(job: JobKey, error: JobError) -> Done {
+    Done {
+        job,
+        end: Err(error),
+        ids: Vec::new(),
+        text: String::new(),
+        timings: Timings::default(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The life of a worker: Hello, Load, serve, exit. Shared by the product and the scripted binary.
+
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use orinoco::frames::codec::{read_frame, write_frame};
+use orinoco::frames::{Command, Event, Hello, LoadSpec, PROTOCOL};
+use tracing_subscriber::EnvFilter;
+
+use crate::model::{LoadError, Loader};
+use crate::process::{Arguments, adopt, arguments, die_with_parent, offer_to_oom_killer};
+use crate::{pipe, run};
+
+/// Set when the supervisor is gone.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// At most this often is the supervisor told how far a load is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// The `main` of a worker binary.
+///
+/// `make_loader` runs on this thread after the first command and before any other thread exists, so
+/// it may set environment variables; it gets the flag that stops decodes.
+pub fn main<L: Loader>(
+    llama: &str,
+    backends: Vec<String>,
+    make_loader: impl FnOnce(&LoadSpec, &'static AtomicBool) -> Result<L, LoadError>,
+) -> ExitCode {
+    log_to_stderr();
+    end_on_panic();
+    let hello = Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        llama: llama.to_owned(),
+        backends,
+    };
+    match arguments(std::env::args().skip(1)).and_then(|arguments| {
+        if let Arguments::Serve(fd) = arguments {
+            die_with_parent()?;
+            return adopt(fd).map(Some);
+        }
+        Ok(None)
+    }) {
+        Ok(Some(stream)) => {
+            offer_to_oom_killer();
+            serve(stream, hello, make_loader)
+        }
+        Ok(None) => {
+            tracing::info!(version = %hello.version, llama = %hello.llama, backends = ?hello.backends, "orinoco-engine");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("failed to {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve<L: Loader>(
+    mut stream: UnixStream,
+    hello: Hello,
+    make_loader: impl FnOnce(&LoadSpec, &'static AtomicBool) -> Result<L, LoadError>,
+) -> ExitCode {
+    let first =
+        write_frame(&mut stream, &Event::Hello(hello)).and_then(|()| read_frame(&mut stream));
+    let spec = match first {
+        Ok(Some(Command::Load(spec))) => spec,
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(_)) => {
+            tracing::error!("the first command is not Load");
+            return ExitCode::FAILURE;
+        }
+        Err(error) => {
+            tracing::error!(%error, "no first command");
+            return ExitCode::FAILURE;
+        }
+    };
+    let loader = make_loader(&spec, &CLOSED);
+    let pipe = match pipe::start(stream, &CLOSED) {
+        Ok(pipe) => pipe,
+        Err(error) => {
+            tracing::error!(%error, "the socket's threads did not start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let served = loader.and_then(|mut loader| {
+        let mut ran = Ok(());
+        let mut progress = Progress::new(&pipe.events);
+        loader.with_model(
+            &spec,
+            &mut |fraction| progress.report(fraction),
+            &mut |decoder, loaded| {
+                ran = run::run(decoder, &spec, loaded, &pipe.commands, &pipe.events);
+            },
+        )?;
+        ran
+    });
+    if let Err(LoadError(message)) = served {
+        tracing::error!(%message, "the model cannot be served");
+        // Waits for room: nothing else is left to do. An error means that nobody wants to know.
+        let _ = pipe.events.send(Event::LoadFailed { message });
+    }
+    drop(pipe.events);
+    if pipe.writer.join().is_err() {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+struct Progress<'a> {
+    events: &'a SyncSender<Event>,
+    last: Option<Instant>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(events: &'a SyncSender<Event>) -> Self {
+        Self { events, last: None }
+    }
+
+    /// Tells the supervisor; `false` when it is gone. A full channel drops the report: the next one
+    /// says more.
+    fn report(&mut self, fraction: f32) -> bool {
+        if CLOSED.load(Ordering::Relaxed) {
+            return false;
+        }
+        if fraction < 1.0
+            && self
+                .last
+                .is_some_and(|last| last.elapsed() < PROGRESS_EVERY)
+        {
+            return true;
+        }
+        self.last = Some(Instant::now());
+        let sent = self.events.try_send(Event::LoadProgress { fraction });
+        !matches!(sent, Err(TrySendError::Disconnected(_)))
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ORINOCO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // The supervisor reads this pipe; built without colours in any case.
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// A panic in any thread is the death of the process, by a signal that the supervisor knows.
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "panic");
+        std::process::abort();
+    }));
+}

@@ -187,9 +187,11 @@ impl Session {
             state: Mutex::new(FlowState {
                 flights: std::mem::take(&mut self.flights),
                 open: false,
+                n_unacked: 0,
                 n_unwritten: usize::from(subscribing),
                 progress: now,
                 polled: now,
+                pinged: None,
             }),
             changed: Notify::new(),
             limits,
@@ -260,12 +262,16 @@ struct FlowState {
     flights: Flights,
     /// Subscribed: publishes may go.
     open: bool,
+    /// QoS 1 messages given to the reader and not acknowledged by it.
+    n_unacked: usize,
     /// Requests handed to rumqttc and not yet written, by our count.
     n_unwritten: usize,
     /// When rumqttc last wrote something, or began to owe it.
     progress: Instant,
     /// When poll last returned.
     polled: Instant,
+    /// When the ping that is not answered yet was sent.
+    pinged: Option<Instant>,
 }
 
 impl Flow {
@@ -296,10 +302,14 @@ impl FlowState {
 
     /// When the connection is to be given up if nothing changes, and why.
     fn deadline(&self, stall: Duration, keep_alive: Duration) -> (Instant, &'static str) {
-        // rumqttc pings after each keep-alive and finds a missing answer at the next one.
+        // rumqttc pings after each keep-alive, so that poll returns at least that often.
         let mut first = (self.polled + keep_alive + stall, "the broker is silent");
         if self.n_unwritten > 0 {
             first = first.min((self.progress + stall, "the broker does not read"));
+        }
+        if let Some(pinged) = self.pinged {
+            // rumqttc would find a missing answer only when the next ping is due.
+            first = first.min((pinged + stall, "the broker does not answer a ping"));
         }
         if let Some(sent) = self.flights.oldest_sent() {
             first = first.min((
@@ -403,7 +413,11 @@ async fn forward_acks(
 ) -> Never {
     while let Some(ack) = acks.recv().await {
         if ack.connection == number {
-            flow.state().handing();
+            {
+                let mut state = flow.state();
+                state.handing();
+                state.n_unacked = state.n_unacked.saturating_sub(1);
+            }
             let packet = packets::Publish {
                 pkid: ack.pkid,
                 qos: QoS::AtLeastOnce,
@@ -535,6 +549,7 @@ impl Poll<'_> {
                 }
             }
             Outgoing::Subscribe(_) | Outgoing::PubAck(_) => state.wrote(),
+            Outgoing::PingReq => state.pinged = Some(Instant::now()),
             Outgoing::Disconnect => return Err(Ended::Closed),
             _ => {}
         }
@@ -545,6 +560,10 @@ impl Poll<'_> {
         match packet {
             Packet::Publish(publish) => self.message(event_loop, publish),
             Packet::PubAck(puback) => self.acknowledged(puback.pkid, puback.reason),
+            Packet::PingResp(_) => {
+                self.flow.state().pinged = None;
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -570,15 +589,20 @@ impl Poll<'_> {
             return Ok(());
         };
         if message.qos > 0 {
+            let receive_max = self.config.receive_max;
+            {
+                let mut state = self.flow.state();
+                if state.n_unacked >= usize::from(receive_max) {
+                    return Err(Ended::lost(format!(
+                        "the broker sent more than {receive_max} messages without acknowledgement"
+                    )));
+                }
+                state.n_unacked += 1;
+            }
             return self
                 .outlet
                 .send(Inbound::Message(message))
-                .map_err(|NoRoom| {
-                    Ended::lost(format!(
-                        "the broker sent more than {} messages without acknowledgement",
-                        self.config.receive_max
-                    ))
-                });
+                .map_err(|NoRoom| Ended::Unread);
         }
         let message = Inbound::Message(message);
         if let Err(NoRoom) = self.outlet.send_droppable(message, self.config.inflight) {

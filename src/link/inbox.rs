@@ -36,8 +36,7 @@ impl Inbox {
     }
 }
 
-/// No room where room was certain: the broker sent more than Receive Maximum allows, or the reader
-/// is gone.
+/// No room: where room was certain, the reader is gone.
 #[derive(Debug)]
 pub(super) struct NoRoom;
 

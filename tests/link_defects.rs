@@ -1,0 +1,418 @@
+//! Each defect of rumqttc 0.25.1 (v5) that the link repairs, twice: raw rumqttc shows it, the link
+//! does not. When a "raw" test fails after an update, its repair can go.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/scripted_broker.rs"]
+mod scripted_broker;
+
+use std::time::Duration;
+
+use client::{QUIET, up, wait_for};
+use orinoco::link::{self, Inbound, Link, LinkConfig, Publish, PublishError};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::{AsyncClient, EventLoop, MqttOptions};
+use scripted_broker::{Peer, Received, ScriptedBroker};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+
+fn config(port: u16) -> LinkConfig {
+    client::config(port, "link")
+}
+
+fn message(payload: impl Into<String>) -> Publish {
+    client::message("t", payload)
+}
+
+fn raw_options(port: u16) -> MqttOptions {
+    let mut options = MqttOptions::new("raw", "127.0.0.1", port);
+    options
+        .set_keep_alive(Duration::from_secs(5))
+        .set_clean_start(false);
+    options
+}
+
+/// Polls as rumqttc's examples do: errors are followed by another poll.
+fn poll_raw(mut event_loop: EventLoop) -> Polling {
+    let task = tokio::spawn(async move {
+        loop {
+            if event_loop.poll().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    Polling(task.abort_handle())
+}
+
+struct Polling(AbortHandle);
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn numbers(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("m{i}")).collect()
+}
+
+fn publish_20(link: &Link) {
+    for payload in numbers(20) {
+        link.try_publish(message(payload)).unwrap();
+    }
+}
+
+// A connection is lost, and the broker has no session any more.
+
+async fn lose_session_after(broker: &ScriptedBroker, n_seen: usize) -> Vec<String> {
+    let mut first = broker.accept(false).await;
+    first.publishes(n_seen).await;
+    drop(first);
+    broker.accept(false).await.drain(QUIET).await
+}
+
+#[tokio::test]
+async fn raw_forgets_queued_messages_with_the_session() {
+    let broker = ScriptedBroker::start().await;
+    let (client, event_loop) = AsyncClient::new(raw_options(broker.port()), 64);
+    for payload in numbers(20) {
+        client
+            .try_publish("t", QoS::AtLeastOnce, false, payload)
+            .unwrap();
+    }
+    let _polling = poll_raw(event_loop);
+    assert_eq!(lose_session_after(&broker, 3).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn queued_messages_survive_a_lost_session_in_order() {
+    let broker = ScriptedBroker::start().await;
+    let (link, _inbox) = link::spawn(config(broker.port()));
+    publish_20(&link);
+    assert_eq!(lose_session_after(&broker, 3).await, numbers(20));
+}
+
+#[tokio::test]
+async fn queued_messages_survive_a_lost_session_with_a_small_window() {
+    let broker = ScriptedBroker::start().await;
+    let (link, _inbox) = link::spawn(LinkConfig {
+        inflight: 2,
+        ..config(broker.port())
+    });
+    publish_20(&link);
+    assert_eq!(lose_session_after(&broker, 2).await, numbers(20));
+}
+
+#[tokio::test]
+async fn a_kept_session_gets_unacknowledged_messages_again_with_their_ids_and_dup() {
+    let broker = ScriptedBroker::start().await;
+    let (link, _inbox) = link::spawn(config(broker.port()));
+    for payload in numbers(3) {
+        link.try_publish(message(payload)).unwrap();
+    }
+    let mut first = broker.accept(false).await;
+    let sent = first.publishes(3).await;
+    first.puback(sent[0].1, 0).await;
+    // Until the acknowledgement was read, the link may send the message again.
+    while !link_has_read(&link, &mut first).await {}
+    drop(first);
+    let again = broker.accept(true).await.publishes(2).await;
+    assert_eq!(
+        again,
+        [
+            ("m1".into(), sent[1].1, true),
+            ("m2".into(), sent[2].1, true)
+        ]
+    );
+}
+
+/// A publish that arrives was handed over after everything read before it.
+async fn link_has_read(link: &Link, peer: &mut Peer) -> bool {
+    let probe = Publish {
+        topic: "probe".into(),
+        ..Publish::default()
+    };
+    link.try_publish(probe).unwrap();
+    peer.expect(|packet| matches!(packet, Received::Publish { .. }))
+        .await;
+    true
+}
+
+// The window.
+
+#[tokio::test]
+async fn no_more_messages_are_in_flight_than_the_broker_takes() {
+    let broker = ScriptedBroker::start().await;
+    let (link, _inbox) = link::spawn(config(broker.port()));
+    publish_20(&link);
+    // Receive Maximum 5; one place stays free for acknowledgements (src/link/connection.rs).
+    let mut peer = broker.accept_with(false, &[0x21, 0, 5]).await;
+    let sent = peer.publishes(4).await;
+    assert!(
+        timeout(QUIET, peer.next_publish()).await.is_err(),
+        "the window is full"
+    );
+    // Out of order: the oldest id is still out, and must not come round.
+    for (_, id, _) in &sent[1..] {
+        peer.puback(*id, 0).await;
+    }
+    assert!(
+        timeout(QUIET, peer.next_publish()).await.is_err(),
+        "the oldest is still out"
+    );
+    peer.puback(sent[0].1, 0).await;
+    assert_eq!(peer.drain(QUIET).await, numbers(20)[4..]);
+}
+
+// Packet ids collide, then the session is lost.
+
+async fn collide_then_count(broker: &ScriptedBroker) -> usize {
+    // Of two in flight, the second is acknowledged: the next id is that of the first.
+    let mut first = broker.accept(false).await;
+    let sent = first.publishes(2).await;
+    first.puback(sent[1].1, 0).await;
+    let _ = timeout(QUIET, first.next_publish()).await;
+    drop(first);
+    broker.accept(false).await.drain(QUIET).await.len()
+}
+
+#[tokio::test]
+async fn raw_sends_nothing_any_more_after_a_collision() {
+    let broker = ScriptedBroker::start().await;
+    let mut options = raw_options(broker.port());
+    options.set_outgoing_inflight_upper_limit(2);
+    let (client, event_loop) = AsyncClient::new(options, 64);
+    let _polling = poll_raw(event_loop);
+    let publisher = tokio::spawn(async move {
+        for payload in numbers(20) {
+            client
+                .publish("t", QoS::AtLeastOnce, false, payload)
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(collide_then_count(&broker).await, 0);
+    publisher.abort();
+}
+
+#[tokio::test]
+async fn acknowledgements_out_of_order_wedge_nothing() {
+    let broker = ScriptedBroker::start().await;
+    let (link, _inbox) = link::spawn(LinkConfig {
+        inflight: 2,
+        ..config(broker.port())
+    });
+    publish_20(&link);
+    // All but the one that was acknowledged.
+    assert_eq!(collide_then_count(&broker).await, 19);
+}
+
+// The peer stops reading.
+
+#[tokio::test]
+async fn raw_waits_for_ever_for_a_peer_that_stopped_reading() {
+    let broker = ScriptedBroker::start().await;
+    let (client, mut event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    let publisher = tokio::spawn(async move {
+        let body = vec![b'x'; 1 << 16];
+        while client
+            .publish("t", QoS::AtMostOnce, false, body.clone())
+            .await
+            .is_ok()
+        {}
+    });
+    let (peer, _) = tokio::join!(broker.accept(false), event_loop.poll());
+    // Not a proof of "for ever", but longer than keep-alive: neither a ping nor an error.
+    let stalled = loop {
+        match timeout(Duration::from_secs(6), event_loop.poll()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert!(stalled);
+    publisher.abort();
+    drop(peer);
+}
+
+#[tokio::test]
+async fn a_peer_that_stopped_reading_is_left() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let _stalled = broker.accept(false).await;
+    up(&mut inbox).await;
+    let publisher = tokio::spawn(async move {
+        let payload = vec![b'x'; 1 << 16].into();
+        let publish = Publish {
+            topic: "t".into(),
+            payload,
+            ..Publish::default()
+        };
+        while link.publish(publish.clone()).await.is_ok() {}
+    });
+    let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
+    assert!(reason.contains("does not read"), "{reason}");
+    let mut second = broker.accept(false).await;
+    assert_eq!(second.publishes(50).await.len(), 50);
+    publisher.abort();
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_acknowledge_is_left_and_gets_the_message_again() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    link.try_publish(message("once more")).unwrap();
+    let mut first = broker.accept(false).await;
+    first.publishes(1).await;
+    let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
+    assert!(reason.contains("does not acknowledge"), "{reason}");
+    assert_eq!(
+        broker.accept(false).await.publishes(1).await[0].0,
+        "once more"
+    );
+}
+
+// Sizes.
+
+#[tokio::test]
+async fn raw_leaves_a_broker_that_sends_12_kib() {
+    let broker = ScriptedBroker::start().await;
+    let (_client, event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    let _polling = poll_raw(event_loop);
+    let mut peer = broker.accept(false).await;
+    peer.publish("t", 0, &vec![b'x'; 12 << 10]).await;
+    assert!(peer.is_left().await);
+}
+
+#[tokio::test]
+async fn a_large_message_arrives_and_the_limit_is_announced() {
+    let broker = ScriptedBroker::start().await;
+    let (_link, mut inbox) = link::spawn(config(broker.port()));
+    let mut peer = broker.accept(false).await;
+    // Maximum Packet Size is property 0x27.
+    let announced = [&[0x27][..], &(1u32 << 20).to_be_bytes()].concat();
+    assert!(peer.connect.windows(5).any(|window| window == announced));
+    peer.publish("t", 0, &vec![b'x'; 512 << 10]).await;
+    let message = wait_for!(&mut inbox, Inbound::Message(message) => message);
+    assert_eq!(message.payload.len(), 512 << 10);
+}
+
+/// CONNACK property Maximum Packet Size 200.
+const TAKES_200_BYTES: [u8; 5] = [0x27, 0, 0, 0, 200];
+
+#[tokio::test]
+async fn raw_repeats_a_packet_that_the_broker_does_not_take() {
+    let broker = ScriptedBroker::start().await;
+    let (client, event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    let _polling = poll_raw(event_loop);
+    let _ = client.try_publish("t", QoS::AtLeastOnce, false, vec![b'x'; 300]);
+    // It comes back with every connection, and ends it.
+    for _ in 0..4 {
+        let mut peer = broker.accept_with(true, &TAKES_200_BYTES).await;
+        assert!(peer.is_left().await);
+    }
+}
+
+#[tokio::test]
+async fn a_packet_that_the_broker_does_not_take_is_refused_before_it_is_queued() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let mut peer = broker.accept_with(false, &TAKES_200_BYTES).await;
+    up(&mut inbox).await;
+    let refused = link.try_publish(message("x".repeat(300)));
+    assert!(
+        matches!(
+            refused,
+            Err(PublishError::TooLarge {
+                found: 309,
+                allowed: 200,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    link.try_publish(message("small")).unwrap();
+    assert_eq!(peer.publishes(1).await[0].0, "small");
+}
+
+#[tokio::test]
+async fn a_packet_queued_before_the_limit_was_known_is_reported_and_not_in_the_way() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    link.try_publish(Publish {
+        token: Some(7),
+        ..message("x".repeat(300))
+    })
+    .unwrap();
+    link.try_publish(message("small")).unwrap();
+    let mut peer = broker.accept_with(false, &TAKES_200_BYTES).await;
+    assert_eq!(peer.publishes(1).await[0].0, "small");
+    let token = wait_for!(&mut inbox, Inbound::Undelivered { token, .. } => token);
+    assert_eq!(token, Some(7));
+}
+
+// Keep-alive 0 from the server.
+
+#[tokio::test]
+async fn raw_leaves_a_broker_that_turns_keep_alive_off() {
+    let broker = ScriptedBroker::start().await;
+    let (_client, event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    let _polling = poll_raw(event_loop);
+    let mut peer = broker.accept_with(false, &[0x13, 0, 0]).await;
+    assert!(peer.is_left().await);
+}
+
+#[tokio::test]
+async fn a_broker_that_turns_keep_alive_off_is_kept() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let mut peer = broker.accept_with(false, &[0x13, 0, 0]).await;
+    up(&mut inbox).await;
+    // The first timer was set before we could change it: one ping comes at once.
+    peer.expect(|packet| *packet == Received::Ping).await;
+    peer.write(&[0xd0, 0]).await;
+    assert!(timeout(QUIET, peer.next()).await.is_err(), "and no more");
+    link.try_publish(message("still here")).unwrap();
+    assert_eq!(peer.publishes(1).await[0].0, "still here");
+}
+
+// Topic aliases.
+
+#[tokio::test]
+async fn a_message_without_topic_is_rejected_and_acknowledged() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let mut peer = broker.accept(false).await;
+    up(&mut inbox).await;
+    peer.publish("", 9, b"aliased").await;
+    peer.expect(|packet| *packet == Received::PubAck { id: 9 })
+        .await;
+    peer.publish("t", 0, b"next").await;
+    let message = wait_for!(&mut inbox, Inbound::Message(message) => message);
+    assert_eq!(message.payload, "next");
+    assert_eq!(link.counters().n_rejected, 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_answers_no_ping_is_left_after_keep_alive_and_stall() {
+    let broker = ScriptedBroker::start().await;
+    let keep_alive = Duration::from_secs(5);
+    let (_link, mut inbox) = link::spawn(LinkConfig {
+        keep_alive,
+        ..config(broker.port())
+    });
+    let _silent = broker.accept(false).await;
+    up(&mut inbox).await;
+    let since = Instant::now();
+    let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
+    assert!(reason.contains("ping"), "{reason}");
+    // rumqttc alone would take two keep-alives.
+    assert!(
+        since.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        since.elapsed()
+    );
+}

@@ -14,3 +14,4 @@ pub mod receive;
 pub mod runtime_file;
 pub mod users;
 pub mod wire;
+pub mod store;

@@ -159,7 +159,6 @@ fn record(caller: usize, n: u64) -> Record {
         response_topic: None,
         correlation: None,
         accept: None,
-        mqtt5: true,
         accepted_at_ms: 1_800_000_000_000,
     }
 }

@@ -12,6 +12,6 @@ pub mod models;
 pub mod process;
 pub mod receive;
 pub mod runtime_file;
+pub mod store;
 pub mod users;
 pub mod wire;
-pub mod store;

@@ -106,8 +106,6 @@ pub struct Record {
     pub correlation: Option<Bytes>,
     /// Form of answer that was asked for.
     pub accept: Option<String>,
-    /// Whether the requester speaks MQTT 5.
-    pub mqtt5: bool,
     /// Unix milliseconds.
     pub accepted_at_ms: u64,
 }
@@ -140,6 +138,8 @@ pub struct Pending {
 pub struct Final {
     /// In the order of publishing.
     pub messages: Vec<FinalMessage>,
+    /// Whatever the caller needs to say again what came before them; kept as it is.
+    pub replay: Bytes,
     /// Unix milliseconds.
     pub finished_at_ms: u64,
     /// Whether the broker has taken all messages.

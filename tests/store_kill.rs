@@ -38,7 +38,6 @@ fn record(name: &str) -> Record {
         response_topic: None,
         correlation: None,
         accept: None,
-        mqtt5: false,
         accepted_at_ms: 1_800_000_000_000,
     }
 }
@@ -52,6 +51,7 @@ fn end(name: &str) -> Final {
             correlation: None,
             user: Vec::new(),
         }],
+        replay: name.to_owned().into(),
         finished_at_ms: 1_800_000_000_000,
         delivered: false,
     }

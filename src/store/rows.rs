@@ -51,7 +51,6 @@ pub(super) struct BodyRow<'a> {
     #[serde(borrow)]
     correlation: Option<Raw<'a>>,
     accept: Option<&'a str>,
-    mqtt5: bool,
     accepted_at_ms: u64,
 }
 
@@ -65,7 +64,6 @@ impl<'a> From<&'a Record> for BodyRow<'a> {
             response_topic: record.response_topic.as_deref(),
             correlation: record.correlation.as_deref().map(Raw),
             accept: record.accept.as_deref(),
-            mqtt5: record.mqtt5,
             accepted_at_ms: record.accepted_at_ms,
         }
     }
@@ -82,7 +80,6 @@ impl BodyRow<'_> {
             response_topic: self.response_topic.map(str::to_owned),
             correlation: self.correlation.map(|c| Bytes::copy_from_slice(c.0)),
             accept: self.accept.map(str::to_owned),
-            mqtt5: self.mqtt5,
             accepted_at_ms: self.accepted_at_ms,
         }
     }
@@ -95,7 +92,7 @@ impl BodyRow<'_> {
     }
 }
 
-/// Element of the value in `finals`, which is a list of them.
+/// Element of the value in `finals`, which is the caller's replay bytes and a list of these.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MessageRow<'a> {
     topic: &'a str,
@@ -154,7 +151,7 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(what: &str, row: &'a [u8]) -> Resul
 
 /// Bytes in one piece: serde would walk a slice element by element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Raw<'a>(&'a [u8]);
+pub(super) struct Raw<'a>(pub(super) &'a [u8]);
 
 impl Serialize for Raw<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

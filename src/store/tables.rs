@@ -5,6 +5,7 @@
 
 use std::ops::RangeFrom;
 
+use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::journal::{Answer, Op};
@@ -211,7 +212,7 @@ impl<'txn> Tables<'txn> {
             return Ok(Err(StoreError::Unknown(job.clone())));
         };
         let messages: Vec<MessageRow<'_>> = end.messages.iter().map(MessageRow::from).collect();
-        let messages = rows::encode(&messages);
+        let messages = rows::encode(&(rows::Raw(&end.replay), messages));
         if let JobState::Finished { .. } = row.state {
             // Repeated after a fault whose outcome the caller could not know.
             let stored = self.finals.get(row.order)?;
@@ -309,9 +310,11 @@ impl<'txn> Tables<'txn> {
         };
         let stored = self.finals.get(row.order)?;
         let stored = stored.ok_or_else(|| missing("finals", row.order))?;
-        let messages: Vec<MessageRow<'_>> = rows::decode("finals", stored.value())?;
+        let (replay, messages): (rows::Raw<'_>, Vec<MessageRow<'_>>) =
+            rows::decode("finals", stored.value())?;
         Ok(Some(Final {
             messages: messages.iter().map(MessageRow::message).collect(),
+            replay: Bytes::copy_from_slice(replay.0),
             finished_at_ms: at_ms,
             delivered,
         }))
@@ -441,9 +444,10 @@ impl Tables<'_> {
                 }
                 JobState::Finished { at_ms, delivered } => {
                     let stored = finals.get(row.order).unwrap().unwrap();
-                    let messages: Vec<MessageRow<'_>> =
+                    let (replay, messages): (rows::Raw<'_>, Vec<MessageRow<'_>>) =
                         rows::decode("finals", stored.value()).unwrap();
                     end = Some(Final {
+                        replay: Bytes::copy_from_slice(replay.0),
                         messages: messages.iter().map(MessageRow::message).collect(),
                         finished_at_ms: at_ms,
                         delivered,

@@ -35,13 +35,13 @@ pub(super) fn record(id: &str, body_bytes: usize) -> Record {
         response_topic: Some(format!("orinoco/v1/resp/anna/{id}")),
         correlation: Some(Bytes::from_static(b"\0\xff")),
         accept: Some("text/plain".into()),
-        mqtt5: true,
         accepted_at_ms: NOW,
     }
 }
 
 pub(super) fn end(id: &str, payload_bytes: usize, at_ms: u64) -> Final {
     Final {
+        replay: Bytes::from_static(b"replay"),
         messages: vec![FinalMessage {
             topic: format!("orinoco/v1/resp/anna/{id}"),
             payload: id

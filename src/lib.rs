@@ -15,3 +15,4 @@ pub mod runtime_file;
 pub mod store;
 pub mod users;
 pub mod wire;
+pub mod worker;

@@ -1,0 +1,197 @@
+//! One child process: started with a socketpair as its standard input, read and written by two tasks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::debug;
+
+use super::Cause;
+use crate::frames::codec::{body_length, decode, encode};
+use crate::frames::{Command, Event};
+use crate::process::spawn_with_socket;
+
+/// Frames read ahead of the keeper; when full, the socket fills and the worker joins text.
+const EVENTS: usize = 64;
+/// Commands queued for the socket writer.
+const OUTGOING: usize = 256;
+/// Lines of standard error kept for a report.
+const STDERR_LINES: usize = 20;
+/// Longest line kept; llama.cpp's stay far below it.
+const STDERR_LINE_BYTES: usize = 1000;
+/// After its socket closed, a worker must be gone within this time.
+const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+/// Bytes that are no frame.
+#[derive(Debug)]
+pub(super) struct ReadError(pub(super) String);
+
+pub(super) struct Child {
+    process: tokio::process::Child,
+    pub(super) events: mpsc::Receiver<Result<Event, ReadError>>,
+    outgoing: mpsc::Sender<Command>,
+    stderr: JoinHandle<Vec<String>>,
+}
+
+impl Child {
+    /// Starts the worker on the calling thread.
+    pub(super) fn start(program: &Path) -> io::Result<Self> {
+        let mut command = tokio::process::Command::new(program);
+        command
+            .args(["--socket-fd", "0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let (mut process, socket) = spawn_with_socket(&mut command)?;
+        let (read, write) = socket.into_split();
+        let stderr = process.stderr.take().expect("stderr is piped");
+        let (event_queue, events) = mpsc::channel(EVENTS);
+        let (outgoing, command_queue) = mpsc::channel(OUTGOING);
+        tokio::spawn(read_events(read, event_queue));
+        tokio::spawn(write_commands(write, command_queue));
+        Ok(Self {
+            process,
+            events,
+            outgoing,
+            stderr: tokio::spawn(read_stderr(stderr)),
+        })
+    }
+
+    /// Queues a command; `false` when the socket is closed.
+    pub(super) async fn send(&self, command: Command) -> bool {
+        self.outgoing.send(command).await.is_ok()
+    }
+
+    /// Queues a command if there is room; `false` when not.
+    pub(super) fn try_send(&self, command: Command) -> bool {
+        self.outgoing.try_send(command).is_ok()
+    }
+
+    /// Waits for the end, or brings it about; gives the cause and the last words.
+    ///
+    /// A worker whose socket closed is usually a dead one, and its exit status says more than we know.
+    pub(super) async fn bury(mut self, verdict: Option<Cause>) -> (Cause, Vec<String>) {
+        let waited = if verdict.is_none() || matches!(verdict, Some(Cause::LoadFailed(_))) {
+            tokio::time::timeout(EXIT_GRACE, self.process.wait())
+                .await
+                .ok()
+        } else {
+            None
+        };
+        let status = match waited {
+            Some(status) => status.ok(),
+            None => {
+                // It may have ended meanwhile; killing the dead is harmless.
+                let _ = self.process.start_kill();
+                self.process.wait().await.ok()
+            }
+        };
+        let tail = tokio::time::timeout(EXIT_GRACE, self.stderr).await;
+        let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
+        (verdict.unwrap_or_else(|| cause_of(status)), tail)
+    }
+
+    /// Ends the worker on our own shutdown: closing the socket is its signal to leave.
+    pub(super) async fn end(mut self) {
+        drop(self.outgoing);
+        drop(self.events);
+        if tokio::time::timeout(EXIT_GRACE, self.process.wait())
+            .await
+            .is_err()
+        {
+            let _ = self.process.kill().await;
+        }
+    }
+}
+
+fn cause_of(status: Option<ExitStatus>) -> Cause {
+    use std::os::unix::process::ExitStatusExt;
+    let Some(status) = status else {
+        return Cause::Protocol("socket closed, but the process stayed".into());
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Cause::Exited(code),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(
+                Signal::SIGSEGV
+                | Signal::SIGABRT
+                | Signal::SIGBUS
+                | Signal::SIGILL
+                | Signal::SIGFPE
+                | Signal::SIGSYS,
+            ) => Cause::Crashed(signal),
+            _ => Cause::Killed(signal),
+        },
+        (None, None) => Cause::Exited(-1),
+    }
+}
+
+async fn read_events(read: OwnedReadHalf, events: mpsc::Sender<Result<Event, ReadError>>) {
+    let mut read = BufReader::with_capacity(64 << 10, read);
+    loop {
+        let event = match read_event(&mut read).await {
+            Ok(None) => return,
+            Ok(Some(event)) => Ok(event),
+            Err(reason) => Err(ReadError(reason)),
+        };
+        let broken = event.is_err();
+        if events.send(event).await.is_err() || broken {
+            return;
+        }
+    }
+}
+
+/// `None` on the end of the stream: the process is gone, inside a frame or not.
+async fn read_event(read: &mut BufReader<OwnedReadHalf>) -> Result<Option<Event>, String> {
+    let mut prefix = [0; 4];
+    if read.read_exact(&mut prefix).await.is_err() {
+        return Ok(None);
+    }
+    let mut body = vec![0; body_length(prefix).map_err(|error| error.to_string())?];
+    if read.read_exact(&mut body).await.is_err() {
+        return Ok(None);
+    }
+    decode(&body).map(Some).map_err(|error| error.to_string())
+}
+
+async fn write_commands(mut write: OwnedWriteHalf, mut commands: mpsc::Receiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        let Ok(frame) = encode(&command) else {
+            debug!("command does not fit a frame");
+            continue;
+        };
+        if write.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes the worker's lines on to our log and keeps the last ones.
+async fn read_stderr(stderr: tokio::process::ChildStderr) -> Vec<String> {
+    let mut tail = VecDeque::with_capacity(STDERR_LINES);
+    let mut read = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = STDERR_LINE_BYTES as u64;
+        match (&mut read).take(limit).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return tail.into(),
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if text.is_empty() {
+            continue;
+        }
+        tracing::info!(target: "orinoco::engine", "{text}");
+        if tail.len() == STDERR_LINES {
+            tail.pop_front();
+        }
+        tail.push_back(text);
+    }
+}

@@ -1,0 +1,860 @@
+//! The one task that owns every job: from a packet to its final, with the queue, the store and the worker
+//! in between.
+//!
+//! Owns: the jobs, the waiting queue, what was already answered, what the worker holds, and what is said
+//! about the node on retained topics. Never does: network, disk or process work; those are `link`,
+//! `store` and `worker`, which it only sends messages to, and it never waits for any of them.
+//!
+//! ```text
+//! link ──Message──▶ intake ──accept──▶ store          worker ──Step, Done──▶ output ──chunk──▶ link
+//!                     │                  │ committed      ▲                    │ last chunk sent
+//!                     ▼                  ▼                │                    ▼
+//!                   queue ──Submit──────────────────▶ worker      store ◀──finish── final ──▶ link
+//! ```
+//!
+//! The order that makes the promise of one final: the record is on disk before `accepted` and PUBACK; the
+//! final is on disk before it is published; it is kept, with the text and the places where it was cut
+//! into chunks, until its retention ends. So whatever dies, the same bytes can be said again.
+
+mod intake;
+mod job;
+pub mod output;
+pub mod queue;
+mod report;
+mod settings;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
+use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
+use crate::store::{self, Store, StoreError};
+use crate::wire::error::{ApiError, Code};
+use crate::wire::topic::{Name, RequestId};
+use crate::worker::{Report, Worker};
+use intake::Tokenizing;
+use job::{Address, Cancel, Ending, Job, Phase, Replay};
+use queue::{Queue, Verdict};
+use report::Node;
+pub use report::retained;
+pub use settings::{Settings, UserSettings};
+
+/// A user's request id: what makes a job the same job.
+type Asked = (Name, RequestId);
+
+/// Error finals, `accepted` and repeats that the link could not take yet. Beyond it, requests are left
+/// unacknowledged and the broker brings them again.
+const BACKLOG_MAX: usize = 4096;
+/// How soon a full outbox or a full store is tried again.
+const RETRY: Duration = Duration::from_millis(20);
+/// How soon a final that the store refused (disk full) is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+/// How often expired finals are swept.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Orders from the daemon.
+#[derive(Debug)]
+pub enum Control {
+    /// Take nothing more; answer when the running jobs have ended or `limit` has passed.
+    Drain {
+        /// Longest wait.
+        limit: Duration,
+        /// Told when it is done.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// What the dispatcher works with.
+pub struct Parts {
+    /// MQTT out.
+    pub link: Link,
+    /// MQTT in.
+    pub inbound: Inbox,
+    /// Jobs on disk.
+    pub store: Store,
+    /// What the store found at start.
+    pub recovered: store::Recovered,
+    /// The clock with which the store was opened.
+    pub clock: Clock,
+    /// The engine.
+    pub worker: Worker,
+    /// The daemon's orders.
+    pub control: mpsc::Receiver<Control>,
+}
+
+/// The task's state. See the module's picture.
+struct Dispatch {
+    settings: Settings,
+    link: Link,
+    store: Store,
+    commands: mpsc::Sender<Command>,
+    jobs: HashMap<JobKey, Job>,
+    /// Jobs that are not over, by what the requester calls them.
+    open: HashMap<Asked, JobKey>,
+    /// Jobs that are over, until their retention ends.
+    answered: HashMap<Asked, Answered>,
+    clock: Clock,
+    queue: Queue,
+    queued_bytes: usize,
+    tokenizing: HashMap<JobKey, Tokenizing>,
+    next_key: u64,
+    store_work: JoinSet<StoreDone>,
+    /// Finals on their way to the broker, by delivery token.
+    delivering: HashMap<u64, Asked>,
+    next_token: u64,
+    backlog: VecDeque<Publish>,
+    /// Stored finals of an earlier run that nobody got yet.
+    undelivered: VecDeque<Asked>,
+    retry_finals_at: Option<Instant>,
+    node: Node,
+    draining: Option<(Instant, oneshot::Sender<()>)>,
+}
+
+/// A job that is over.
+#[derive(Clone, Copy)]
+struct Answered {
+    digest: [u8; 32],
+    since: Instant,
+    delivered: bool,
+}
+
+/// Unix time that does not jump: the wall clock at the start and the monotonic time since.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    start_ms: u64,
+    started: Instant,
+}
+
+impl Clock {
+    /// Reads the wall clock once.
+    pub fn start() -> Self {
+        let start_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
+        Self {
+            start_ms,
+            started: Instant::now(),
+        }
+    }
+
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.start_ms + self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// What the store answered.
+enum StoreDone {
+    Accepted {
+        job: JobKey,
+        outcome: Result<u64, StoreError>,
+    },
+    Finished {
+        job: JobKey,
+        publish: Box<Publish>,
+        outcome: Result<(), StoreError>,
+    },
+    Read {
+        asked: Asked,
+        message: Option<Box<Message>>,
+        outcome: Result<Option<store::Final>, StoreError>,
+    },
+    Delivered {
+        asked: Asked,
+        outcome: Result<(), StoreError>,
+    },
+    Swept {
+        outcome: Result<store::Swept, StoreError>,
+    },
+}
+
+/// Runs until the link or the control channel is gone, or a drain has ended.
+pub async fn run(settings: Settings, parts: Parts) {
+    let Parts {
+        link,
+        mut inbound,
+        store,
+        recovered,
+        clock,
+        worker,
+        mut control,
+    } = parts;
+    let Worker {
+        commands,
+        mut reports,
+    } = worker;
+    let mut dispatch = Dispatch::new(settings, link, store, clock, commands);
+    dispatch.recover(recovered);
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let wake = dispatch.pump(Instant::now());
+        if dispatch.drained() {
+            return;
+        }
+        tokio::select! {
+            message = inbound.recv() => match message {
+                Some(message) => dispatch.on_inbound(message),
+                None => return,
+            },
+            report = reports.recv() => match report {
+                Some(report) => {
+                    dispatch.on_report(report);
+                    // Take what else is there before the next pump: one look at the jobs for many frames.
+                    while let Ok(report) = reports.try_recv() {
+                        dispatch.on_report(report);
+                    }
+                }
+                None => return,
+            },
+            Some(done) = dispatch.store_work.join_next() => match done {
+                Ok(done) => dispatch.on_store(done),
+                Err(error) => error!(%error, "store task failed"),
+            },
+            order = control.recv() => match order {
+                Some(Control::Drain { limit, done }) => dispatch.drain(limit, done),
+                None => return,
+            },
+            () = sleep_until(wake) => {}
+            _ = sweep.tick() => dispatch.sweep(),
+        }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Dispatch {
+    fn new(
+        settings: Settings,
+        link: Link,
+        store: Store,
+        clock: Clock,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        let node = Node::new(&settings, clock);
+        Self {
+            settings,
+            link,
+            store,
+            commands,
+            jobs: HashMap::new(),
+            open: HashMap::new(),
+            answered: HashMap::new(),
+            clock,
+            queue: Queue::default(),
+            queued_bytes: 0,
+            tokenizing: HashMap::new(),
+            next_key: 1,
+            store_work: JoinSet::new(),
+            delivering: HashMap::new(),
+            next_token: 1,
+            backlog: VecDeque::new(),
+            undelivered: VecDeque::new(),
+            retry_finals_at: None,
+            node,
+            draining: None,
+        }
+    }
+
+    // ---- events ------------------------------------------------------------------------------------
+
+    fn on_inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Up { .. } => {
+                info!("broker connected");
+                self.node.publish_all();
+            }
+            Inbound::Down { reason, taken_over } => {
+                if taken_over {
+                    error!(
+                        reason,
+                        "another daemon uses this node's name: give each its own node.name"
+                    );
+                } else {
+                    warn!(reason, "broker connection lost");
+                }
+            }
+            Inbound::Message(message) => self.on_message(message),
+            Inbound::Undelivered {
+                token,
+                topic,
+                reason,
+            } => {
+                // It stays in the store, undelivered: asking again with the same id brings it.
+                warn!(topic, reason, "the broker refused a message");
+                if let Some(token) = token {
+                    self.delivering.remove(&token);
+                }
+            }
+            Inbound::SubscribeRefused { filter, reason } => {
+                error!(
+                    filter,
+                    reason,
+                    "the broker refused our subscription: no request can arrive; check its ACL"
+                );
+            }
+            Inbound::Delivered { token } => {
+                if let Some(asked) = self.delivering.remove(&token) {
+                    let (store, job) = (self.store.clone(), stored_id(&asked));
+                    self.store_work.spawn(async move {
+                        StoreDone::Delivered {
+                            asked,
+                            outcome: store.delivered(job).await,
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        self.node.on_report(&report);
+        match report {
+            Report::Loading { .. } | Report::Serving { .. } => {}
+            Report::Event(Event::Started {
+                job,
+                prompt_ids,
+                n_cached,
+            }) => {
+                if let Some(job) = self.jobs.get_mut(&job) {
+                    job.prompt_ids = prompt_ids;
+                    job.n_cached = n_cached;
+                }
+            }
+            Report::Event(Event::Step { pieces, .. }) => self.on_pieces(pieces),
+            Report::Event(Event::Done(done)) => self.on_done(*done),
+            Report::Event(Event::Tokenized { job, ids }) => self.on_tokenized(job, ids),
+            Report::Event(event) => debug!(?event, "unexpected event"),
+            Report::Down(down) => self.on_worker_down(&down),
+        }
+    }
+
+    fn on_pieces(&mut self, pieces: Vec<Piece>) {
+        let now = Instant::now();
+        for piece in pieces {
+            let Some(job) = self.jobs.get_mut(&piece.job) else {
+                continue;
+            };
+            job.receive(&piece.ids, &piece.text, now);
+            if job.phase == Phase::Open
+                && job.output.unsent_bytes() > self.settings.output_pending_bytes_max
+            {
+                let limit = self.settings.output_pending_bytes_max;
+                job.end(Ending::Failed(ApiError::new(
+                    Code::SlowConsumer,
+                    format!("the broker did not take the answer: over {limit} bytes were waiting"),
+                )));
+                job.cancel = Cancel::Wanted;
+                self.queue.remove(piece.job);
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Done) {
+        self.queue.remove(done.job);
+        let Some(job) = self.jobs.get_mut(&done.job) else {
+            return;
+        };
+        job.receive(&done.ids, &done.text, Instant::now());
+        job.end(match done.end {
+            Ok(finish) => Ending::Finished(finish, done.timings),
+            Err(error) => Ending::Failed(api_error(&error)),
+        });
+    }
+
+    fn on_worker_down(&mut self, down: &crate::worker::Down) {
+        for (key, verdict) in self.queue.worker_died(down.cause.by_itself()) {
+            let Some(job) = self.jobs.get_mut(&key) else {
+                continue;
+            };
+            match verdict {
+                Verdict::Again if job.cancel != Cancel::No => {
+                    // Asked to stop, and stopped it has.
+                    self.queue.remove(key);
+                    job.end(Ending::Finished(Finish::Cancelled, job.timings_so_far()));
+                }
+                Verdict::Again => job.resumed += u32::from(!job.prompt_ids.is_empty()),
+                Verdict::Poison => job.end(Ending::Failed(ApiError::new(
+                    Code::Poison,
+                    format!(
+                        "this request ended the engine whenever it ran; last time it {}",
+                        down.cause
+                    ),
+                ))),
+                Verdict::GiveUp => job.end(Ending::Failed(ApiError::new(
+                    Code::EngineError,
+                    format!(
+                        "the engine ended {} times under this request; last time it {}",
+                        queue::DEATHS_MAX,
+                        down.cause
+                    ),
+                ))),
+            }
+        }
+        // The next worker is asked again; nothing was promised yet.
+        for (_, tokenizing) in std::mem::take(&mut self.tokenizing) {
+            let error =
+                ApiError::new(Code::EngineError, "the engine ended; ask again").with_retry(1000);
+            self.refuse(
+                &tokenizing.address,
+                &tokenizing.replier,
+                &error,
+                Some(tokenizing.ack),
+            );
+        }
+    }
+
+    fn on_store(&mut self, done: StoreDone) {
+        match done {
+            StoreDone::Accepted { job, outcome } => self.on_committed(job, outcome),
+            StoreDone::Finished {
+                job,
+                publish,
+                outcome,
+            } => self.on_finished(job, *publish, outcome),
+            StoreDone::Read {
+                asked,
+                message,
+                outcome,
+            } => self.on_read(&asked, message, outcome),
+            StoreDone::Delivered { asked, outcome } => match outcome {
+                Ok(()) => {
+                    if let Some(answered) = self.answered.get_mut(&asked) {
+                        answered.delivered = true;
+                    }
+                }
+                // It will be said once more after a restart; that is allowed.
+                Err(error) => warn!(%error, "delivery not recorded"),
+            },
+            StoreDone::Swept { outcome } => match outcome {
+                Ok(swept) => swept.overdue.iter().for_each(|job| self.on_overdue(job)),
+                Err(error) => warn!(%error, "store not swept"),
+            },
+        }
+    }
+
+    fn on_committed(&mut self, key: JobKey, outcome: Result<u64, StoreError>) {
+        let Some(job) = self.jobs.get_mut(&key) else {
+            return;
+        };
+        match outcome {
+            Ok(_) => {
+                job.committed = true;
+                let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
+                let accepted = job
+                    .accepted(position)
+                    .map(|reply| job.address.publish(self.settings.names.node(), reply, None));
+                let ack = job.ack.take();
+                if let Some(accepted) = accepted {
+                    self.send(accepted);
+                }
+                self.acknowledge(ack);
+            }
+            Err(error) => {
+                warn!(%error, "request not accepted: the job store refused it");
+                let mut job = self.jobs.remove(&key).expect("looked up above");
+                self.open
+                    .remove(&(job.address.user.clone(), job.address.id.clone()));
+                self.queue.remove(key);
+                self.queued_bytes -= job.body_bytes;
+                let _ = self.commands.try_send(Command::Cancel(key));
+                let error = ApiError::new(
+                    Code::StorageFull,
+                    format!("no room to keep the request safe: {error}"),
+                );
+                self.refuse(
+                    &job.address,
+                    &job.replier,
+                    &error.with_retry(10_000),
+                    job.ack.take(),
+                );
+            }
+        }
+    }
+
+    fn on_finished(&mut self, key: JobKey, mut publish: Publish, outcome: Result<(), StoreError>) {
+        match outcome {
+            Ok(()) => {
+                let Some(job) = self.jobs.remove(&key) else {
+                    return;
+                };
+                let asked = (job.address.user, job.address.id);
+                self.queued_bytes -= job.body_bytes;
+                self.open.remove(&asked);
+                self.answered.insert(
+                    asked.clone(),
+                    Answered {
+                        digest: job.digest,
+                        since: Instant::now(),
+                        delivered: false,
+                    },
+                );
+                publish.token = Some(self.delivery_token(asked));
+                self.send(publish);
+            }
+            Err(error) => {
+                // The answer stays in memory, and the job on disk: nothing is lost but time.
+                warn!(%error, "final not stored, trying again");
+                if let Some(job) = self.jobs.get_mut(&key) {
+                    job.phase = Phase::Ended;
+                }
+                self.retry_finals_at = Some(Instant::now() + STORE_RETRY);
+            }
+        }
+    }
+
+    /// A stored final is to be said again.
+    fn on_read(
+        &mut self,
+        asked: &Asked,
+        message: Option<Box<Message>>,
+        outcome: Result<Option<store::Final>, StoreError>,
+    ) {
+        match outcome {
+            Ok(Some(stored)) => {
+                let Some(address) = stored.messages.first().map(|message| Address {
+                    user: asked.0.clone(),
+                    id: asked.1.clone(),
+                    topic: message.topic.clone(),
+                    correlation: message.correlation.clone(),
+                }) else {
+                    return;
+                };
+                for reply in Replay::messages(&stored.replay, &asked.1).unwrap_or_default() {
+                    self.send(address.publish(self.settings.names.node(), reply, None));
+                }
+                for said in stored.messages {
+                    let token = Some(self.delivery_token(asked.clone()));
+                    self.send(said.into_publish(token));
+                }
+                self.acknowledge(message.map(|message| message.ack));
+            }
+            Ok(None) => {
+                // Forgotten to make room, or expired just now: then it is a new request.
+                self.answered.remove(asked);
+                if let Some(message) = message {
+                    self.on_message(*message);
+                }
+            }
+            // Not acknowledged: the broker brings the question again.
+            Err(error) => warn!(%error, "final not read"),
+        }
+    }
+
+    // ---- work --------------------------------------------------------------------------------------
+
+    /// Does all that can be done now without waiting; says when to look again at the latest.
+    fn pump(&mut self, now: Instant) -> Option<Instant> {
+        self.submit();
+        self.flush_backlog();
+        let mut wake = self.flush_jobs(now);
+        self.store_finals(now);
+        self.resend_undelivered();
+        let node_wake = self.flush_reports(now);
+        if !self.backlog.is_empty() {
+            wake = earliest(wake, Some(now + RETRY));
+        }
+        let draining = self.draining.as_ref().map(|(limit, _)| *limit);
+        earliest(
+            earliest(wake, self.retry_finals_at),
+            earliest(node_wake, draining),
+        )
+    }
+
+    /// Hands waiting jobs to the worker while it has sequences free.
+    fn submit(&mut self) {
+        let Some(n_seq_max) = self.node.slots() else {
+            return;
+        };
+        while let Some(key) = self.queue.next(n_seq_max) {
+            let Some(job) = self.jobs.get(&key) else {
+                self.queue.remove(key);
+                continue;
+            };
+            if self
+                .commands
+                .try_send(Command::Submit(Box::new(job.command())))
+                .is_err()
+            {
+                self.queue.put_back(key);
+                return;
+            }
+        }
+        for job in self
+            .jobs
+            .values_mut()
+            .filter(|job| job.cancel == Cancel::Wanted)
+        {
+            if self.commands.try_send(Command::Cancel(job.key)).is_ok() {
+                job.cancel = Cancel::Sent;
+            }
+        }
+    }
+
+    /// Sends what is due of each stream; says when the next text is due.
+    fn flush_jobs(&mut self, now: Instant) -> Option<Instant> {
+        let mut wake = None;
+        let node = self.settings.names.node();
+        for job in self.jobs.values_mut() {
+            while self.backlog.is_empty()
+                && let Some(reply) = job.chunk_due(now)
+            {
+                match self
+                    .link
+                    .try_publish(job.address.publish(node, reply, None))
+                {
+                    Ok(()) => job.output.sent(),
+                    Err(PublishError::Full(_)) => break,
+                    Err(error) => {
+                        // Chunks are at most 8 KiB; a broker that refuses those can carry no answer.
+                        warn!(%error, "chunk dropped by the link");
+                        job.output.sent();
+                    }
+                }
+            }
+            if let Some(due) = job.next_due() {
+                wake = earliest(wake, Some(if due <= now { now + RETRY } else { due }));
+            }
+        }
+        wake
+    }
+
+    /// Writes the finals of jobs whose chunks have all left.
+    fn store_finals(&mut self, now: Instant) {
+        if self.retry_finals_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.retry_finals_at = None;
+        for job in self.jobs.values_mut().filter(|job| job.ready_for_final()) {
+            job.phase = Phase::Storing;
+            let publish = job.address.publish(
+                self.settings.names.node(),
+                job.final_reply(now, self.settings.limits.text_bytes),
+                None,
+            );
+            let final_ = store::Final {
+                messages: vec![store::FinalMessage::from(&publish)],
+                replay: Replay::of(job).to_bytes(),
+                finished_at_ms: self.clock.now_ms(),
+                delivered: false,
+            };
+            let id = stored_id(&(job.address.user.clone(), job.address.id.clone()));
+            let (key, store) = (job.key, self.store.clone());
+            self.store_work.spawn(async move {
+                StoreDone::Finished {
+                    job: key,
+                    publish: Box::new(publish),
+                    outcome: store.finish(id, final_).await,
+                }
+            });
+        }
+    }
+
+    fn resend_undelivered(&mut self) {
+        while self.backlog.is_empty() && self.store_work.len() < 16 {
+            let Some(asked) = self.undelivered.pop_front() else {
+                return;
+            };
+            self.read_final(asked, None);
+        }
+    }
+
+    /// Says a stored answer again, to the message that asked for it when there is one.
+    fn read_final(&mut self, asked: Asked, message: Option<Box<Message>>) {
+        let (store, id) = (self.store.clone(), stored_id(&asked));
+        self.store_work.spawn(async move {
+            StoreDone::Read {
+                asked,
+                message,
+                outcome: store.final_of(&id).await,
+            }
+        });
+    }
+
+    fn sweep(&mut self) {
+        let retention = self.settings.retention;
+        self.answered
+            .retain(|_, answered| !answered.delivered || answered.since.elapsed() < retention);
+        let (store, now_ms) = (self.store.clone(), self.clock.now_ms());
+        self.store_work.spawn(async move {
+            StoreDone::Swept {
+                outcome: store.sweep(now_ms).await,
+            }
+        });
+    }
+
+    /// A job that nobody could answer for a day still ends once.
+    fn on_overdue(&mut self, job: &store::JobId) {
+        let Some(key) = intake::asked_of(job)
+            .and_then(|asked| self.open.get(&asked))
+            .copied()
+        else {
+            return;
+        };
+        if self.queue.position(key).is_some()
+            && let Some(job) = self.jobs.get_mut(&key)
+        {
+            self.queue.remove(key);
+            job.end(Ending::Failed(ApiError::new(
+                Code::DeadlineExceeded,
+                "no model could answer in the time that requests are kept",
+            )));
+        }
+    }
+
+    fn drain(&mut self, limit: Duration, done: oneshot::Sender<()>) {
+        self.draining = Some((Instant::now() + limit, done));
+        self.node.drain();
+    }
+
+    /// True once a drain is over; tells who ordered it.
+    fn drained(&mut self) -> bool {
+        let Some((limit, _)) = &self.draining else {
+            return false;
+        };
+        let quiet = self.queue.running() == 0
+            && self.delivering.is_empty()
+            && self.backlog.is_empty()
+            && self.jobs.values().all(|job| job.phase == Phase::Open);
+        if !quiet && Instant::now() < *limit {
+            return false;
+        }
+        if let Some((_, done)) = self.draining.take() {
+            // The daemon may have gone; then nobody needs to know.
+            let _ = done.send(());
+        }
+        true
+    }
+
+    // ---- small tools -------------------------------------------------------------------------------
+
+    /// To the link, in order; what it cannot take now waits.
+    fn send(&mut self, publish: Publish) {
+        self.backlog.push_back(publish);
+        self.flush_backlog();
+    }
+
+    fn flush_backlog(&mut self) {
+        while let Some(publish) = self.backlog.pop_front() {
+            match self.link.try_publish(publish) {
+                Ok(()) => {}
+                Err(PublishError::Full(publish)) => {
+                    self.backlog.push_front(*publish);
+                    return;
+                }
+                Err(error) => warn!(%error, "message not sent"),
+            }
+        }
+    }
+
+    fn acknowledge(&self, ack: Option<AckToken>) {
+        if let Some(ack) = ack
+            && self.link.try_ack(ack).is_err()
+        {
+            debug!(
+                "acknowledgement lost with its connection: the broker will send the request again"
+            );
+        }
+    }
+
+    fn delivery_token(&mut self, asked: Asked) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.delivering.insert(token, asked);
+        token
+    }
+
+    fn new_key(&mut self) -> JobKey {
+        self.next_key += 1;
+        JobKey(self.next_key)
+    }
+}
+
+fn stored_id(asked: &Asked) -> store::JobId {
+    store::JobId {
+        user: asked.0.to_string(),
+        id: asked.1.to_string(),
+    }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn api_error(error: &JobError) -> ApiError {
+    match error {
+        JobError::TooLong {
+            n_prompt,
+            n_ctx_seq,
+        } => ApiError::new(
+            Code::ContextLengthExceeded,
+            format!(
+                "the prompt has {n_prompt} tokens, a request may use {n_ctx_seq} for prompt and answer: shorten it"
+            ),
+        ),
+        JobError::Template(reason) => ApiError::new(
+            Code::InvalidRequest,
+            format!("the chat template refused the messages: {reason}"),
+        ),
+        JobError::Input(reason) => ApiError::new(Code::InvalidRequest, reason.clone()),
+        JobError::Decode(reason) => {
+            ApiError::new(Code::EngineError, format!("decoding failed: {reason}"))
+        }
+    }
+}
+
+impl store::FinalMessage {
+    fn into_publish(self, token: Option<u64>) -> Publish {
+        Publish {
+            topic: self.topic,
+            payload: self.payload,
+            at_least_once: true,
+            retain: false,
+            props: crate::link::Props {
+                response_topic: None,
+                correlation: self.correlation,
+                content_type: self.content_type,
+                message_expiry_s: Some(job::RESPONSE_EXPIRY_SECONDS),
+                user: self.user,
+                payload_utf8: true,
+            },
+            token,
+        }
+    }
+}
+
+impl From<&Publish> for store::FinalMessage {
+    fn from(publish: &Publish) -> Self {
+        Self {
+            topic: publish.topic.clone(),
+            payload: publish.payload.clone(),
+            content_type: publish.props.content_type.clone(),
+            correlation: publish.props.correlation.clone(),
+            user: publish.props.user.clone(),
+        }
+    }
+}
+
+/// SHA-256 of what was asked: two requests with one id must be the same request.
+fn digest_of(op: &str, body: &Bytes) -> [u8; 32] {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    hash.update(op.as_bytes());
+    hash.update([0]);
+    hash.update(body);
+    hash.finalize().into()
+}

@@ -1,0 +1,594 @@
+//! A packet becomes a job, a repeat of what was said, a cancel, or an error final.
+//!
+//! Bounds are checked in this order: retained flag, topic, op, response topic, repeat, size and shape of
+//! the body, model, room. What is refused gets its error final first and its PUBACK after, so that a
+//! requester always hears why and no window sticks.
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::job::{Address, Cancel, Ending, Job, Phase};
+use super::output::Output;
+use super::queue::Order;
+use super::{Answered, Asked, BACKLOG_MAX, Dispatch, StoreDone, api_error, digest_of};
+use crate::frames::{self, Command, Finish, JobError, JobKey, Timings, Token};
+use crate::link::{AckToken, Message};
+use crate::store;
+use crate::wire::error::{ApiError, Code};
+use crate::wire::reply::{Form, Replier};
+use crate::wire::request::{self, Request};
+use crate::wire::topic::{Incoming, Name, Op, RequestId};
+
+/// Tokenizations under way; more are refused, they are cheap to repeat.
+const TOKENIZING_MAX: usize = 64;
+
+/// A question about tokens, answered without the store: asking again costs nothing.
+pub(super) struct Tokenizing {
+    pub(super) address: Address,
+    pub(super) replier: Replier,
+    pub(super) ack: AckToken,
+}
+
+/// A request whose topic is in order.
+struct Arrived {
+    address: Address,
+    op: Op,
+    message: Message,
+}
+
+impl Dispatch {
+    pub(super) fn on_message(&mut self, message: Message) {
+        if self.draining.is_some() || self.backlog.len() >= BACKLOG_MAX {
+            // Not acknowledged: the broker keeps it for our next connection.
+            debug!("message left with the broker");
+            return;
+        }
+        if message.retain {
+            warn!(
+                topic = message.topic,
+                "retained request ignored: it would be asked again at each start"
+            );
+            return self.acknowledge(Some(message.ack));
+        }
+        match self.settings.names.parse(&message.topic) {
+            Err(error) => {
+                warn!(%error, "message ignored");
+                self.acknowledge(Some(message.ack));
+            }
+            Ok(Incoming::Cancel { user, id }) => {
+                self.cancel((user, id));
+                self.acknowledge(Some(message.ack));
+            }
+            Ok(Incoming::Request { user, op, id }) => self.on_request(user, op, id, message),
+        }
+    }
+
+    fn on_request(&mut self, user: Name, op: Result<Op, String>, id: RequestId, message: Message) {
+        let names = &self.settings.names;
+        let standard = names.resp(&user, &id);
+        let wanted = message.props.response_topic.clone();
+        let foreign = wanted
+            .as_ref()
+            .filter(|topic| !names.resp_allowed(&user, topic))
+            .cloned();
+        let address = Address {
+            topic: if foreign.is_some() {
+                standard
+            } else {
+                wanted.unwrap_or(standard)
+            },
+            user,
+            id,
+            correlation: message.props.correlation.clone(),
+        };
+        let (op, unknown) = match op {
+            Ok(op) => (op, None),
+            Err(name) => (Op::Chat, Some(name)),
+        };
+        let accept = accept_of(&message);
+        let replier = self.replier(
+            &address.id,
+            op,
+            Form::of(op, true, accept.as_deref()),
+            1,
+            self.clock.now_ms(),
+        );
+        let refusal = if let Some(name) = unknown {
+            let ops = "chat, complete, text, text-stream, tokenize, cancel";
+            Some(ApiError::new(
+                Code::UnknownOp,
+                format!("no op `{name}`: known are {ops}"),
+            ))
+        } else if let Some(topic) = foreign {
+            let allowed = self.settings.names.resp_filter(&address.user);
+            Some(ApiError::new(
+                Code::ResponseTopicDenied,
+                format!("response topic `{topic}` is not yours: it must lie inside {allowed}"),
+            ))
+        } else if op == Op::Embed {
+            Some(ApiError::new(
+                Code::NotSupported,
+                "no embedding model is installed on this node",
+            ))
+        } else if !self.settings.user(&address.user).allows(op) {
+            Some(ApiError::new(
+                Code::NotAllowed,
+                format!("user {} may not use op {}", address.user, op.as_str()),
+            ))
+        } else {
+            None
+        };
+        match refusal {
+            Some(error) => self.refuse(&address, &replier, &error, Some(message.ack)),
+            None => self.on_arrived(Arrived {
+                address,
+                op,
+                message,
+            }),
+        }
+    }
+
+    fn on_arrived(&mut self, arrived: Arrived) {
+        let Arrived {
+            address,
+            op,
+            message,
+        } = arrived;
+        let asked = (address.user.clone(), address.id.clone());
+        let accept = accept_of(&message);
+        let replier = self.replier(
+            &address.id,
+            op,
+            Form::of(op, true, accept.as_deref()),
+            1,
+            self.clock.now_ms(),
+        );
+        let digest = digest_of(op.as_str(), &message.payload);
+        if let Some(repeat) = self.repeat_of(&asked, &digest) {
+            return self.on_repeat(asked, repeat, &address, &replier, message);
+        }
+        let request = match self.parse(op, &message, &address.user) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(&address, &replier, &error, Some(message.ack)),
+        };
+        if op == Op::Tokenize {
+            return self.tokenize(
+                Tokenizing {
+                    address,
+                    replier,
+                    ack: message.ack,
+                },
+                request.input,
+            );
+        }
+        if let Some(error) = self.no_room(message.payload.len()) {
+            return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
+        let order = self.next_key;
+        let attempt = store::FIRST_ATTEMPT;
+        let record = store::Record {
+            job: store::JobId {
+                user: asked.0.to_string(),
+                id: asked.1.to_string(),
+            },
+            op: op.as_str().to_owned(),
+            digest,
+            body: message.payload.clone(),
+            response_topic: Some(address.topic.clone()),
+            correlation: address.correlation.clone(),
+            accept,
+            accepted_at_ms: self.clock.now_ms(),
+        };
+        let job = self.take(
+            address,
+            op,
+            request,
+            &record,
+            Place { order, attempt },
+            Some(message.ack),
+        );
+        let store = self.store.clone();
+        self.store_work.spawn(async move {
+            StoreDone::Accepted {
+                job,
+                outcome: store.accept(record).await,
+            }
+        });
+    }
+
+    /// Bytes to a request with this user's defaults, for a model that we have.
+    fn parse(&self, op: Op, message: &Message, user: &Name) -> Result<Request, ApiError> {
+        if message.payload.len() > self.settings.limits.payload_bytes {
+            let (found, limit) = (message.payload.len(), self.settings.limits.payload_bytes);
+            return Err(ApiError::new(
+                Code::PayloadTooLarge,
+                format!("{found} bytes, at most {limit} are taken"),
+            ));
+        }
+        let mut request = request::parse(op, &message.payload, &self.settings.limits)?;
+        self.settings.user(user).check(&request)?;
+        request.apply_defaults(&self.settings.user(user).defaults);
+        if let Some(model) = &request.model
+            && !self.node.has_model(model)
+        {
+            let serving = &self.settings.model;
+            return Err(ApiError::new(
+                Code::ModelNotFound,
+                format!("no model `{model}` here: this node serves `{serving}`"),
+            )
+            .with_param("model"));
+        }
+        Ok(request)
+    }
+
+    /// Why nothing can be taken now, if so.
+    fn no_room(&self, body_bytes: usize) -> Option<ApiError> {
+        if let Some(reason) = self.node.no_model() {
+            return Some(
+                ApiError::new(Code::NoModel, format!("no model serves: {reason}"))
+                    .with_retry(10_000),
+            );
+        }
+        let (jobs, bytes) = (self.settings.queue_jobs_max, self.settings.queue_bytes_max);
+        if self.jobs.len() >= jobs {
+            let text = format!(
+                "{} requests are waiting or running, at most {jobs} are taken",
+                self.jobs.len()
+            );
+            return Some(ApiError::new(Code::QueueFull, text).with_retry(1000));
+        }
+        if self.queued_bytes + body_bytes > bytes {
+            let text = format!(
+                "waiting requests hold {} bytes, at most {bytes} are kept",
+                self.queued_bytes
+            );
+            return Some(ApiError::new(Code::QueueFull, text).with_retry(1000));
+        }
+        None
+    }
+
+    /// A job with its place in the queue.
+    fn take(
+        &mut self,
+        address: Address,
+        op: Op,
+        request: Request,
+        record: &store::Record,
+        place: Place,
+        ack: Option<AckToken>,
+    ) -> JobKey {
+        let key = self.new_key();
+        let form = Form::of(op, request.stream, record.accept.as_deref());
+        let replier = self.replier(&address.id, op, form, place.attempt, record.accepted_at_ms);
+        let coalesce = request.coalesce_ms.map_or(self.settings.coalesce, |ms| {
+            std::time::Duration::from_millis(ms.into())
+        });
+        let coalesce_bytes = if coalesce.is_zero() {
+            1
+        } else {
+            self.settings.coalesce_bytes
+        };
+        // Without a seed of the requester's own, a repeated attempt must not need one either: it starts anew.
+        let sampling = request.sampling(&self.settings.user(&address.user).defaults, random_seed());
+        self.open
+            .insert((address.user.clone(), address.id.clone()), key);
+        self.queued_bytes += record.body.len();
+        self.queue.push(place.order, key);
+        debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
+        self.jobs.insert(
+            key,
+            Job {
+                key,
+                digest: record.digest,
+                body_bytes: record.body.len(),
+                address,
+                replier,
+                request,
+                sampling,
+                committed: ack.is_none(),
+                ack,
+                arrived: Instant::now(),
+                first_token: None,
+                output: Output::new(coalesce, coalesce_bytes),
+                prompt_ids: Vec::new(),
+                output_ids: Vec::new(),
+                n_cached: 0,
+                resumed: 0,
+                phase: Phase::Open,
+                ending: None,
+                cancel: Cancel::No,
+            },
+        );
+        key
+    }
+
+    /// What the store kept over a restart: jobs start again, finals that nobody got are said again.
+    pub(super) fn recover(&mut self, recovered: store::Recovered) {
+        let (pending, finals) = (recovered.pending.len(), recovered.finals.len());
+        if pending + finals > 0 {
+            info!(pending, finals, "jobs recovered");
+        }
+        for meta in recovered.finals {
+            let Some(asked) = asked_of(&meta.job) else {
+                continue;
+            };
+            let delivered = matches!(
+                meta.state,
+                store::JobState::Finished {
+                    delivered: true,
+                    ..
+                }
+            );
+            let answered = Answered {
+                digest: meta.digest,
+                since: Instant::now(),
+                delivered,
+            };
+            self.answered.insert(asked.clone(), answered);
+            if !delivered {
+                self.undelivered.push_back(asked);
+            }
+        }
+        for store::Pending {
+            record,
+            order,
+            attempt,
+        } in recovered.pending
+        {
+            let place = Place { order, attempt };
+            self.next_key = self.next_key.max(order + 1);
+            let (Some((user, id)), Some(op)) = (asked_of(&record.job), Op::from_level(&record.op))
+            else {
+                warn!(
+                    user = record.job.user,
+                    id = record.job.id,
+                    op = record.op,
+                    "stored job of another version left alone"
+                );
+                continue;
+            };
+            let topic = record
+                .response_topic
+                .clone()
+                .unwrap_or_else(|| self.settings.names.resp(&user, &id));
+            let address = Address {
+                user,
+                id,
+                topic,
+                correlation: record.correlation.clone(),
+            };
+            match request::parse(op, &record.body, &self.settings.limits) {
+                Ok(mut request) => {
+                    request.apply_defaults(&self.settings.user(&address.user).defaults);
+                    let key = self.take(address, op, request, &record, place, None);
+                    self.announce(key);
+                }
+                Err(error) => {
+                    // Taken under other limits than today's: it still gets its one final.
+                    let request = request::parse(op, b"-", &self.settings.limits)
+                        .expect("plain text is a request for any op");
+                    let key = self.take(address, op, request, &record, place, None);
+                    self.queue.remove(key);
+                    if let Some(job) = self.jobs.get_mut(&key) {
+                        job.end(Ending::Failed(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says `accepted` again, as to a requester that asks twice.
+    fn announce(&mut self, key: JobKey) {
+        let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
+        let Some(job) = self.jobs.get(&key).filter(|job| job.committed) else {
+            return;
+        };
+        if let Some(reply) = job.accepted(position) {
+            let publish = job.address.publish(self.settings.names.node(), reply, None);
+            self.send(publish);
+        }
+    }
+
+    fn repeat_of(&self, asked: &Asked, digest: &[u8; 32]) -> Option<Repeat> {
+        if let Some(key) = self.open.get(asked) {
+            let same = self.jobs.get(key).is_some_and(|job| job.digest == *digest);
+            return Some(if same {
+                Repeat::Open(*key)
+            } else {
+                Repeat::Other
+            });
+        }
+        let known = self.answered.get(asked)?;
+        Some(if known.digest == *digest {
+            Repeat::Answered
+        } else {
+            Repeat::Other
+        })
+    }
+
+    fn on_repeat(
+        &mut self,
+        asked: Asked,
+        repeat: Repeat,
+        address: &Address,
+        replier: &Replier,
+        message: Message,
+    ) {
+        match repeat {
+            Repeat::Open(key) => {
+                self.announce(key);
+                // Until the first copy is on disk, neither is acknowledged.
+                if self.jobs.get(&key).is_some_and(|job| job.committed) {
+                    self.acknowledge(Some(message.ack));
+                }
+            }
+            Repeat::Answered => self.read_final(asked, Some(Box::new(message))),
+            Repeat::Other => {
+                let text = format!(
+                    "id `{}` was used for another request in the last minutes: take a new one",
+                    asked.1
+                );
+                self.refuse(
+                    address,
+                    replier,
+                    &ApiError::new(Code::IdReused, text),
+                    Some(message.ack),
+                );
+            }
+        }
+    }
+
+    fn tokenize(&mut self, tokenizing: Tokenizing, input: frames::Input) {
+        let error = if self.node.slots().is_none() {
+            Some(ApiError::new(Code::ModelLoading, "the model is being loaded").with_retry(1000))
+        } else if self.tokenizing.len() >= TOKENIZING_MAX {
+            Some(ApiError::new(Code::QueueFull, "too many tokenizations at once").with_retry(100))
+        } else {
+            None
+        };
+        if let Some(error) = error {
+            return self.refuse(
+                &tokenizing.address,
+                &tokenizing.replier,
+                &error,
+                Some(tokenizing.ack),
+            );
+        }
+        let job = self.new_key();
+        if self
+            .commands
+            .try_send(Command::Tokenize { job, input })
+            .is_err()
+        {
+            let error = ApiError::new(Code::QueueFull, "the engine is busy").with_retry(100);
+            return self.refuse(
+                &tokenizing.address,
+                &tokenizing.replier,
+                &error,
+                Some(tokenizing.ack),
+            );
+        }
+        self.tokenizing.insert(job, tokenizing);
+    }
+
+    pub(super) fn on_tokenized(&mut self, job: JobKey, ids: Result<Vec<Token>, JobError>) {
+        let Some(Tokenizing {
+            address,
+            replier,
+            ack,
+        }) = self.tokenizing.remove(&job)
+        else {
+            return;
+        };
+        match ids {
+            Ok(ids) => {
+                let publish =
+                    address.publish(self.settings.names.node(), replier.tokens(&ids), None);
+                self.send(publish);
+                self.acknowledge(Some(ack));
+            }
+            Err(error) => self.refuse(&address, &replier, &api_error(&error), Some(ack)),
+        }
+    }
+
+    fn cancel(&mut self, asked: Asked) {
+        let Some(key) = self.open.get(&asked) else {
+            debug!(user = %asked.0, id = %asked.1, "nothing to cancel");
+            return;
+        };
+        let Some(job) = self
+            .jobs
+            .get_mut(key)
+            .filter(|job| job.phase == Phase::Open)
+        else {
+            return;
+        };
+        if self.queue.position(*key).is_some() {
+            self.queue.remove(*key);
+            let timings = job.timings_so_far();
+            job.end(Ending::Finished(Finish::Cancelled, timings));
+        } else {
+            job.cancel = Cancel::Wanted;
+        }
+    }
+
+    /// An error final for something that never became a job, then its PUBACK.
+    pub(super) fn refuse(
+        &mut self,
+        address: &Address,
+        replier: &Replier,
+        error: &ApiError,
+        ack: Option<AckToken>,
+    ) {
+        info!(user = %address.user, id = %address.id, code = error.code.as_str(), "request refused");
+        let publish = address.publish(self.settings.names.node(), replier.error(0, error), None);
+        self.send(publish);
+        self.acknowledge(ack);
+    }
+
+    fn replier(
+        &self,
+        id: &RequestId,
+        op: Op,
+        form: Form,
+        attempt: u32,
+        accepted_at_ms: u64,
+    ) -> Replier {
+        Replier {
+            form,
+            op,
+            id: id.clone(),
+            model: self.settings.model.clone(),
+            node: self.settings.names.node().clone(),
+            created_s: accepted_at_ms / 1000,
+            attempt,
+        }
+    }
+}
+
+impl Job {
+    /// Counts of a job that no worker will report on.
+    pub(super) fn timings_so_far(&self) -> Timings {
+        let count = |ids: &[Token]| u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        Timings {
+            n_prompt: count(&self.prompt_ids),
+            n_output: count(&self.output_ids),
+            ..Timings::default()
+        }
+    }
+}
+
+/// Where a job stands in line, and how often it was begun.
+#[derive(Clone, Copy)]
+struct Place {
+    order: Order,
+    attempt: u32,
+}
+
+/// What a known id means.
+enum Repeat {
+    /// The same request; it runs.
+    Open(JobKey),
+    /// The same request; it was answered.
+    Answered,
+    /// Another request under the same id.
+    Other,
+}
+
+pub(super) fn asked_of(job: &store::JobId) -> Option<Asked> {
+    Some((Name::new(&job.user).ok()?, RequestId::new(&job.id).ok()?))
+}
+
+/// User property `accept` of MQTT 5.
+fn accept_of(message: &Message) -> Option<String> {
+    message
+        .props
+        .user
+        .iter()
+        .find(|(key, _)| key == "accept")
+        .map(|(_, value)| value.clone())
+}
+
+fn random_seed() -> u64 {
+    getrandom::u64().unwrap_or(0x5eed)
+}

@@ -1,0 +1,288 @@
+//! One accepted prompt, from its record in the store to its final.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+use tokio::time::Instant;
+
+use super::output::Output;
+use crate::frames::{self, Finish, JobKey, Resume, Timings, Token};
+use crate::link::{AckToken, Props, Publish};
+use crate::wire::error::ApiError;
+use crate::wire::reply::{Accepted, End, Form, Outgoing, Replier};
+use crate::wire::request::Request;
+use crate::wire::topic::{Name, Op, RequestId};
+
+/// Who asked, and where and how the answer goes.
+#[derive(Debug, Clone)]
+pub(super) struct Address {
+    pub(super) user: Name,
+    pub(super) id: RequestId,
+    pub(super) topic: String,
+    pub(super) correlation: Option<Bytes>,
+}
+
+/// Responses that nobody fetched are dropped by the broker after the time for which we could repeat them.
+pub(super) const RESPONSE_EXPIRY_SECONDS: u32 = 600;
+
+impl Address {
+    /// The packet for one reply.
+    pub(super) fn publish(&self, node: &Name, reply: Outgoing, token: Option<u64>) -> Publish {
+        let mut user = Vec::with_capacity(4);
+        if let Some(seq) = reply.seq {
+            user.push(("seq".to_owned(), seq.to_string()));
+        }
+        user.push(("node".to_owned(), node.to_string()));
+        if let Some(status) = reply.status {
+            user.push(("status".to_owned(), status.to_string()));
+        }
+        if reply.is_final {
+            user.push(("final".to_owned(), "1".to_owned()));
+        }
+        Publish {
+            topic: self.topic.clone(),
+            payload: reply.payload,
+            at_least_once: true,
+            retain: false,
+            props: Props {
+                response_topic: None,
+                correlation: self.correlation.clone(),
+                content_type: Some(reply.content_type.to_owned()),
+                message_expiry_s: Some(RESPONSE_EXPIRY_SECONDS),
+                user,
+                payload_utf8: true,
+            },
+            token,
+        }
+    }
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    Finished(Finish, Timings),
+    Failed(ApiError),
+}
+
+/// Where a job stands besides its place in the queue.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub(super) enum Phase {
+    /// Waiting, or in the worker.
+    Open,
+    /// Over; its last chunks leave, then its final is written to the store.
+    Ended,
+    /// The store writes its final.
+    Storing,
+}
+
+/// A wish to stop a job that is in the worker.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub(super) enum Cancel {
+    No,
+    /// To be handed to the worker at the next turn.
+    Wanted,
+    /// The worker was told; its `Done` is awaited.
+    Sent,
+}
+
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) key: JobKey,
+    pub(super) address: Address,
+    pub(super) digest: [u8; 32],
+    pub(super) body_bytes: usize,
+    pub(super) replier: Replier,
+    pub(super) request: Request,
+    pub(super) sampling: frames::Sampling,
+    /// The record is on disk; nothing is said to the requester before.
+    pub(super) committed: bool,
+    /// The packet to acknowledge once it is.
+    pub(super) ack: Option<AckToken>,
+    pub(super) arrived: Instant,
+    pub(super) first_token: Option<Instant>,
+    pub(super) output: Output,
+    /// Ids for another worker, should this one die.
+    pub(super) prompt_ids: Vec<Token>,
+    pub(super) output_ids: Vec<Token>,
+    pub(super) n_cached: u32,
+    /// Times that another worker took over.
+    pub(super) resumed: u32,
+    pub(super) phase: Phase,
+    pub(super) ending: Option<Ending>,
+    /// Whether the requester, or we, want it stopped in the worker.
+    pub(super) cancel: Cancel,
+}
+
+impl Job {
+    /// What the worker gets: the prompt, or where another worker left off.
+    pub(super) fn command(&self) -> frames::Job {
+        let resume = (!self.prompt_ids.is_empty()).then(|| Resume {
+            prompt_ids: self.prompt_ids.clone(),
+            output_ids: self.output_ids.clone(),
+            text_bytes: self.output.text().len() as u64,
+        });
+        frames::Job {
+            job: self.key,
+            input: self.request.input.clone(),
+            sampling: self.sampling.clone(),
+            stop: self.request.stop.clone(),
+            max_tokens: self.request.max_tokens.unwrap_or(0),
+            ignore_eos: self.request.ignore_eos,
+            resume,
+        }
+    }
+
+    /// New ids and text; ignored once the job has ended.
+    pub(super) fn receive(&mut self, ids: &[Token], text: &str, now: Instant) {
+        if self.phase != Phase::Open {
+            return; // It ended on our side; the worker did not know yet.
+        }
+        if !ids.is_empty() {
+            self.first_token.get_or_insert(now);
+        }
+        self.output_ids.extend_from_slice(ids);
+        self.output.push(text, now);
+    }
+
+    /// The job is over; what is unsent leaves first.
+    pub(super) fn end(&mut self, ending: Ending) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Ended;
+            self.ending = Some(ending);
+            self.output.end();
+        }
+    }
+
+    /// Whether text goes out while it is made.
+    pub(super) fn streams(&self) -> bool {
+        matches!(self.replier.form, Form::Chunks | Form::TextStream)
+    }
+
+    /// seq 0: accepted. `None` for forms that have no such message.
+    pub(super) fn accepted(&self, queue: usize) -> Option<Outgoing> {
+        self.replier.accepted(&Accepted { queue })
+    }
+
+    /// The next chunk that is due, if its time has come.
+    pub(super) fn chunk_due(&self, now: Instant) -> Option<Outgoing> {
+        if !self.committed || !self.streams() || self.output.due()? > now {
+            return None;
+        }
+        self.replier
+            .piece(self.output.n_chunks() + 1, self.output.chunk())
+    }
+
+    /// When [`Self::chunk_due`] will have something.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.committed && self.streams() {
+            self.output.due()
+        } else {
+            None
+        }
+    }
+
+    /// Everything but the final has left.
+    pub(super) fn ready_for_final(&self) -> bool {
+        self.phase == Phase::Ended
+            && self.committed
+            && (!self.streams() || self.output.unsent_bytes() == 0)
+    }
+
+    /// The final message of an ended job.
+    pub(super) fn final_reply(&self, now: Instant, text_bytes_max: usize) -> Outgoing {
+        let seq = self.output.n_chunks() + 1;
+        match self.ending.as_ref().expect("only called on an ended job") {
+            Ending::Failed(error) => self.replier.error(seq, error),
+            Ending::Finished(finish, timings) => {
+                let text = self.output.text();
+                let kept = match self.replier.form {
+                    Form::Text => crate::wire::reply::cut(text, text_bytes_max),
+                    _ => text,
+                };
+                let mut timings = *timings;
+                timings.n_cached = self.n_cached;
+                self.replier.end(
+                    seq,
+                    &End {
+                        finish: *finish,
+                        text: kept.to_owned(),
+                        timings,
+                        ttft_ms: millis(self.first_token.unwrap_or(now) - self.arrived),
+                        total_ms: millis(now - self.arrived),
+                        n_chunks: self.output.n_chunks(),
+                        resumed: self.resumed,
+                        include_text: self.request.include_text,
+                        text_sha256: sha2::Sha256::digest(text).into(),
+                        truncated: kept.len() < text.len(),
+                    },
+                )
+            }
+        }
+    }
+}
+
+fn millis(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// What is kept with a final, to send all messages of a job again, byte for byte.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Replay {
+    op: Op,
+    form: Form,
+    model: String,
+    node: Name,
+    created_s: u64,
+    attempt: u32,
+    text: String,
+    cuts: Vec<u32>,
+}
+
+impl Replay {
+    pub(super) fn of(job: &mut Job) -> Self {
+        let output = std::mem::replace(&mut job.output, Output::new(std::time::Duration::ZERO, 0));
+        let streams = job.streams();
+        let (text, cuts) = output.into_parts();
+        let replier = &job.replier;
+        Self {
+            op: replier.op,
+            form: replier.form,
+            model: replier.model.clone(),
+            node: replier.node.clone(),
+            created_s: replier.created_s,
+            attempt: replier.attempt,
+            // Forms without chunks repeat their final alone.
+            text: if streams { text } else { String::new() },
+            cuts: if streams { cuts } else { Vec::new() },
+        }
+    }
+
+    pub(super) fn to_bytes(&self) -> Bytes {
+        Bytes::from(postcard::to_stdvec(self).expect("strings and integers always encode"))
+    }
+
+    /// `accepted` and the chunks, as they were sent the first time. `None` when the bytes are not ours.
+    pub(super) fn messages(bytes: &[u8], id: &RequestId) -> Option<Vec<Outgoing>> {
+        let replay: Self = postcard::from_bytes(bytes).ok()?;
+        let replier = Replier {
+            form: replay.form,
+            op: replay.op,
+            id: id.clone(),
+            model: replay.model,
+            node: replay.node,
+            created_s: replay.created_s,
+            attempt: replay.attempt,
+        };
+        let mut messages: Vec<_> = replier
+            .accepted(&Accepted { queue: 0 })
+            .into_iter()
+            .collect();
+        let mut start = 0;
+        for (n, end) in replay.cuts.iter().enumerate() {
+            let end = *end as usize;
+            messages.extend(replier.piece(n as u64 + 1, replay.text.get(start..end)?));
+            start = end;
+        }
+        Some(messages)
+    }
+}

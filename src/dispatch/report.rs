@@ -1,0 +1,279 @@
+//! What the node says about itself on retained topics, and when.
+//!
+//! Documents are rebuilt when something changed and sent when the link has room, so the broker always
+//! ends up with the latest; intermediate states may be skipped. Load progress is thinned out.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::{Clock, Dispatch, Settings, earliest};
+use crate::frames::{Hello, Loaded};
+use crate::link::{Props, Publish};
+use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, State, Status};
+use crate::worker::{Cause, Down, Report};
+
+/// Load progress is published at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Failed starts in a row after which prompts are refused instead of waiting.
+const HOPELESS_AFTER: u32 = 3;
+
+/// What is known about the worker and the model, and which documents wait to be sent.
+pub(super) struct Node {
+    hello: Option<Hello>,
+    loaded: Option<Loaded>,
+    failures: u32,
+    no_model: Option<String>,
+    state: State,
+    presence: Presence,
+    presence_since_ms: u64,
+    dirty: Dirty,
+    progress_due: Option<Instant>,
+    model: String,
+    clock: Clock,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Dirty {
+    status: bool,
+    info: bool,
+    models: bool,
+    state: bool,
+}
+
+impl Node {
+    pub(super) fn new(settings: &Settings, clock: Clock) -> Self {
+        Self {
+            hello: None,
+            loaded: None,
+            failures: 0,
+            no_model: None,
+            state: State {
+                mode: Mode::Starting,
+                model: None,
+                reasons: vec![],
+                load_progress: None,
+                since_ms: clock.now_ms(),
+            },
+            presence: Presence::Online,
+            presence_since_ms: clock.now_ms(),
+            clock,
+            dirty: Dirty::default(),
+            progress_due: None,
+            model: settings.model.clone(),
+        }
+    }
+
+    /// Sequences of the serving worker; `None` while none serves.
+    pub(super) fn slots(&self) -> Option<usize> {
+        self.loaded.as_ref().map(|loaded| loaded.n_seq_max as usize)
+    }
+
+    /// Whether a request may name this model.
+    pub(super) fn has_model(&self, name: &str) -> bool {
+        name == self.model || name == "default"
+    }
+
+    /// Why no model will serve soon, if so.
+    pub(super) fn no_model(&self) -> Option<&str> {
+        self.no_model.as_deref()
+    }
+
+    /// A new session: everything is said again.
+    pub(super) fn publish_all(&mut self) {
+        self.dirty = Dirty {
+            status: true,
+            info: true,
+            models: true,
+            state: true,
+        };
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.presence = Presence::Draining;
+        self.presence_since_ms = self.clock.now_ms();
+        self.dirty.status = true;
+        self.set_mode(Mode::Draining, vec![]);
+    }
+
+    pub(super) fn on_report(&mut self, report: &Report) {
+        match report {
+            Report::Loading { fraction } => {
+                if self.no_model.is_none()
+                    && self.state.mode != Mode::Restarting
+                    && self.state.mode != Mode::Loading
+                {
+                    self.set_mode(Mode::Loading, vec![]);
+                }
+                self.state.load_progress = Some(*fraction);
+                self.progress_due
+                    .get_or_insert_with(|| Instant::now() + PROGRESS_EVERY);
+            }
+            Report::Serving { loaded, hello } => {
+                info!(
+                    model = loaded.name,
+                    n_ctx = loaded.n_ctx,
+                    n_seq_max = loaded.n_seq_max,
+                    layers_on_gpu = loaded.n_layers_gpu,
+                    layers = loaded.n_layers,
+                    load_ms = loaded.load_ms,
+                    "model serves"
+                );
+                self.failures = 0;
+                self.no_model = None;
+                self.hello = Some((**hello).clone());
+                self.loaded = Some((**loaded).clone());
+                self.dirty.info = true;
+                self.dirty.models = true;
+                self.set_mode(Mode::Serving, vec![]);
+            }
+            Report::Event(_) => {}
+            Report::Down(down) => self.on_down(down),
+        }
+    }
+
+    fn on_down(&mut self, down: &Down) {
+        self.loaded = None;
+        self.dirty.models = true;
+        self.failures = if down.had_served {
+            0
+        } else {
+            self.failures + 1
+        };
+        let mut reason = format!("the engine {}", down.cause);
+        // Its own words say more than an exit code: a missing library, an allocation that failed.
+        if !matches!(down.cause, Cause::LoadFailed(_))
+            && let Some(last) = down.stderr_tail.last()
+        {
+            reason = format!("{reason}; it said: {last}");
+        }
+        if down.had_served {
+            warn!(reason, "streams wait for the next engine");
+        } else {
+            error!(
+                reason,
+                retry_ms = down.retry_in.as_millis() as u64,
+                "no engine serves"
+            );
+        }
+        if matches!(down.cause, Cause::LoadFailed(_)) || self.failures >= HOPELESS_AFTER {
+            self.no_model = Some(reason.clone());
+            self.set_mode(Mode::NoModel, vec![reason]);
+        } else {
+            self.set_mode(Mode::Restarting, vec![reason]);
+        }
+    }
+
+    fn set_mode(&mut self, mode: Mode, reasons: Vec<String>) {
+        let changed = self.state.mode != mode;
+        let since_ms = if changed {
+            self.clock.now_ms()
+        } else {
+            self.state.since_ms
+        };
+        let draining = self.presence == Presence::Draining;
+        let mode = if draining { Mode::Draining } else { mode };
+        self.state = State {
+            mode,
+            model: Some(self.model.clone()),
+            reasons,
+            load_progress: None,
+            since_ms,
+        };
+        self.dirty.state = true;
+    }
+}
+
+impl Dispatch {
+    /// Sends the documents that changed; says when to look again.
+    pub(super) fn flush_reports(&mut self, now: Instant) -> Option<Instant> {
+        let mut wake = None;
+        if let Some(due) = self.node.progress_due {
+            if due <= now {
+                self.node.progress_due = None;
+                self.node.dirty.state = true;
+            } else {
+                wake = earliest(wake, Some(due));
+            }
+        }
+        let dirty = std::mem::take(&mut self.node.dirty);
+        if dirty.info {
+            let backend = self.settings.backend;
+            let mut info = Info::new(
+                self.settings.names.node(),
+                env!("CARGO_PKG_VERSION"),
+                self.settings.limits.clone(),
+                self.settings.hardware.clone(),
+            );
+            info.engine = self.node.hello.as_ref().map(|hello| {
+                Engine::of(
+                    hello,
+                    self.node.loaded.as_ref().map(|loaded| (backend, loaded)),
+                )
+            });
+            self.retain(self.settings.names.info(), &info);
+        }
+        if dirty.models {
+            self.retain(self.settings.names.models(), &self.models());
+        }
+        if dirty.state {
+            self.retain(self.settings.names.state(), &self.node.state.clone());
+        }
+        if dirty.status {
+            let status = Status {
+                state: self.node.presence,
+                boot: self.settings.boot.clone(),
+                since_ms: self.node.presence_since_ms,
+            };
+            self.retain(self.settings.names.status(), &status);
+        }
+        wake
+    }
+
+    fn models(&self) -> Models {
+        let mut models = self.settings.models.clone();
+        let loaded = self.node.loaded.as_ref().map(Model::of);
+        if let Some(loaded) = &loaded {
+            match models.iter_mut().find(|model| model.name == loaded.name) {
+                Some(model) => {
+                    let (file_bytes, sha256) = (model.file_bytes, model.sha256.take());
+                    *model = Model {
+                        file_bytes,
+                        sha256,
+                        ..loaded.clone()
+                    };
+                }
+                None => models.push(loaded.clone()),
+            }
+        }
+        Models {
+            active: loaded.map(|loaded| loaded.name),
+            models,
+        }
+    }
+
+    fn retain<T: Serialize>(&mut self, topic: String, document: &T) {
+        self.send(retained(topic, document));
+    }
+}
+
+/// A retained JSON document.
+pub fn retained<T: Serialize>(topic: String, document: &T) -> Publish {
+    Publish {
+        topic,
+        payload: Bytes::from(
+            serde_json::to_vec(document).expect("reports hold no maps with odd keys"),
+        ),
+        at_least_once: true,
+        retain: true,
+        props: Props {
+            content_type: Some("application/json".to_owned()),
+            payload_utf8: true,
+            ..Props::default()
+        },
+        token: None,
+    }
+}

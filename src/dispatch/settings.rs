@@ -1,0 +1,90 @@
+//! What the dispatcher takes from the configuration.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::wire::error::{ApiError, Code};
+use crate::wire::request::{Defaults, Limits, Priority, Request};
+use crate::wire::topic::{Name, Names, Op};
+
+/// Limits and defaults of one user.
+#[derive(Debug, Clone)]
+pub struct UserSettings {
+    /// What a request leaves open.
+    pub defaults: Defaults,
+    /// The most tokens that a request may ask for.
+    pub max_tokens_max: u32,
+    /// Ops allowed.
+    pub ops: Vec<Op>,
+    /// Priorities that may be claimed.
+    pub priorities: Vec<Priority>,
+}
+
+impl UserSettings {
+    /// Whether this user may use the op.
+    pub fn allows(&self, op: Op) -> bool {
+        self.ops.contains(&op)
+    }
+
+    /// Whether this user may ask for that much, and that soon.
+    ///
+    /// # Errors
+    /// What was asked for and what is allowed.
+    pub fn check(&self, request: &Request) -> Result<(), ApiError> {
+        let limit = self.max_tokens_max;
+        if let Some(found) = request.max_tokens.filter(|asked| *asked > limit) {
+            let text = format!("max_tokens is {found}, this user may ask for at most {limit}");
+            return Err(ApiError::new(Code::InvalidRequest, text).with_param("max_tokens"));
+        }
+        if let Some(claimed) = request
+            .priority
+            .filter(|claimed| !self.priorities.contains(claimed))
+        {
+            let text = format!("this user may not claim priority {}", claimed.as_str());
+            return Err(ApiError::new(Code::NotAllowed, text).with_param("priority"));
+        }
+        Ok(())
+    }
+}
+
+/// The dispatcher's part of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This node's topics.
+    pub names: Names,
+    /// Differs at each start; tells a late last will from a new birth.
+    pub boot: String,
+    /// Name of the model that is served.
+    pub model: String,
+    /// Models of the catalogue, for the retained list.
+    pub models: Vec<crate::wire::report::Model>,
+    /// What the operator wants the model to run on.
+    pub backend: crate::frames::Backend,
+    /// The board, for `info`.
+    pub hardware: crate::wire::report::Hardware,
+    /// Bounds of a request body.
+    pub limits: Limits,
+    /// For users without an entry.
+    pub everyone: UserSettings,
+    /// Users with an entry.
+    pub users: HashMap<String, UserSettings>,
+    /// Jobs that may wait or run.
+    pub queue_jobs_max: usize,
+    /// Bytes of their bodies.
+    pub queue_bytes_max: usize,
+    /// Text of one job that may wait for the broker.
+    pub output_pending_bytes_max: usize,
+    /// How long answers are remembered.
+    pub retention: Duration,
+    /// Text is joined this long.
+    pub coalesce: Duration,
+    /// Or until this many bytes.
+    pub coalesce_bytes: usize,
+}
+
+impl Settings {
+    /// Limits and defaults of a user.
+    pub fn user(&self, name: &Name) -> &UserSettings {
+        self.users.get(name.as_str()).unwrap_or(&self.everyone)
+    }
+}

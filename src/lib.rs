@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod config;
+pub mod daemon;
 pub mod dispatch;
 pub mod frames;
 pub mod link;

@@ -1,0 +1,185 @@
+//! Composition root of `orinoco run`: builds the parts, owns their handles, and knows the order in which
+//! they start and stop.
+//!
+//! Start: job store (recovered) → broker, when it is a child → link with its last will → worker → dispatcher.
+//! Requests are taken while the model loads; they are on disk and wait.
+//!
+//! Stop (SIGTERM or SIGINT; a second one ends at once): nothing more is taken, running streams have
+//! `drain_seconds` to finish, what does not finish starts again at the next start; finals leave; `offline`
+//! is published, since a clean disconnect does not fire the will; then worker, broker and store end.
+
+mod broker_child;
+mod hardware;
+mod settings;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use crate::config::{BrokerMode, Config};
+use crate::dispatch::{self, Control, Parts};
+use crate::link;
+use crate::runtime_file::{Runtime, RuntimeFile};
+use crate::wire::report::{Presence, Status};
+use crate::wire::topic::{Name, Names};
+use crate::{store, worker};
+use broker_child::BrokerChild;
+pub use broker_child::serve_child as serve_broker_child;
+
+/// Last messages, `offline` among them, must be acknowledged within this time.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs until a signal.
+///
+/// # Errors
+/// What keeps it from starting: a taken state directory, a broker that does not start, no place to write.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // One thread: children are spawned on it and the kernel ends them with it; and nothing here computes.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+/// The parts, in the order in which they are stopped.
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let mut stop = Stop::new()?;
+    let boot = format!(
+        "{:016x}",
+        getrandom::u64().context("failed to make a boot id")?
+    );
+    let node = Name::new(&config.node.name).context("node.name is no valid name")?;
+    let names = Names::new(&config.node.root, node).context("node.root is no valid name")?;
+    info!(
+        node = config.node.name,
+        version = env!("CARGO_PKG_VERSION"),
+        "orinoco starts"
+    );
+
+    let choice = settings::choose(&config)?;
+
+    let clock = dispatch::Clock::start();
+    let (store, recovered) =
+        store::open(settings::store(&config), clock.now_ms()).with_context(|| {
+            format!(
+                "failed to open the job store in {}",
+                config.paths.state_dir.display()
+            )
+        })?;
+    if let Some(damaged) = &recovered.set_aside {
+        error!(path = %damaged.path.display(), reason = damaged.reason, "damaged job store moved aside; its jobs are lost");
+    }
+
+    let broker = match config.broker.mode {
+        BrokerMode::Child => Some(BrokerChild::start(&config).await?),
+        BrokerMode::Unit | BrokerMode::External => None,
+    };
+    let at = broker
+        .as_ref()
+        .map(|broker| (broker.address, broker.password.clone()));
+    let (link, inbound) = link::spawn(settings::link(&config, &names, &boot, clock.now_ms(), at)?);
+
+    let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
+    let (orders, control) = mpsc::channel(1);
+    let settings = settings::dispatcher(&config, names.clone(), &boot, &choice);
+    let parts = Parts {
+        link: link.clone(),
+        inbound,
+        store: store.clone(),
+        recovered,
+        clock,
+        worker,
+        control,
+    };
+    let mut dispatcher = tokio::spawn(dispatch::run(settings, parts));
+
+    let runtime = Runtime {
+        node: config.node.name.clone(),
+        root: config.node.root.clone(),
+        host: broker.as_ref().map_or(config.mqtt.host.clone(), |broker| {
+            broker.address.ip().to_string()
+        }),
+        port: broker
+            .as_ref()
+            .map_or(config.mqtt.port, |broker| broker.address.port()),
+        own_broker: broker.is_some(),
+        pid: std::process::id(),
+    };
+    let runtime_file = RuntimeFile::write(&config.paths.state_dir, &runtime)
+        .context("failed to say where to find us")?;
+
+    let code = tokio::select! {
+        name = stop.signal() => {
+            info!(signal = name, "stopping; a second signal ends at once");
+            let (done, drained) = oneshot::channel();
+            let order = Control::Drain { limit: config.engine.drain, done };
+            // A dispatcher that has ended is noticed below.
+            let _ = orders.send(order).await;
+            tokio::select! {
+                _ = drained => {}
+                name = stop.signal() => {
+                    warn!(signal = name, "ending at once");
+                    return Ok(ExitCode::from(1));
+                }
+            }
+            ExitCode::SUCCESS
+        }
+        ended = &mut dispatcher => {
+            error!(?ended, "the dispatcher ended by itself");
+            ExitCode::FAILURE
+        }
+    };
+
+    let offline = Status {
+        state: Presence::Offline,
+        boot,
+        since_ms: clock.now_ms(),
+    };
+    if let Err(error) = link
+        .close(
+            Some(dispatch::retained(names.status(), &offline)),
+            CLOSE_LIMIT,
+        )
+        .await
+    {
+        warn!(%error, "the broker may learn of our end from the last will only");
+    }
+    // The dispatcher's end closes the worker's commands, and with them the worker.
+    dispatcher.abort();
+    let _ = dispatcher.await;
+    let _ = keeper.await;
+    drop(runtime_file);
+    if let Some(broker) = broker {
+        broker.stop().await;
+    }
+    store.close().await;
+    info!("orinoco ended");
+    Ok(code)
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?,
+        })
+    }
+
+    async fn signal(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! From the operator's configuration to what each part takes. Each part gets its own and never the whole.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::hardware;
+use crate::config::{Config, ModelConfig, UserPolicy};
+use crate::dispatch::{self, Settings, UserSettings};
+use crate::link::{Credentials, LinkConfig};
+use crate::store::StoreConfig;
+use crate::wire::report::{Model, Presence, Status};
+use crate::wire::request::{Defaults, Limits, Priority};
+use crate::wire::topic::{Names, Op};
+use crate::worker::WorkerConfig;
+
+pub(super) fn store(config: &Config) -> StoreConfig {
+    let defaults = StoreConfig::new(&config.paths.state_dir);
+    StoreConfig {
+        cache_bytes: config.store.cache_bytes,
+        file_bytes_max: config.store.bytes_max,
+        // The queue's own bounds come first; these hold whatever else goes wrong.
+        pending_jobs_max: (config.requests.queue_jobs_max as u64)
+            .saturating_mul(2)
+            .max(64),
+        pending_bytes_max: defaults
+            .pending_bytes_max
+            .max(config.requests.queue_bytes_max as u64 * 2),
+        retention: config.requests.retention,
+        ..defaults
+    }
+}
+
+/// The link to the broker: our own child at `broker`, or the one in the configuration.
+pub(super) fn link(
+    config: &Config,
+    names: &Names,
+    boot: &str,
+    now_ms: u64,
+    broker: Option<(SocketAddr, String)>,
+) -> anyhow::Result<LinkConfig> {
+    let mqtt = &config.mqtt;
+    let (host, port, client_id, credentials) = match broker {
+        Some((address, password)) => {
+            let credentials = Credentials {
+                user: crate::broker::DAEMON.into(),
+                password,
+            };
+            let client_id = crate::broker::daemon_client_id(&config.node.name);
+            (
+                address.ip().to_string(),
+                address.port(),
+                client_id,
+                Some(credentials),
+            )
+        }
+        None => (
+            mqtt.host.clone(),
+            mqtt.port,
+            mqtt.client_id.clone(),
+            credentials(config)?,
+        ),
+    };
+    let offline = Status {
+        state: Presence::Offline,
+        boot: boot.into(),
+        since_ms: now_ms,
+    };
+    Ok(LinkConfig {
+        credentials,
+        keep_alive: mqtt.keep_alive,
+        packet_bytes_max: mqtt.packet_bytes_max,
+        inflight: mqtt.inflight_max,
+        receive_max: mqtt.receive_max,
+        session_expiry: mqtt.session_expiry,
+        connect_timeout: mqtt.connect_timeout,
+        stall: mqtt.stall,
+        backoff_min: mqtt.backoff_min,
+        backoff_max: mqtt.backoff_max,
+        subscriptions: names.subscriptions(),
+        will: Some(dispatch::retained(names.status(), &offline)),
+        inbound_capacity: mqtt.inbound_messages_max,
+        outbox_capacity: mqtt.outbox_messages_max,
+        ..LinkConfig::new(host, port, client_id)
+    })
+}
+
+fn credentials(config: &Config) -> anyhow::Result<Option<Credentials>> {
+    let Some(user) = config.mqtt.username.clone() else {
+        return Ok(None);
+    };
+    let password = match &config.mqtt.password_file {
+        Some(path) => first_line(path)?,
+        None => String::new(),
+    };
+    Ok(Some(Credentials { user, password }))
+}
+
+/// The first line of a file, without its end: how passwords are kept.
+fn first_line(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("failed to read the password in {}", path.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// A model to serve: its name and its file.
+pub(super) struct Choice {
+    pub(super) name: String,
+    path: PathBuf,
+    config: ModelConfig,
+    pub(super) all: Vec<Model>,
+}
+
+/// The model that the configuration names, or the only one there is.
+pub(super) fn choose(config: &Config) -> anyhow::Result<Choice> {
+    let dir = &config.paths.models_dir;
+    let catalogue = crate::models::Catalogue::read(&config.models, dir)
+        .with_context(|| format!("failed to list the models in {}", dir.display()))?;
+    let known = || {
+        catalogue
+            .entries()
+            .iter()
+            .map(|entry| entry.name.clone())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let entry = match &config.models.active {
+        Some(name) => match catalogue.get(name) {
+            Some(entry) => entry,
+            None => bail!(
+                "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
+                dir.display(),
+                known()
+            ),
+        },
+        None => match catalogue.entries() {
+            [only] => only,
+            [] => bail!(
+                "no model in {}: add one with `orinoco models add FILE`",
+                dir.display()
+            ),
+            _ => bail!(
+                "{} has several models: name one in model.active; there are: {}",
+                dir.display(),
+                known()
+            ),
+        },
+    };
+    let all = catalogue
+        .entries()
+        .iter()
+        .map(|entry| Model {
+            name: entry.name.clone(),
+            file_bytes: entry.file_bytes,
+            ..Model::default()
+        })
+        .collect();
+    Ok(Choice {
+        name: entry.name.clone(),
+        path: entry.path.clone(),
+        config: config.models.get(&entry.name).clone(),
+        all,
+    })
+}
+
+pub(super) fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> {
+    let engine = &config.engine;
+    let this = std::env::current_exe().context("failed to find this program's own file")?;
+    Ok(WorkerConfig {
+        program: engine.worker_program(&this),
+        load: choice.config.load_spec(engine, &choice.name, &choice.path),
+        load_stall: engine.load_stall,
+        step_stall: engine.step_stall,
+        backoff_min: engine.restart_backoff_min,
+        backoff_max: engine.restart_backoff_max,
+    })
+}
+
+pub(super) fn dispatcher(config: &Config, names: Names, boot: &str, choice: &Choice) -> Settings {
+    let requests = &config.requests;
+    Settings {
+        names,
+        boot: boot.to_owned(),
+        model: choice.name.clone(),
+        models: choice.all.clone(),
+        backend: config.engine.backend,
+        hardware: hardware::read(),
+        limits: Limits {
+            payload_bytes: requests.payload_bytes_max,
+            text_bytes: requests.text_bytes_max,
+            ..Limits::default()
+        },
+        everyone: user(&config.users.default),
+        users: config
+            .users
+            .by_name
+            .iter()
+            .map(|(name, policy)| (name.clone(), user(policy)))
+            .collect(),
+        queue_jobs_max: requests.queue_jobs_max,
+        queue_bytes_max: requests.queue_bytes_max,
+        output_pending_bytes_max: requests.output_pending_bytes_max,
+        retention: requests.retention,
+        coalesce: requests.coalesce,
+        coalesce_bytes: requests.coalesce_bytes,
+    }
+}
+
+fn user(policy: &UserPolicy) -> UserSettings {
+    UserSettings {
+        defaults: Defaults {
+            system_prompt: policy.system_prompt.clone(),
+            max_tokens: policy.max_tokens,
+            model: policy.model.clone(),
+            sampling: policy.sampling.clone(),
+        },
+        max_tokens_max: policy.max_tokens_max,
+        ops: policy
+            .ops
+            .iter()
+            .filter_map(|op| Op::from_level(op))
+            .collect(),
+        priorities: policy
+            .priorities
+            .iter()
+            .filter_map(|word| word.parse::<Priority>().ok())
+            .collect(),
+    }
+}

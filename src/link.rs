@@ -26,6 +26,8 @@
 //! - The largest packet taken is announced, so that a broker withholds larger ones. rumqttc defaults
 //!   to 10 KiB unannounced, and drops the connection.
 //! - Acknowledgements are manual and name the connection they belong to; late ones are dropped.
+//! - A DISCONNECT with a reason and no property length is dropped by rumqttc, and with it the news of
+//!   a takeover. Connections that the broker closes again and again are taken for one.
 //! - TCP_NODELAY. No topic aliases (an alias arrives as an empty topic), no QoS 2 (a refusal leaks
 //!   a place in the window, rumqttc issue 1060).
 
@@ -62,7 +64,8 @@ pub enum Inbound {
     Down {
         /// Why, for a person.
         reason: String,
-        /// Another client connected with this client id. The link then waits `backoff_max`, so that
+        /// Another client connected with this client id: the broker says so, or closed several
+        /// connections in a row soon after it took them. The link then waits `backoff_max`, so that
         /// two daemons with one identity do not throw each other out in a loop.
         taken_over: bool,
     },

@@ -115,6 +115,41 @@ async fn a_takeover_is_reported_and_not_fought() {
     }
 }
 
+#[tokio::test]
+async fn raw_does_not_see_a_takeover_that_mosquitto_tells() {
+    let broker = ScriptedBroker::start().await;
+    let (_client, mut event_loop) = AsyncClient::new(raw_with_manual_acks(broker.port()), 8);
+    let (peer, connected) = tokio::join!(broker.accept(false), event_loop.poll());
+    connected.unwrap();
+    peer.disconnect_in_short(0x8e).await;
+    let error = timeout(LIMIT, event_loop.poll())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Mqtt state: Connection closed by peer abruptly"
+    );
+}
+
+#[tokio::test]
+async fn a_takeover_that_rumqttc_does_not_see_is_recognised_by_its_repetition() {
+    let broker = ScriptedBroker::start().await;
+    let backoff_max = Duration::from_millis(600);
+    let (_link, mut inbox) = link::spawn(LinkConfig {
+        backoff_max,
+        ..config(broker.port(), "link")
+    });
+    broker.accept(false).await.disconnect_in_short(0x8e).await;
+    broker.accept(false).await.disconnect_in_short(0x8e).await;
+    let first = wait_for!(&mut inbox, Inbound::Down { taken_over, .. } => taken_over);
+    let (second, reason) =
+        wait_for!(&mut inbox, Inbound::Down { taken_over, reason } => (taken_over, reason));
+    assert_eq!((first, second), (false, true), "{reason}");
+    assert!(reason.contains("client id \"link\""), "{reason}");
+    assert!(broker.nobody_for(backoff_max / 2).await);
+}
+
 // Acknowledgements of messages.
 
 fn raw_with_manual_acks(port: u16) -> MqttOptions {

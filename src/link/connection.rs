@@ -24,6 +24,14 @@ use super::{AckToken, Close, Inbound, LinkConfig, Shared};
 /// Requests that wait between our futures and rumqttc. Small: what is here is lost to QoS 0.
 const HANDOVER: usize = 16;
 
+/// A connection that the broker closes sooner than this may have been taken over. rumqttc cannot
+/// tell: a DISCONNECT of three bytes, reason without properties (MQTT 5, 3.14.2.2.1), which is what
+/// Mosquitto sends, is to it an incomplete packet, and is dropped.
+const THROWN_OUT: Duration = Duration::from_secs(10);
+
+/// So many of them in a row are reported as a takeover. One can be a broker's restart.
+const THROWN_OUT_TIMES: u32 = 2;
+
 /// Everything that outlives a connection.
 pub(super) struct Session {
     pub(super) config: LinkConfig,
@@ -43,7 +51,10 @@ pub(super) struct Session {
 enum Ended {
     Lost {
         reason: String,
+        /// The broker said so.
         taken_over: bool,
+        /// The broker closed the connection, as far as rumqttc knows without a reason.
+        by_broker: bool,
     },
     /// We sent DISCONNECT.
     Closed,
@@ -56,6 +67,7 @@ impl Ended {
         Ended::Lost {
             reason: reason.into(),
             taken_over: false,
+            by_broker: false,
         }
     }
 }
@@ -69,12 +81,22 @@ impl From<ConnectionError> for Ended {
                 ..
             })
         );
+        let by_broker = matches!(
+            error,
+            ConnectionError::MqttState(
+                StateError::ConnectionAborted | StateError::Io(_) | StateError::Deserialization(_)
+            )
+        );
         let reason = if taken_over {
             "another client connected with the same client id".to_owned()
         } else {
             error.to_string()
         };
-        Ended::Lost { reason, taken_over }
+        Ended::Lost {
+            reason,
+            taken_over,
+            by_broker,
+        }
     }
 }
 
@@ -83,6 +105,7 @@ impl Session {
         let mut backoff = Backoff::new(self.config.backoff_min, self.config.backoff_max);
         let mut subscribed = false;
         let mut reported: Option<String> = None;
+        let mut n_thrown_out = 0u32;
         loop {
             let replies = self.flights.n_tokens();
             tokio::select! {
@@ -92,8 +115,12 @@ impl Session {
             let mut up_since = None;
             let ended = self.connect_and_serve(&mut subscribed, &mut up_since).await;
             self.flights.connection_lost();
-            let (reason, taken_over) = match ended {
-                Ended::Lost { reason, taken_over } => (reason, taken_over),
+            let (mut reason, mut taken_over, by_broker) = match ended {
+                Ended::Lost {
+                    reason,
+                    taken_over,
+                    by_broker,
+                } => (reason, taken_over, by_broker),
                 Ended::Closed => {
                     if let Some(closing) = self.closing {
                         // The caller may have stopped waiting.
@@ -104,6 +131,16 @@ impl Session {
                 Ended::Unread => return,
             };
             let served = up_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+            let thrown_out = by_broker && up_since.is_some() && served < THROWN_OUT;
+            n_thrown_out = if thrown_out { n_thrown_out + 1 } else { 0 };
+            if n_thrown_out >= THROWN_OUT_TIMES {
+                taken_over = true;
+                reason = format!(
+                    "the broker closed {n_thrown_out} connections in a row soon after it took \
+                     them; is another client running with the client id {:?}?",
+                    self.config.client_id
+                );
+            }
             let wait = if taken_over {
                 backoff.after_takeover()
             } else {

@@ -49,6 +49,9 @@ pub async fn next(inbox: &mut Inbox) -> Inbound {
 
 /// The next event of a kind, others skipped.
 macro_rules! wait_for {
+    ($inbox:expr, $pattern:pat) => {
+        while !matches!(client::next($inbox).await, $pattern) {}
+    };
     ($inbox:expr, $pattern:pat => $value:expr) => {
         loop {
             if let $pattern = client::next($inbox).await {

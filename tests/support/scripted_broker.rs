@@ -237,8 +237,13 @@ impl Peer {
         self.write(&packet).await;
     }
 
-    /// DISCONNECT with a reason.
+    /// DISCONNECT with a reason and an empty property list.
     pub async fn disconnect(&mut self, reason: u8) {
         self.write(&[0xe0, 2, reason, 0]).await;
+    }
+
+    /// DISCONNECT with a reason and nothing after it, as Mosquitto sends it; then the end.
+    pub async fn disconnect_in_short(mut self, reason: u8) {
+        self.write(&[0xe0, 1, reason]).await;
     }
 }

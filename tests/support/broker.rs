@@ -1,0 +1,267 @@
+//! Real brokers on free loopback ports: Mosquitto as a process, and the embedded one, in this
+//! process or in its own. All end with the value that holds them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use orinoco::broker::{self, BrokerConfig, PortChoice};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// The daemon's credential on embedded brokers of tests.
+pub const DAEMON_PASSWORD: &str = "credential of the daemon";
+
+/// The root of all topics in tests.
+pub const ROOT: &str = "orinoco";
+
+/// Longest wait for a broker to accept.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Waits for a CONNACK: Mosquitto listens before it heeds signals.
+async fn answers(port: u16) {
+    const CONNECT: &[u8] = b"\x10\x0d\0\x04MQTT\x05\x02\0\x3c\0\0\0";
+    let answered = async {
+        loop {
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await
+                && stream.write_all(CONNECT).await.is_ok()
+                && stream.read_u8().await.is_ok_and(|header| header == 0x20)
+            {
+                return;
+            }
+            // Nothing tells us when a process listens; trying costs nothing.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LIMIT, answered)
+        .await
+        .expect("the broker answers in time");
+}
+
+/// Mosquitto with persistence, everybody allowed, TCP_NODELAY.
+pub struct Mosquitto {
+    port: u16,
+    folder: TempDir,
+    process: Child,
+}
+
+impl Mosquitto {
+    pub async fn start() -> Mosquitto {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let path = folder.path().display();
+        let conf = format!(
+            "listener {port} 127.0.0.1\n\
+             allow_anonymous true\n\
+             set_tcp_nodelay true\n\
+             persistence true\n\
+             persistence_location {path}/\n\
+             autosave_on_changes true\n\
+             autosave_interval 1\n\
+             user root\n"
+        );
+        std::fs::write(folder.path().join("mosquitto.conf"), conf).unwrap();
+        let process = Mosquitto::spawn(folder.path());
+        let mosquitto = Mosquitto {
+            port,
+            folder,
+            process,
+        };
+        answers(port).await;
+        mosquitto
+    }
+
+    fn spawn(folder: &Path) -> Child {
+        // /usr/sbin is not in every PATH.
+        let found = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
+        let program = found
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .unwrap_or(&"mosquitto");
+        Command::new(program)
+            .arg("-c")
+            .arg(folder.join("mosquitto.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto is installed (apt install mosquitto)")
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends it by SIGTERM, as a package update does; it saves its state.
+    pub fn stop(&mut self) {
+        terminate(&self.process);
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again on the same port with the same state.
+    pub async fn restart(&mut self) {
+        self.process = Mosquitto::spawn(self.folder.path());
+        answers(self.port).await;
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn terminate(process: &Child) {
+    let pid = nix::unistd::Pid::from_raw(process.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+}
+
+/// The embedded broker in this process.
+pub struct Embedded {
+    pub address: SocketAddr,
+    pub users: PathBuf,
+    folder: TempDir,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Embedded {
+    pub async fn start() -> Embedded {
+        Embedded::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut BrokerConfig)) -> Embedded {
+        let folder = tempfile::tempdir().unwrap();
+        let users = folder.path().join("users.toml");
+        let mut config = embedded_config(folder.path(), 0);
+        change(&mut config);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (tell, ready) = oneshot::channel();
+        tokio::spawn(async move {
+            let ready = |address| tell.send(address).unwrap();
+            let stopped = async { drop(stopped.await) };
+            broker::serve(config, ready, stopped).await.unwrap();
+        });
+        let address = timeout(LIMIT, ready)
+            .await
+            .expect("the broker is ready in time")
+            .unwrap();
+        Embedded {
+            address,
+            users,
+            folder,
+            _stop: stop,
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Settings of an embedded broker with everything in one folder.
+pub fn embedded_config(folder: &Path, port: u16) -> BrokerConfig {
+    BrokerConfig {
+        port: PortChoice::Exactly(port),
+        users: Some(folder.join("users.toml")),
+        daemon_password: Some(DAEMON_PASSWORD.into()),
+        ..BrokerConfig::new(folder.join("broker"), ROOT)
+    }
+}
+
+/// Where a helper process finds its settings.
+pub const HELPER_FOLDER: &str = "ORINOCO_TEST_BROKER_FOLDER";
+/// Its port.
+pub const HELPER_PORT: &str = "ORINOCO_TEST_BROKER_PORT";
+
+/// The embedded broker in a process of its own. The test program must have an ignored test named
+/// `broker_process` that calls [`helper_main`].
+pub struct EmbeddedProcess {
+    pub address: SocketAddr,
+    pub process: Child,
+}
+
+impl EmbeddedProcess {
+    pub fn start(folder: &Path, port: u16) -> EmbeddedProcess {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "broker_process",
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(HELPER_FOLDER, folder)
+            .env(HELPER_PORT, port.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        // libtest prints before the broker does, on the same line.
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| {
+                line.find("listening")
+                    .and_then(|at| broker::parse_ready_line(&line[at..]))
+            })
+            .expect("the broker says where it listens");
+        EmbeddedProcess { address, process }
+    }
+
+    /// SIGKILL: no goodbye.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        terminate(&self.process);
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for EmbeddedProcess {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What the helper process does; nothing when a person runs the ignored tests.
+pub fn helper_main() {
+    let Ok(folder) = std::env::var(HELPER_FOLDER) else {
+        return;
+    };
+    let port = std::env::var(HELPER_PORT).unwrap().parse().unwrap();
+    let config = embedded_config(Path::new(&folder), port);
+    let ready = |address| {
+        use std::io::Write;
+        let mut stdout = std::io::stdout();
+        stdout
+            .write_all(broker::ready_line(address).as_bytes())
+            .unwrap();
+        stdout.flush().unwrap();
+    };
+    broker::run(config, ready).unwrap();
+}

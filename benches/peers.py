@@ -199,7 +199,11 @@ class Orinoco(Server):
             command += ["--set", f"{key}={value}"]
         self.log = open(state_dir / "orinoco.log", "w")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        ask = [program, "ask", "--state-dir", state_dir, "--wait-seconds", str(LOAD_LIMIT_S), "Say yes."]
+        # The daemon writes its note when it takes requests; the answer waits for the model.
+        end = self.clock() + LOAD_LIMIT_S
+        while not (state_dir / "runtime.json").exists() and self.process.poll() is None and self.clock() < end:
+            time.sleep(0.05)
+        ask = [program, "ask", "--state-dir", state_dir, "--accept-seconds", str(LOAD_LIMIT_S), "Say yes."]
         try:
             subprocess.run(ask, check=True, capture_output=True, timeout=2 * LOAD_LIMIT_S)
         except subprocess.SubprocessError as problem:

@@ -114,8 +114,15 @@ settings=(
 "$orinoco" run "${settings[@]}" >"$log" 2>&1 </dev/null &
 daemon=$!
 
+# The daemon writes its note when it takes requests; the model may be loading still.
+for _ in $(seq 600); do
+    [ ! -e "$runtime" ] || break
+    kill -0 "$daemon" 2>/dev/null || break
+    sleep 0.1
+done
+
 # The answer streams to stdout; figures and errors go to stderr. A daemon that ends meanwhile ends the wait.
-"$orinoco" ask --state-dir "$state_dir" --wait-seconds 120 "$first_prompt" &
+"$orinoco" ask --state-dir "$state_dir" --accept-seconds 60 "$first_prompt" &
 asking=$!
 [ -n "$once" ] || step "$first_prompt"
 code=0

@@ -636,13 +636,18 @@ impl Dispatch {
             return;
         }
         self.retry_finals_at = None;
+        let node = self.settings.names.node();
+        let packet_bytes_max = self.link.packet_bytes_max() as usize;
         for job in self.jobs.values_mut().filter(|job| job.ready_for_final()) {
             job.phase = Phase::Storing;
-            let publish = job.address.publish(
-                self.settings.names.node(),
-                job.final_reply(now, self.settings.limits.text_bytes),
-                None,
-            );
+            let reply = job.final_reply(now, self.settings.limits.text_bytes);
+            let mut publish = job.address.publish(node, reply, None);
+            let found = publish.packet_bytes();
+            if found > packet_bytes_max {
+                job.ending = Some(Ending::Failed(too_large(found, packet_bytes_max)));
+                let reply = job.final_reply(now, self.settings.limits.text_bytes);
+                publish = job.address.publish(node, reply, None);
+            }
             let final_ = store::Final {
                 messages: vec![store::FinalMessage::from(&publish)],
                 replay: Replay::of(job).to_bytes(),
@@ -726,6 +731,7 @@ impl Dispatch {
         let quiet = self.queue.running() == 0
             && self.delivering.is_empty()
             && self.backlog.is_empty()
+            && self.store_work.is_empty()
             && self.jobs.values().all(|job| job.phase == Phase::Open);
         if !quiet && Instant::now() < *limit {
             return false;
@@ -779,6 +785,16 @@ impl Dispatch {
         self.next_key += 1;
         JobKey(self.next_key)
     }
+}
+
+/// An answer that the broker would not carry.
+fn too_large(found: usize, allowed: usize) -> ApiError {
+    ApiError::new(
+        Code::PayloadTooLarge,
+        format!(
+            "the answer makes a packet of {found} bytes, the broker takes {allowed}: ask for a stream, or for less"
+        ),
+    )
 }
 
 fn stored_id(asked: &Asked) -> store::JobId {

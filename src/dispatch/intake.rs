@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::job::{Address, Cancel, Ending, Job, Phase};
 use super::output::Output;
 use super::queue::Order;
-use super::{Answered, Asked, BACKLOG_MAX, Dispatch, StoreDone, api_error, digest_of};
+use super::{Answered, Asked, BACKLOG_MAX, Dispatch, StoreDone, api_error, digest_of, too_large};
 use crate::frames::{self, Command, Finish, JobError, JobKey, Timings, Token};
 use crate::link::{AckToken, Message};
 use crate::store;
@@ -482,8 +482,15 @@ impl Dispatch {
         };
         match ids {
             Ok(ids) => {
-                let publish =
-                    address.publish(self.settings.names.node(), replier.tokens(&ids), None);
+                let reply = replier.tokens(&ids);
+                let publish = address.publish(self.settings.names.node(), reply, None);
+                let (found, allowed) = (
+                    publish.packet_bytes(),
+                    self.link.packet_bytes_max() as usize,
+                );
+                if found > allowed {
+                    return self.refuse(&address, &replier, &too_large(found, allowed), Some(ack));
+                }
                 self.send(publish);
                 self.acknowledge(Some(ack));
             }

@@ -239,11 +239,13 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    pub(super) fn of(job: &mut Job) -> Self {
-        let output = std::mem::replace(&mut job.output, Output::new(std::time::Duration::ZERO, 0));
-        let streams = job.streams();
-        let (text, cuts) = output.into_parts();
+    /// Forms without chunks repeat their final alone.
+    pub(super) fn of(job: &Job) -> Self {
         let replier = &job.replier;
+        let (text, cuts) = match job.streams() {
+            true => (job.output.text().to_owned(), job.output.cuts().to_vec()),
+            false => (String::new(), Vec::new()),
+        };
         Self {
             op: replier.op,
             form: replier.form,
@@ -251,9 +253,8 @@ impl Replay {
             node: replier.node.clone(),
             created_s: replier.created_s,
             attempt: replier.attempt,
-            // Forms without chunks repeat their final alone.
-            text: if streams { text } else { String::new() },
-            cuts: if streams { cuts } else { Vec::new() },
+            text,
+            cuts,
         }
     }
 

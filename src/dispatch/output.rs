@@ -99,9 +99,9 @@ impl Output {
         self.cuts.len() as u64
     }
 
-    /// Text and chunk ends, to be kept with the final.
-    pub fn into_parts(self) -> (String, Vec<u32>) {
-        (self.text, self.cuts)
+    /// Ends of the chunks sent so far, to be kept with the final.
+    pub fn cuts(&self) -> &[u32] {
+        &self.cuts
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
                 output.sent();
             }
             prop_assert_eq!(&received, &pieces.concat());
-            let (text, cuts) = output.into_parts();
+            let (text, cuts) = (output.text(), output.cuts());
             prop_assert_eq!(cuts.last().map_or(0, |end| *end as usize), text.len());
             prop_assert!(cuts.windows(2).all(|pair| pair[0] < pair[1]));
         }

@@ -124,7 +124,7 @@ impl Publish {
     }
 
     /// Size of the whole PUBLISH packet, in bytes (MQTT 5, 3.3).
-    pub(super) fn packet_bytes(&self) -> usize {
+    pub fn packet_bytes(&self) -> usize {
         let props = &self.props;
         let property = |length: usize| 1 + 2 + length;
         let mut properties = 0;

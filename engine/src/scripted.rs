@@ -28,6 +28,8 @@
 mod script;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use orinoco::frames::{Backend, KvType, LoadSpec, Loaded, Sampling, Switch, Token};
@@ -74,6 +76,8 @@ pub struct Scripted {
     pub batches: Vec<Vec<Row>>,
     /// Whether batches are kept.
     pub keeps_batches: bool,
+    /// Decodes so far, to be watched from another thread.
+    pub n_decodes: Arc<AtomicUsize>,
 }
 
 impl Scripted {
@@ -90,6 +94,7 @@ impl Scripted {
             logits: Vec::new(),
             batches: Vec::new(),
             keeps_batches: false,
+            n_decodes: Arc::default(),
         }
     }
 
@@ -207,6 +212,7 @@ impl Decoder for Scripted {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         self.check(rows);
+        self.n_decodes.fetch_add(1, Ordering::Relaxed);
         if self.keeps_batches {
             self.batches.push(rows.to_vec());
         }
@@ -306,41 +312,50 @@ impl Loader for ScriptedLoader {
         if self.reads_file {
             script::load(&spec.path, progress)?;
         }
-        let n_ctx = if spec.n_ctx == 0 { 8192 } else { spec.n_ctx };
-        let limits = Limits {
-            n_ctx,
-            n_ctx_seq: match spec.n_ctx_seq {
-                0 => n_ctx,
-                n => n.min(n_ctx),
-            },
-            n_seq_max: spec.n_seq_max,
-            n_parked_max: 8,
-            n_batch: spec.n_batch,
-            n_ubatch: spec.n_ubatch.min(spec.n_batch),
-            n_vocab: N_VOCAB as u32,
-            n_swa: 0,
-        };
+        let limits = limits(spec);
         let mut decoder = Scripted::new(limits);
-        let loaded = Loaded {
-            name: spec.name.clone(),
-            arch: "scripted".to_owned(),
-            description: "scripted, no model".to_owned(),
-            n_params: 0,
-            size_bytes: 0,
-            n_vocab: limits.n_vocab,
-            n_ctx_train: 8192,
-            n_ctx: limits.n_ctx,
-            n_ctx_seq: limits.n_ctx_seq,
-            n_seq_max: limits.n_seq_max,
-            chat_template: String::new(),
-            n_layers: 1,
-            n_layers_gpu: 0,
-            n_graph_splits: 1,
-            buffers: Vec::new(),
-            load_ms: 0,
-        };
-        serve(&mut decoder, loaded);
+        serve(&mut decoder, loaded(spec, limits));
         Ok(())
+    }
+}
+
+/// The limits that `spec` asks for.
+pub(crate) fn limits(spec: &LoadSpec) -> Limits {
+    let n_ctx = if spec.n_ctx == 0 { 8192 } else { spec.n_ctx };
+    Limits {
+        n_ctx,
+        n_ctx_seq: match spec.n_ctx_seq {
+            0 => n_ctx,
+            n => n.min(n_ctx),
+        },
+        n_seq_max: spec.n_seq_max,
+        n_parked_max: 8,
+        n_batch: spec.n_batch,
+        n_ubatch: spec.n_ubatch.min(spec.n_batch),
+        n_vocab: N_VOCAB as u32,
+        n_swa: 0,
+    }
+}
+
+/// What a worker says of the scripted decoder.
+pub(crate) fn loaded(spec: &LoadSpec, limits: Limits) -> Loaded {
+    Loaded {
+        name: spec.name.clone(),
+        arch: "scripted".to_owned(),
+        description: "scripted, no model".to_owned(),
+        n_params: 0,
+        size_bytes: 0,
+        n_vocab: limits.n_vocab,
+        n_ctx_train: 8192,
+        n_ctx: limits.n_ctx,
+        n_ctx_seq: limits.n_ctx_seq,
+        n_seq_max: limits.n_seq_max,
+        chat_template: String::new(),
+        n_layers: 1,
+        n_layers_gpu: 0,
+        n_graph_splits: 1,
+        buffers: Vec::new(),
+        load_ms: 0,
     }
 }
 

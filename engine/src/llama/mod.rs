@@ -8,6 +8,8 @@ pub mod context;
 pub mod gpu;
 pub mod log;
 pub mod model;
+#[doc(hidden)]
+pub mod reference;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

@@ -1,0 +1,73 @@
+use super::*;
+
+#[test]
+fn the_second_turn_reads_only_what_is_new() {
+    let play = Play::new(&spec());
+    let first = play.ask(&chat(1, "a conversation begins", 22));
+    assert_eq!(first.n_cached, 0);
+    let messages = serde_json::json!([
+        {"role": "user", "content": "a conversation begins"},
+    ]);
+    let mut again = chat(2, "", 5);
+    again.input = Input::Chat {
+        messages: messages.to_string(),
+        tools: None,
+    };
+    let second = play.ask(&again);
+    assert_eq!(
+        second.n_cached as usize,
+        "a conversation begins".len() + 2,
+        "all but the last token"
+    );
+    assert_eq!(second.text, "a con");
+}
+
+#[test]
+fn a_system_prompt_is_shared_with_a_running_stream() {
+    let play = Play::new(&spec());
+    let with_system = |key, user: &str, n| {
+        let messages = serde_json::json!([
+            {"role": "system", "content": "a long system prompt for everyone"},
+            {"role": "user", "content": user},
+        ]);
+        let mut job = chat(key, "", n);
+        job.input = Input::Chat {
+            messages: messages.to_string(),
+            tools: None,
+        };
+        job
+    };
+    play.submit(&with_system(1, "first !step 2", 300));
+    play.started();
+    assert!(matches!(play.next(), Event::Step { .. }));
+    let second = play.ask(&with_system(2, "second", 6));
+    assert_eq!(
+        second.n_cached as usize,
+        "a long system prompt for everyone".len() + 3
+    );
+    assert_eq!(second.text, "second");
+}
+
+#[test]
+fn jobs_wait_for_cells_and_cached_prefixes_make_room() {
+    let tight = LoadSpec {
+        n_ctx: 256,
+        ..spec()
+    };
+    let play = Play::new(&tight);
+    for key in 0..6 {
+        let answer = play.ask(&chat(key, &format!("{key} prefix to cache"), 60));
+        assert_eq!(answer.end, Some(Ok(Finish::Length)));
+    }
+    play.submit(&chat(10, "x !step 1", 150));
+    play.submit(&chat(11, "y", 150));
+    assert_eq!(play.started().0, JobKey(10));
+    loop {
+        match play.next() {
+            Event::Done(done) => break assert_eq!(done.job, JobKey(10)),
+            Event::Started { .. } => panic!("there are no cells for both"),
+            _ => {}
+        }
+    }
+    assert_eq!(play.answer(11).text, "y ".repeat(75));
+}

@@ -1,0 +1,232 @@
+//! Streams of the loop with real models.
+
+use orinoco::frames::{Finish, Job, Resume, Sampling};
+use orinoco_engine::model::{Decoder, Row};
+
+use super::common::{GEMMA, SMOLLM, chat, job, real_spec};
+use super::{run_jobs, with_decoder};
+
+const PROMPTS: [&str; 12] = [
+    "Once upon a time",
+    "The quick brown fox",
+    "In the beginning",
+    "def fibonacci(n):",
+    "The weather today is",
+    "My favourite food is",
+    "A list of animals: cat,",
+    "The capital of Germany is",
+    "To be or not to be",
+    "The recipe needs two eggs and",
+    "Dear Sir or Madam,",
+    "import numpy as np",
+];
+
+/// The same answer by a plain loop over the decoder, one row at a time.
+fn plainly(decoder: &mut dyn Decoder, prompt: &str, n: usize) -> Vec<i32> {
+    let ids = decoder.tokenize(prompt, true, true).unwrap();
+    let row = |pos: usize, token, wants_logits| Row {
+        seq: 0,
+        token,
+        pos: pos as u32,
+        wants_logits,
+    };
+    let rows = Vec::from_iter(
+        ids.iter()
+            .enumerate()
+            .map(|(pos, token)| row(pos, *token, pos + 1 == ids.len())),
+    );
+    decoder.decode(&rows).unwrap();
+    let mut at = rows.len() - 1;
+    let mut made = Vec::new();
+    while made.len() < n {
+        let logits = decoder.logits(at);
+        let best =
+            (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)));
+        let token = best.unwrap() as i32;
+        if decoder.is_eog(token) {
+            break;
+        }
+        made.push(token);
+        decoder
+            .decode(&[row(ids.len() + made.len() - 1, token, true)])
+            .unwrap();
+        at = 0;
+    }
+    decoder.seq_rm(0, 0);
+    made
+}
+
+#[test]
+fn one_stream_is_what_a_plain_loop_makes() {
+    for name in [SMOLLM, GEMMA] {
+        let spec = real_spec(name);
+        with_decoder(&spec, |decoder, loaded| {
+            for (key, prompt) in PROMPTS[..4].iter().enumerate() {
+                let wanted = plainly(decoder, prompt, 32);
+                let ends = run_jobs(decoder, &spec, &loaded, &[job(key as u64, prompt, 32)]);
+                assert_eq!(ends[0].ids, wanted, "{name}: {prompt}");
+            }
+        });
+    }
+}
+
+#[test]
+fn eight_jobs_over_four_slots_all_end_with_text() {
+    for name in [SMOLLM, GEMMA] {
+        let spec = real_spec(name);
+        with_decoder(&spec, |decoder, loaded| {
+            let jobs = Vec::from_iter(
+                PROMPTS[..8]
+                    .iter()
+                    .enumerate()
+                    .map(|(key, prompt)| chat(key as u64, prompt, 20)),
+            );
+            for done in run_jobs(decoder, &spec, &loaded, &jobs) {
+                let finish = done.end.unwrap();
+                assert!(matches!(finish, Finish::Stop | Finish::Length));
+                assert!(finish == Finish::Stop || done.ids.len() == 20);
+                assert_eq!(done.timings.n_output as usize, done.ids.len());
+                assert!(done.timings.prefill_ms > 0.0);
+                let mut bytes = Vec::new();
+                done.ids
+                    .iter()
+                    .for_each(|id| decoder.piece(*id, &mut bytes));
+                assert_eq!(done.text, String::from_utf8_lossy(&bytes));
+            }
+        });
+    }
+}
+
+/// A stream killed after some tokens and resumed from its ids. The text up to the cut is exact by
+/// construction; how often the rest is the same is printed, and is most of the time.
+#[test]
+fn a_resumed_stream_continues_its_text() {
+    for name in [SMOLLM, GEMMA] {
+        let spec = real_spec(name);
+        with_decoder(&spec, |decoder, loaded| {
+            let (mut same, mut cuts) = (0, 0);
+            for (key, prompt) in PROMPTS.iter().enumerate() {
+                let asked = job(key as u64, prompt, 48);
+                let whole =
+                    run_jobs(decoder, &spec, &loaded, std::slice::from_ref(&asked)).remove(0);
+                let cut = 24.min(whole.ids.len() - 1);
+                let mut bytes = Vec::new();
+                whole.ids[..cut]
+                    .iter()
+                    .for_each(|id| decoder.piece(*id, &mut bytes));
+                let delivered = match std::str::from_utf8(&bytes) {
+                    Ok(text) => text.to_owned(),
+                    Err(error) => {
+                        String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned()
+                    }
+                };
+                let rest = Job {
+                    resume: Some(Resume {
+                        prompt_ids: decoder.tokenize(prompt, true, true).unwrap(),
+                        output_ids: whole.ids[..cut].to_vec(),
+                        text_bytes: delivered.len() as u64,
+                    }),
+                    ..asked
+                };
+                let rest = run_jobs(decoder, &spec, &loaded, &[rest]).remove(0);
+                assert!(whole.text.starts_with(&delivered));
+                assert_eq!(rest.timings.n_output as usize, cut + rest.ids.len());
+                cuts += 1;
+                same += usize::from(delivered + &rest.text == whole.text);
+            }
+            println!("{name}: {same} of {cuts} resumed streams have the uninterrupted text");
+            assert!(same * 4 >= cuts * 3, "{name}: {same} of {cuts}");
+        });
+    }
+}
+
+#[test]
+fn a_seeded_stream_is_the_same_again_and_another_seed_is_another() {
+    let spec = real_spec(SMOLLM);
+    with_decoder(&spec, |decoder, loaded| {
+        let mut ask = |seed| {
+            let mut asked = job(1, "Once upon a time", 24);
+            asked.sampling = Sampling {
+                temperature: 0.8,
+                top_k: 40,
+                top_p: 0.95,
+                min_p: 0.05,
+                seed,
+                ..asked.sampling
+            };
+            run_jobs(decoder, &spec, &loaded, &[asked]).remove(0).ids
+        };
+        let first = ask(7);
+        assert_eq!(ask(7), first);
+        assert_ne!(ask(8), first);
+    });
+}
+
+#[test]
+fn a_second_turn_reuses_the_first_and_answers_as_without_a_cache() {
+    for name in [SMOLLM, GEMMA] {
+        let spec = real_spec(name);
+        with_decoder(&spec, |decoder, loaded| {
+            // A text whose continuation has no close second, which rounding could turn around.
+            let count = |to: u32| Vec::from_iter((1..=to).map(|n| n.to_string())).join(", ");
+            let (long, text) = (count(100), count(120));
+            let second = job(2, &text, 12);
+            let alone = run_jobs(decoder, &spec, &loaded, std::slice::from_ref(&second)).remove(0);
+            let mut first = job(1, &long, 4);
+            first.ignore_eos = true;
+            let ends = run_in_turn(decoder, &spec, &loaded, &[first, second]);
+            let cached = &ends[1];
+            assert!(
+                cached.timings.n_cached * 5 > cached.timings.n_prompt * 4,
+                "{} of {} cached",
+                cached.timings.n_cached,
+                cached.timings.n_prompt
+            );
+            assert!(cached.timings.prefill_ms < alone.timings.prefill_ms / 2.0);
+            assert_eq!(cached.ids, alone.ids, "{name}");
+        });
+    }
+}
+
+/// Each job is submitted when the one before is done, to the same loop.
+fn run_in_turn(
+    decoder: &mut dyn Decoder,
+    spec: &orinoco::frames::LoadSpec,
+    loaded: &orinoco::frames::Loaded,
+    jobs: &[Job],
+) -> Vec<orinoco::frames::Done> {
+    use std::sync::mpsc::sync_channel;
+
+    use orinoco::frames::{Command, Event};
+    let (commands, command_receiver) = sync_channel(64);
+    let (events, event_receiver) = sync_channel(1000);
+    std::thread::scope(|scope| {
+        let teller = scope.spawn(move || {
+            let mut ends = Vec::new();
+            for job in jobs {
+                commands
+                    .send(Command::Submit(Box::new(job.clone())))
+                    .unwrap();
+                let mut ids = Vec::new();
+                loop {
+                    match event_receiver.recv().unwrap() {
+                        Event::Step { pieces, .. } => {
+                            ids.extend(pieces.into_iter().flat_map(|p| p.ids))
+                        }
+                        Event::Done(mut done) => {
+                            ids.append(&mut done.ids);
+                            done.ids = ids;
+                            ends.push(*done);
+                            break;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            ends
+        });
+        orinoco_engine::run::run(decoder, spec, loaded.clone(), &command_receiver, &events)
+            .unwrap();
+        teller.join().unwrap()
+    })
+}

@@ -62,7 +62,8 @@ install_wanted() {
 # The library alone is not enough: bindgen also wants clang's own stddef.h.
 has_libclang() {
     [ -z "${LIBCLANG_PATH:-}" ] || return 0
-    compgen -G "/usr/lib/llvm-*/lib/libclang*.so*" && compgen -G "/usr/lib/llvm-*/lib/clang/*/include/stddef.h"
+    compgen -G "/usr/lib/llvm-*/lib/libclang*.so*" >/dev/null \
+        && compgen -G "/usr/lib/llvm-*/lib/clang/*/include/stddef.h" >/dev/null
 }
 
 want_build_tools() {

@@ -76,7 +76,13 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_complete", &["src/cli"]),
     (
         "getrandom",
-        &["src/broker", "src/daemon", "src/link", "src/users"],
+        &[
+            "src/broker",
+            "src/daemon",
+            "src/dispatch",
+            "src/link",
+            "src/users",
+        ],
     ),
     ("hdrhistogram", &["src/bench"]),
     ("indicatif", &["src/cli"]),
@@ -98,7 +104,11 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/worker",
         ],
     ),
-    ("postcard", &["src/frames/codec"]),
+    // Frames, rows of the store, and what a final needs to be said again.
+    (
+        "postcard",
+        &["src/dispatch/job", "src/frames/codec", "src/store"],
+    ),
     ("redb", &["src/store"]),
     ("rumqttc", &["src/link"]),
     ("serde", ANY),

@@ -36,7 +36,7 @@ pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
 pub use environment::Environment;
 pub use layers::{Flag, Place, Sources};
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
-pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig};
+pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
 pub use problem::{Entry, Problem};
 pub use requests::{RequestsConfig, UserPolicy, UsersConfig};
 

@@ -4,6 +4,7 @@
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dispatch;

@@ -20,8 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("wire", &["frames"]),
     ("receive", &["frames", "wire"]),
     ("store", &["wire"]),
-    // A filter is checked by the part that understands it; that part takes its settings from here.
-    ("config", &["frames", "logging", "wire"]),
+    ("config", &["frames", "wire"]),
     ("logging", &["config"]),
     ("models", &["config", "frames", "wire"]),
     ("broker", &["config", "process", "users", "wire"]),
@@ -78,6 +77,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "getrandom",
         &[
             "src/broker",
+            "src/cli",
             "src/daemon",
             "src/dispatch",
             "src/link",

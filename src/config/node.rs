@@ -116,7 +116,7 @@ impl LogConfig {
     pub(super) fn read(root: &mut Root<'_>) -> Self {
         let mut section = root.section("log");
         let level = section.checked("level", |level| {
-            crate::logging::check_filter(level).map(|()| level.to_owned())
+            check_log_filter(level).map(|()| level.to_owned())
         });
         Self {
             level: level.unwrap_or_default(),
@@ -130,6 +130,30 @@ impl LogConfig {
             ),
         }
     }
+}
+
+/// Checks a filter: a level, or `target=level`, separated by commas. The error completes "expected ...".
+///
+/// # Errors
+/// What is allowed.
+///
+/// Stricter than the parser of `tracing-subscriber`, to which `wran` is the name of a target.
+pub fn check_log_filter(filter: &str) -> Result<(), String> {
+    const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
+    let expected = || {
+        format!(
+            "one of {}, or target=level, separated by commas",
+            LEVELS.join(", ")
+        )
+    };
+    for directive in filter.split(',') {
+        let (target, level) = directive.split_once('=').unwrap_or(("orinoco", directive));
+        let is_target = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
+        if !LEVELS.contains(&level) || target.is_empty() || !target.chars().all(is_target) {
+            return Err(expected());
+        }
+    }
+    Ok(())
 }
 
 /// A name of a node, user or model: one level of a topic, no reserved word.

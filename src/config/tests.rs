@@ -428,6 +428,25 @@ fn names_of_boards_differ_and_do_not_show_the_machine_id() {
     );
 }
 
+#[test]
+fn a_misspelt_level_is_refused_instead_of_silencing_the_log() {
+    for bad in [
+        "",
+        "wran",
+        "INFO",
+        "info,",
+        "=info",
+        "orinoco=",
+        "a[b]=info",
+        "info debug",
+    ] {
+        assert!(check_log_filter(bad).is_err(), "{bad:?}");
+    }
+    for good in ["info", "off", "info,orinoco::link=debug", "mqtt5=error"] {
+        assert_eq!(check_log_filter(good), Ok(()), "{good:?}");
+    }
+}
+
 mod random {
     use super::*;
     use proptest::prelude::*;

@@ -8,12 +8,11 @@
 //! The rename is the moment at which the model exists; whatever happens before it leaves the catalogue as
 //! it was, and the next [`add`] clears a part that was left. A lock keeps two of them apart.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use super::Record;
@@ -242,7 +241,8 @@ fn write_record(record: &Record, target: &Path) -> Result<(), AddError> {
     part.become_file(&path)
 }
 
-fn lock(dir: &Path) -> Result<Flock<File>, AddError> {
+/// Held until the file is dropped.
+fn lock(dir: &Path) -> Result<File, AddError> {
     let path = dir.join(LOCK);
     let file = OpenOptions::new()
         .write(true)
@@ -251,12 +251,13 @@ fn lock(dir: &Path) -> Result<Flock<File>, AddError> {
         .mode(0o644)
         .open(&path)
         .map_err(at(&path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => AddError::Busy {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(AddError::Busy {
             dir: dir.to_owned(),
-        },
-        errno => at(&path)(errno.into()),
-    })
+        }),
+        Err(TryLockError::Error(source)) => Err(at(&path)(source)),
+    }
 }
 
 fn check_room(dir: &Path, file_bytes: u64) -> Result<(), AddError> {

@@ -1,0 +1,323 @@
+//! `orinoco ask`: one question over MQTT, the answer as it comes.
+//!
+//! A client like any other: it follows the contract with [`Receiver`] and knows nothing of the daemon but
+//! its address. What it adds is manners at a terminal: Ctrl-C cancels the job instead of leaving it
+//! running, and control characters of the model do not reach the screen.
+
+mod session;
+mod target;
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::{exit, output};
+use crate::config::Config;
+use crate::receive::Finished;
+use crate::wire::error::ApiError;
+use session::{Asked, End};
+use target::Target;
+
+/// Longest prompt read from standard input, bytes. Nodes take less; they say how much.
+const PROMPT_BYTES_MAX: u64 = 16 << 20;
+
+/// Ask a model and print the answer as it comes
+///
+/// The answer goes to stdout, what it took to stderr. Ctrl-C cancels the request.
+/// Exit codes: 0 answered, 1 refused or failed, 69 nobody answers, 130 cancelled.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  orinoco ask \"Why does pump 3 vibrate?\"
+  orinoco ask --system \"Answer in one sentence.\" --max-tokens 60 \"What is MQTT?\"
+  journalctl -u pump3 -n 50 | orinoco ask -
+  orinoco ask --host broker.lan --node press-7 --user me --password-file me.password \"Hello\"
+  orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
+pub(super) struct Args {
+    /// The question; - reads it from standard input
+    prompt: String,
+    /// Node to ask [default: the daemon on this machine]
+    #[arg(long)]
+    node: Option<String>,
+    /// Host of the broker [default: the daemon's, or mqtt.host]
+    #[arg(long)]
+    host: Option<String>,
+    /// Port of the broker [default: the daemon's, or mqtt.port]
+    #[arg(long)]
+    port: Option<u16>,
+    /// MQTT user [default: none, which works on loopback while no users were added]
+    #[arg(long, requires = "password_file")]
+    user: Option<String>,
+    /// File with the password on its first line; - is standard input
+    #[arg(long, requires = "user", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Model to answer [default: the one loaded]
+    #[arg(long)]
+    model: Option<String>,
+    /// Most tokens of the answer [default: the node's]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0: always the likeliest token [default: the node's]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Same seed, same settings: same choices [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// System message before the question
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Print each message as it came, one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Give up when the node has not accepted the request by then
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    accept_seconds: u64,
+}
+
+pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
+    let prompt = match args.prompt.as_str() {
+        "-" => from_stdin()?,
+        text => text.to_owned(),
+    };
+    let asked = Asked {
+        target: Target::find(&args, config)?,
+        body: body(&args, &prompt),
+        accept_limit: Duration::from_secs(args.accept_seconds),
+    };
+    let mut page = Page {
+        is_json: args.json,
+        is_terminal: std::io::stdout().is_terminal(),
+        at_line_start: true,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let end = runtime.block_on(session::ask(asked, &mut page))?;
+    page.end_line();
+    Ok(match end {
+        End::Answered { finished, ttft } => {
+            if !args.json {
+                output::say(&summary(&finished, ttft));
+            }
+            ExitCode::SUCCESS
+        }
+        End::Refused(error) => {
+            output::complain(&Refusal(error));
+            ExitCode::from(exit::FAILURE)
+        }
+        End::Unreachable(reason) => {
+            output::say(&format!("orinoco: {reason}"));
+            ExitCode::from(exit::UNAVAILABLE)
+        }
+        End::Cancelled => {
+            output::say("cancelled");
+            ExitCode::from(exit::INTERRUPTED)
+        }
+        End::ReaderGone => ExitCode::SUCCESS,
+    })
+}
+
+fn from_stdin() -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin()
+        .lock()
+        .take(PROMPT_BYTES_MAX)
+        .read_to_string(&mut text)
+        .context("failed to read the prompt from standard input")?;
+    match text.trim_end() {
+        "" => anyhow::bail!("standard input holds no prompt"),
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// The request as OpenAI wrote it; what was not asked for is left to the node.
+fn body(args: &Args, prompt: &str) -> Vec<u8> {
+    let system = args
+        .system
+        .iter()
+        .map(|text| json!({ "role": "system", "content": text }));
+    let user = json!({ "role": "user", "content": prompt });
+    let messages: Vec<_> = system.chain([user]).collect();
+    let mut body = json!({ "messages": messages, "stream": true });
+    let options = [
+        ("model", args.model.as_ref().map(|model| json!(model))),
+        ("max_tokens", args.max_tokens.map(|n| json!(n))),
+        // As written: 0.7 and not the nearest f32 as f64.
+        (
+            "temperature",
+            args.temperature
+                .and_then(|t| t.to_string().parse().ok())
+                .map(serde_json::Value::Number),
+        ),
+        ("seed", args.seed.map(|seed| json!(seed))),
+    ];
+    for (key, value) in options {
+        if let Some(value) = value {
+            body[key] = value;
+        }
+    }
+    body.to_string().into_bytes()
+}
+
+/// `ttft 58 ms, 176.2 tok/s, 31 + 128 tokens, stop, SmolLM2`
+fn summary(finished: &Finished, ttft: Option<Duration>) -> String {
+    let mut parts = Vec::new();
+    if let Some(ttft) = ttft {
+        parts.push(format!("ttft {} ms", ttft.as_millis()));
+    }
+    if let Some(rate) = finished.details.tok_s {
+        parts.push(format!("{rate:.1} tok/s"));
+    }
+    if let Some(usage) = &finished.usage {
+        let cached = match usage.prompt_tokens_details.cached_tokens {
+            0 => String::new(),
+            n => format!(" ({n} cached)"),
+        };
+        parts.push(format!(
+            "{} prompt{cached} + {} answer tokens",
+            usage.prompt_tokens, usage.completion_tokens
+        ));
+    }
+    if let Some(n) = finished.details.resumed.filter(|n| *n > 0) {
+        parts.push(format!("resumed {n} times"));
+    }
+    parts.extend([finished.finish_reason.clone(), finished.model.clone()]);
+    harmless(&parts.join(", "))
+}
+
+/// An error final, for a person.
+#[derive(Debug, thiserror::Error)]
+#[error("{} {}: {}{}", .0.code.status(), .0.code, harmless(&.0.message), retry(.0))]
+struct Refusal(ApiError);
+
+fn retry(error: &ApiError) -> String {
+    match error.retry_after_ms {
+        Some(ms) => format!(" (try again in {:.1} s)", ms as f64 / 1000.0),
+        None => String::new(),
+    }
+}
+
+/// Where the answer is written.
+struct Page {
+    is_json: bool,
+    is_terminal: bool,
+    at_line_start: bool,
+}
+
+impl Page {
+    /// The text of the answer; on a terminal without control characters.
+    fn text(&mut self, text: &str) -> std::io::Result<()> {
+        if self.is_json || text.is_empty() {
+            return Ok(());
+        }
+        self.at_line_start = text.ends_with('\n');
+        match self.is_terminal {
+            true => self.write(harmless(text).as_bytes()),
+            false => self.write(text.as_bytes()),
+        }
+    }
+
+    /// A message as it came.
+    fn message(&mut self, payload: &[u8]) -> std::io::Result<()> {
+        match self.is_json {
+            true => self.write(&[payload, b"\n"].concat()),
+            false => Ok(()),
+        }
+    }
+
+    /// The text so far is void.
+    fn start_over(&mut self) {
+        self.end_line();
+        output::say("the node started again; the text above is void");
+    }
+
+    fn end_line(&mut self) {
+        if !self.at_line_start {
+            // If it cannot be written, the answer could not either, and that was reported.
+            let _ = self.write(b"\n");
+            self.at_line_start = true;
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+}
+
+/// Text that can do nothing to a terminal but be read: a model can be talked into writing escape
+/// sequences.
+fn harmless(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parsed(words: &[&str]) -> serde_json::Value {
+        let args = Line::try_parse_from([&["ask"], words].concat())
+            .unwrap()
+            .args;
+        serde_json::from_slice(&body(&args, "Hello")).unwrap()
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_left_to_the_node() {
+        let user = json!([{ "role": "user", "content": "Hello" }]);
+        assert_eq!(parsed(&["-"]), json!({ "messages": user, "stream": true }));
+    }
+
+    #[test]
+    fn every_option_reaches_the_body() {
+        let words = [
+            "--model",
+            "m",
+            "--max-tokens",
+            "5",
+            "--temperature",
+            "0.7",
+            "--seed",
+            "18446744073709551615",
+            "--system",
+            "Be brief.",
+            "-",
+        ];
+        let expected = json!({
+            "messages": [
+                { "role": "system", "content": "Be brief." },
+                { "role": "user", "content": "Hello" },
+            ],
+            "stream": true, "model": "m", "max_tokens": 5, "temperature": 0.7, "seed": u64::MAX,
+        });
+        assert_eq!(parsed(&words), expected);
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        assert_eq!(
+            harmless("a\u{1b}[2Jb\u{9b}31m\r\n\tc\u{7}"),
+            "a\u{fffd}[2Jb\u{fffd}31m\u{fffd}\n\tc\u{fffd}"
+        );
+    }
+}

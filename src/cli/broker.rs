@@ -1,0 +1,69 @@
+//! `orinoco broker`: the embedded MQTT broker as a process of its own.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use super::{output, user};
+use crate::broker::{self, PortChoice};
+use crate::config::{BrokerStorage, Config};
+use crate::daemon;
+
+/// Run the embedded MQTT broker alone (broker.mode = "unit")
+///
+/// With broker.mode = "child" the daemon starts it by itself.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  orinoco broker
+  orinoco broker --set broker.listen=0.0.0.0 --set broker.port=1884
+
+The daemon connects as the user \"daemon\", with the password in mqtt.password_file:
+  orinoco broker --set mqtt.username=daemon --set mqtt.password_file=/etc/orinoco/daemon.password")]
+pub(super) struct Args {
+    /// As the daemon's child: its settings come on standard input, whose end is its order to leave
+    #[arg(long, hide = true)]
+    pub(super) settings_from_stdin: bool,
+}
+
+pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
+    if args.settings_from_stdin {
+        daemon::serve_broker_child()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let settings = settings(config)?;
+    broker::run(settings, |address| {
+        // To whom it may concern; a closed stdout is nobody.
+        let _ = output::answer(&broker::ready_line(address));
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
+    let own = &config.broker;
+    let storage = match own.storage {
+        BrokerStorage::File => own.storage_dir.clone(),
+        BrokerStorage::Memory => bail!(
+            "broker.storage = \"memory\" is for broker.mode = \"child\"; a unit keeps sessions in files"
+        ),
+    };
+    let daemon_password = match (config.mqtt.username.as_deref(), &config.mqtt.password_file) {
+        (Some(broker::DAEMON), Some(file)) => Some(user::password_from(file)?),
+        // Then the daemon is refused; users can still connect, e.g. to try out their rules.
+        _ => None,
+    };
+    Ok(broker::BrokerConfig {
+        listen: vec![own.listen],
+        port: match own.port_search {
+            true => PortChoice::FirstFreeFrom(own.port),
+            false => PortChoice::Exactly(own.port),
+        },
+        users: Some(config.paths.users_file()),
+        daemon_password,
+        packet_bytes_max: config.mqtt.packet_bytes_max,
+        clients_max: own.clients_max,
+        queued_messages_max: own.queue_messages_max,
+        queued_bytes_max: own.queue_bytes_max,
+        ..broker::BrokerConfig::new(storage, &config.node.root)
+    })
+}

@@ -1,0 +1,115 @@
+//! `orinoco user`: the accounts of the embedded broker.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+
+use super::output;
+use crate::config::Config;
+use crate::users::{self, Added, Users};
+
+/// Longest first line that is read as a password, bytes; the users file has a smaller limit and says so.
+const PASSWORD_LINE_BYTES_MAX: u64 = 4096;
+
+/// Add, remove or list the users of the embedded broker
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  orinoco user add plc-3                      prints a password made for it
+  orinoco user remove plc-3
+  orinoco user list")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Add a user, or give one a new password
+    ///
+    /// From the first user on, clients on loopback need a password too.
+    #[command(after_help = "\
+EXAMPLES
+  orinoco user add plc-3                                prints a password made for it
+  orinoco user add plc-3 --password-file plc-3.password
+  pass show plc-3 | orinoco user add plc-3 --password-file -")]
+    Add {
+        /// 1 to 64 of A-Z a-z 0-9 _ . -
+        name: String,
+        /// Take the password from the first line of this file; - is standard input
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Remove a user
+    #[command(after_help = "\
+EXAMPLES
+  orinoco user remove plc-3")]
+    Remove {
+        /// As listed
+        name: String,
+    },
+    /// List the users, one a line
+    #[command(after_help = "\
+EXAMPLES
+  orinoco user list")]
+    List,
+}
+
+pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
+    let file = config.paths.users_file();
+    match args.command {
+        Command::Add {
+            name,
+            password_file,
+        } => {
+            users::check_name(&name)?;
+            let (password, is_made) = match password_file {
+                Some(path) => (password_from(&path)?, false),
+                None => (make_password()?, true),
+            };
+            let added = users::add(&file, &name, &password)?;
+            output::say(match added {
+                Added::New => "user added; the broker takes it from the next connection on",
+                Added::Replaced => "the user existed and has a new password now",
+            });
+            match is_made {
+                true => output::answer(&format!("{password}\n")),
+                false => Ok(ExitCode::SUCCESS),
+            }
+        }
+        Command::Remove { name } => {
+            users::remove(&file, &name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::List => {
+            let users = Users::read(&file)?;
+            let names: String = users.names().map(|name| format!("{name}\n")).collect();
+            output::answer(&names)
+        }
+    }
+}
+
+/// 24 hexadecimal digits: 96 bits, and typed on a panel without a shift key.
+fn make_password() -> anyhow::Result<String> {
+    let mut random = [0_u8; 12];
+    getrandom::fill(&mut random).context("failed to make a password")?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The first line of a file, or of standard input for `-`, without its end.
+pub(super) fn password_from(path: &Path) -> anyhow::Result<String> {
+    let line = match path.to_str() {
+        Some("-") => first_line(std::io::stdin().lock()),
+        _ => std::fs::File::open(path).and_then(first_line),
+    };
+    line.with_context(|| format!("failed to read a password from {}", path.display()))
+}
+
+fn first_line(input: impl Read) -> std::io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(input.take(PASSWORD_LINE_BYTES_MAX)).read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}

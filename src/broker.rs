@@ -14,6 +14,7 @@
 //!   the CONNACK.
 //! - Its rate limit by address would lock out the daemon after five wrong passwords of anybody on
 //!   this machine; ours slows down the one who guesses.
+//! - Its limit of messages a second would refuse the daemon's answers, too; ours spares the daemon.
 //! - A clean start with another user's client id empties that user's session; refused (`guard`).
 //! - Queued messages reach the disk within 250 ms after their PUBACK, not before it: a broker that is
 //!   killed loses what it took in that time. Retained messages and sessions are written at once.
@@ -93,8 +94,8 @@ pub struct BrokerConfig {
     pub retained_messages_max: usize,
     /// Bytes of one retained message.
     pub retained_bytes_max: usize,
-    /// Messages a second that one client may publish; above it they are refused (0x97). The daemon
-    /// counts too: a token a message and eight slots stay far below the default.
+    /// Messages a second that one user may publish; more are refused (0x87). The daemon is free:
+    /// what it has queued after a pause comes at once, and none of it may be lost.
     pub message_rate_max: u32,
     /// Subscriptions of one client.
     pub subscriptions_max: usize,
@@ -118,7 +119,7 @@ impl BrokerConfig {
             queued_bytes_max: 8 << 20,
             retained_messages_max: 1000,
             retained_bytes_max: 256 << 10,
-            message_rate_max: 2000,
+            message_rate_max: 200,
             subscriptions_max: 64,
             session_expiry_max: Duration::from_secs(7 * 24 * 3600),
         }
@@ -153,7 +154,6 @@ impl BrokerConfig {
         // Messages in memory for one connected client; QoS 1 beyond it goes to the queue on disk.
         config.client_channel_capacity = 256;
         config.topic_alias_maximum = 16;
-        config.max_message_rate_per_client = self.message_rate_max;
         // Ours replaces the crate's before the first connection.
         config.auth_config.allow_anonymous = true;
         config.auth_config.rate_limit.enabled = false;
@@ -217,6 +217,7 @@ pub async fn serve(
         Rules::new(&config.root),
         config.users.clone(),
         config.daemon_password.as_deref(),
+        config.message_rate_max,
     )?;
     make_private_folder(&config.storage).map_err(|source| BrokerError::Storage {
         path: config.storage.clone(),

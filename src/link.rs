@@ -35,8 +35,10 @@ mod backoff;
 mod config;
 mod connection;
 mod flight;
+mod flow;
 mod inbox;
 mod packet;
+mod poll;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

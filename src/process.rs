@@ -8,7 +8,7 @@ use std::env::VarError;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::process::Stdio;
+use std::process::{Command as StdCommand, Stdio};
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -40,7 +40,7 @@ pub enum ProcessError {
 }
 
 /// Prepares a command whose program calls [`die_with_parent`].
-pub fn tie(command: &mut Command) -> &mut Command {
+pub fn tie(command: &mut StdCommand) -> &mut StdCommand {
     command.env(PARENT_PID, std::process::id().to_string())
 }
 
@@ -80,7 +80,8 @@ pub fn socketpair_for_child() -> io::Result<(UnixStream, OwnedFd)> {
 /// without a moment in which another child could inherit it too.
 pub fn spawn_with_socket(command: &mut Command) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = socketpair_for_child()?;
-    let child = tie(command)
+    tie(command.as_std_mut());
+    let child = command
         .stdin(Stdio::from(theirs))
         .kill_on_drop(true)
         .spawn()?;

@@ -13,7 +13,8 @@ use std::time::Duration;
 use client::{QUIET, up, wait_for};
 use orinoco::link::{self, Inbound, Link, LinkConfig, Publish, PublishError};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::{AsyncClient, EventLoop, MqttOptions};
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
 use scripted_broker::{Peer, Received, ScriptedBroker};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
@@ -380,6 +381,26 @@ async fn a_broker_that_turns_keep_alive_off_is_kept() {
 }
 
 // Topic aliases.
+
+#[tokio::test]
+async fn raw_delivers_an_aliased_message_without_its_topic() {
+    let broker = ScriptedBroker::start().await;
+    let mut options = raw_options(broker.port());
+    options.set_topic_alias_max(Some(10));
+    let (_client, mut event_loop) = AsyncClient::new(options, 8);
+    let (mut peer, connected) = tokio::join!(broker.accept(false), event_loop.poll());
+    connected.unwrap();
+    // Topic "a" becomes alias 1; then only the alias comes.
+    peer.write(&[0x30, 7, 0, 1, b'a', 3, 0x23, 0, 1]).await;
+    peer.write(&[0x30, 6, 0, 0, 3, 0x23, 0, 1]).await;
+    let mut topics = Vec::new();
+    while topics.len() < 2 {
+        if let Ok(Event::Incoming(Packet::Publish(publish))) = event_loop.poll().await {
+            topics.push(publish.topic);
+        }
+    }
+    assert_eq!(topics, ["a", ""]);
+}
 
 #[tokio::test]
 async fn a_message_without_topic_is_rejected_and_acknowledged() {

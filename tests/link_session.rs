@@ -94,6 +94,28 @@ async fn a_refused_subscription_is_reported_with_its_filter() {
     up(&mut inbox).await;
 }
 
+#[tokio::test]
+async fn what_a_kept_session_sends_at_once_comes_after_up() {
+    let broker = ScriptedBroker::start().await;
+    let subscriptions = vec!["t".into()];
+    let (link, mut inbox) = link::spawn(LinkConfig {
+        subscriptions,
+        ..config(broker.port(), "link")
+    });
+    let mut peer = broker.accept(true).await;
+    peer.publish("t", 3, b"waited for us").await;
+    let id = subscribe(&mut peer).await;
+    assert!(timeout(QUIET, inbox.recv()).await.is_err());
+    peer.suback(id, &[1]).await;
+    let first = client::next(&mut inbox).await;
+    assert!(matches!(first, Inbound::Up { .. }), "{first:?}");
+    let message = received(&mut inbox).await;
+    assert_eq!(message.payload, "waited for us");
+    link.try_ack(message.ack).unwrap();
+    peer.expect(|packet| *packet == Received::PubAck { id: 3 })
+        .await;
+}
+
 // Takeover.
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What the broker asks us: who somebody is, what they may do, and whether a message may pass.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use crate::users::{Users, UsersError};
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// How often the users file is looked at, at most.
+/// How often the users file is looked at for messages, at most.
 const USERS_LOOK: Duration = Duration::from_millis(250);
 
 /// Passwords hashed at a time: each takes 19 MiB.
@@ -35,7 +36,7 @@ const WRONG_PASSWORD_PAUSE: Duration = Duration::from_millis(250);
 /// Time of change, length and inode.
 type FileStamp = Option<(SystemTime, u64, u64)>;
 
-/// The users file as last read. Changes are seen at the next question after [`USERS_LOOK`].
+/// The users file as last read.
 struct UsersFile {
     path: Option<PathBuf>,
     seen: Mutex<Seen>,
@@ -65,10 +66,20 @@ impl UsersFile {
         })
     }
 
+    /// For each message: as of the last look, which is at most [`USERS_LOOK`] ago.
     fn users(&self) -> Arc<Users> {
+        self.look(USERS_LOOK)
+    }
+
+    /// For each connection: as of now.
+    fn users_now(&self) -> Arc<Users> {
+        self.look(Duration::ZERO)
+    }
+
+    fn look(&self, age_max: Duration) -> Arc<Users> {
         let mut seen = self.seen.lock().expect("no holder of this lock panics");
         if let Some(path) = &self.path
-            && seen.looked.elapsed() >= USERS_LOOK
+            && seen.looked.elapsed() >= age_max
         {
             seen.looked = Instant::now();
             let now = stamp(Some(path));
@@ -103,6 +114,37 @@ pub(super) struct Guard {
     daemon: Option<[u8; 32]>,
     hashes: Semaphore,
     storage: Option<Arc<DynamicStorage>>,
+    rate: Rate,
+}
+
+/// Messages of each user in the running second. Only known users get in, so that it stays small.
+struct Rate {
+    max: u32,
+    windows: Mutex<HashMap<String, (Instant, u32)>>,
+}
+
+impl Rate {
+    /// Counts one message.
+    fn allows(&self, user: &str) -> bool {
+        let mut windows = self.windows.lock().expect("no holder of this lock panics");
+        let now = Instant::now();
+        let (since, n) = match windows.get_mut(user) {
+            Some(window) => window,
+            None => windows.entry(user.to_owned()).or_insert((now, 0)),
+        };
+        if now - *since >= Duration::from_secs(1) {
+            (*since, *n) = (now, 0);
+        }
+        *n = n.saturating_add(1);
+        if *n == self.max.saturating_add(1) {
+            warn!(
+                user,
+                max = self.max,
+                "too many messages in one second, the rest is refused"
+            );
+        }
+        *n <= self.max
+    }
 }
 
 impl Guard {
@@ -110,6 +152,7 @@ impl Guard {
         rules: Rules,
         users: Option<PathBuf>,
         daemon_password: Option<&str>,
+        message_rate_max: u32,
     ) -> std::result::Result<Guard, UsersError> {
         Ok(Guard {
             rules,
@@ -117,6 +160,10 @@ impl Guard {
             daemon: daemon_password.map(|password| Sha256::digest(password).into()),
             hashes: Semaphore::new(HASHES_MAX),
             storage: None,
+            rate: Rate {
+                max: message_rate_max,
+                windows: Mutex::default(),
+            },
         })
     }
 
@@ -137,7 +184,7 @@ impl Guard {
                 if !client.ip().is_loopback() {
                     return Err("no credentials, and the client is not on this machine");
                 }
-                if !self.users.users().is_empty() {
+                if !self.users.users_now().is_empty() {
                     return Err("no credentials, and there are users");
                 }
                 return Ok(LOCAL.to_owned());
@@ -155,7 +202,7 @@ impl Guard {
                 Err("wrong credential for the daemon")
             };
         }
-        let users = self.users.users();
+        let users = self.users.users_now();
         let permit = self.hashes.acquire().await.expect("never closed");
         let candidate = name.clone();
         let verified =
@@ -247,8 +294,10 @@ impl AuthProvider for Guard {
         user: Option<&'a str>,
         topic: &'a str,
     ) -> Answer<'a, bool> {
-        let allowed =
-            self.known(user) && user.is_some_and(|user| self.rules.may_write(user, topic));
+        let allowed = self.known(user)
+            && user.is_some_and(|user| {
+                self.rules.may_write(user, topic) && (user == DAEMON || self.rate.allows(user))
+            });
         Box::pin(std::future::ready(allowed))
     }
 

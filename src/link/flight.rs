@@ -154,12 +154,9 @@ impl Flights {
             .collect()
     }
 
-    /// Publishes with a token that are not acknowledged yet.
-    pub(super) fn n_tokens(&self) -> usize {
-        self.queue
-            .iter()
-            .filter(|flight| flight.publish.token.is_some())
-            .count()
+    /// Publishes that are not acknowledged yet; each may still be reported on once.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {

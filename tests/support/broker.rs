@@ -4,13 +4,14 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use orinoco::broker::{self, BrokerConfig, PortChoice};
+use orinoco::process;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -203,7 +204,8 @@ pub struct EmbeddedProcess {
 
 impl EmbeddedProcess {
     pub fn start(folder: &Path, port: u16) -> EmbeddedProcess {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut process = process::tie(&mut command)
             .args([
                 "--exact",
                 "broker_process",
@@ -216,15 +218,7 @@ impl EmbeddedProcess {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        // libtest prints before the broker does, on the same line.
-        let address = lines
-            .map_while(Result::ok)
-            .find_map(|line| {
-                line.find("listening")
-                    .and_then(|at| broker::parse_ready_line(&line[at..]))
-            })
-            .expect("the broker says where it listens");
+        let address = ready_address(&mut process);
         EmbeddedProcess { address, process }
     }
 
@@ -248,12 +242,31 @@ impl Drop for EmbeddedProcess {
     }
 }
 
+/// Reads where a helper process listens.
+pub fn ready_address(process: &mut Child) -> SocketAddr {
+    let parse = |line: String| {
+        // libtest prints before the broker does, on the same line.
+        let at = line.find("listening")?;
+        broker::parse_ready_line(&line[at..])
+    };
+    let mut stdout = BufReader::new(process.stdout.take().unwrap());
+    let address = stdout
+        .by_ref()
+        .lines()
+        .map_while(Result::ok)
+        .find_map(parse);
+    // A closed pipe would end the helper when libtest prints its result.
+    process.stdout = Some(stdout.into_inner());
+    address.expect("the broker says where it listens")
+}
+
 /// What the helper process does; nothing when a person runs the ignored tests.
 pub fn helper_main() {
     let Ok(folder) = std::env::var(HELPER_FOLDER) else {
         return;
     };
     let port = std::env::var(HELPER_PORT).unwrap().parse().unwrap();
+    process::die_with_parent().unwrap();
     let config = embedded_config(Path::new(&folder), port);
     let ready = |address| {
         use std::io::Write;

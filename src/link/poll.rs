@@ -1,0 +1,233 @@
+//! What comes in: the future that polls rumqttc, and waits for nothing but the network.
+
+use std::sync::atomic::Ordering;
+
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{self as packets, Packet, PubAckReason, SubscribeReasonCode};
+use rumqttc::v5::{Event, EventLoop, Request};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::connection::Ended;
+use super::flow::Flow;
+use super::inbox::{NoRoom, Outlet};
+use super::packet::Message;
+use super::{Inbound, LinkConfig, Shared};
+
+/// The state of one connection's poll future.
+pub(super) struct Poll<'a> {
+    pub(super) config: &'a LinkConfig,
+    pub(super) shared: &'a Shared,
+    pub(super) outlet: &'a Outlet,
+    pub(super) flow: &'a Flow,
+    pub(super) number: u64,
+    pub(super) session_present: bool,
+    /// Came before the subscriptions were confirmed: a kept session sends at once. At most
+    /// `receive_max` of QoS 1 and `inbound_capacity` of QoS 0.
+    pub(super) early: Vec<Message>,
+}
+
+impl Poll<'_> {
+    pub(super) async fn run(
+        &mut self,
+        event_loop: &mut EventLoop,
+        subscribing: bool,
+        up_since: &mut Option<Instant>,
+    ) -> Ended {
+        if !subscribing && let Err(ended) = self.up(up_since) {
+            return ended;
+        }
+        loop {
+            if up_since.is_some() {
+                self.send_again(event_loop);
+            }
+            let event = event_loop.poll().await;
+            self.flow.state().polled = Instant::now();
+            let handled = match event {
+                Ok(Event::Incoming(Packet::SubAck(suback))) => self
+                    .subscribed(&suback.return_codes)
+                    .and_then(|()| self.up(up_since)),
+                Ok(Event::Incoming(packet)) => self.incoming(event_loop, packet),
+                Ok(Event::Outgoing(outgoing)) => self.outgoing(outgoing),
+                Err(error) => return error.into(),
+            };
+            if let Err(ended) = handled {
+                return ended;
+            }
+        }
+    }
+
+    /// What rumqttc had read when the connection ended: acknowledgements save sending again.
+    pub(super) fn rest(&mut self, event_loop: &mut EventLoop) {
+        while let Some(event) = event_loop.state.events.pop_front() {
+            match event {
+                Event::Outgoing(Outgoing::Publish(pkid)) if pkid != 0 => {
+                    self.flow.state().flights.written(pkid, Instant::now());
+                }
+                Event::Incoming(Packet::PubAck(puback)) => {
+                    let _ = self.acknowledged(puback.pkid, puback.reason);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn up(&mut self, up_since: &mut Option<Instant>) -> Result<(), Ended> {
+        if up_since.is_some() {
+            return Ok(());
+        }
+        *up_since = Some(Instant::now());
+        self.flow.state().open = true;
+        self.flow.changed.notify_one();
+        let packet_bytes_max = self.flow.limits.packet_bytes_max;
+        let up = Inbound::Up {
+            session_present: self.session_present,
+            packet_bytes_max,
+        };
+        self.outlet.send(up).map_err(|NoRoom| Ended::Unread)?;
+        for message in std::mem::take(&mut self.early) {
+            self.pass_on(message)?;
+        }
+        Ok(())
+    }
+
+    /// Puts what an earlier connection left unacknowledged before everything new.
+    fn send_again(&mut self, event_loop: &mut EventLoop) {
+        let mut state = self.flow.state();
+        while let Some(packet) = state.flights.next_again(self.flow.limits.window) {
+            state.handing();
+            event_loop.pending.push_back(Request::Publish(packet));
+        }
+    }
+
+    fn subscribed(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), Ended> {
+        for (filter, code) in self.config.subscriptions.iter().zip(codes) {
+            if !matches!(code, SubscribeReasonCode::Success(_)) {
+                let reason = format!("{code:?}");
+                warn!(filter, reason, "broker refused a subscription");
+                let refused = Inbound::SubscribeRefused {
+                    filter: filter.clone(),
+                    reason,
+                };
+                self.outlet.send(refused).map_err(|NoRoom| Ended::Unread)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn outgoing(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
+        let mut state = self.flow.state();
+        match outgoing {
+            Outgoing::Publish(pkid) => {
+                state.wrote();
+                if pkid != 0 {
+                    state.flights.written(pkid, Instant::now());
+                }
+            }
+            Outgoing::Subscribe(_) | Outgoing::PubAck(_) => state.wrote(),
+            Outgoing::PingReq => state.pinged = Some(Instant::now()),
+            Outgoing::Disconnect => return Err(Ended::Closed),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn incoming(&mut self, event_loop: &mut EventLoop, packet: Packet) -> Result<(), Ended> {
+        match packet {
+            Packet::Publish(publish) => self.message(event_loop, publish),
+            Packet::PubAck(puback) => self.acknowledged(puback.pkid, puback.reason),
+            Packet::PingResp(_) => {
+                self.flow.state().pinged = None;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn message(
+        &mut self,
+        event_loop: &mut EventLoop,
+        publish: packets::Publish,
+    ) -> Result<(), Ended> {
+        let (pkid, qos) = (publish.pkid, publish.qos);
+        let Some(message) = Message::from_packet(publish, self.number) else {
+            warn!(
+                ?qos,
+                "message without a usable topic, or with QoS 2, rejected"
+            );
+            self.shared.n_rejected.fetch_add(1, Ordering::Relaxed);
+            if qos == QoS::AtLeastOnce {
+                // Otherwise it takes a place in the broker's window for ever.
+                let ack = packets::PubAck::new(pkid, None);
+                self.flow.state().handing();
+                event_loop.pending.push_back(Request::PubAck(ack));
+            }
+            return Ok(());
+        };
+        if message.qos > 0 {
+            let receive_max = self.config.receive_max;
+            let mut state = self.flow.state();
+            if state.n_unacked >= usize::from(receive_max) {
+                return Err(Ended::lost(format!(
+                    "the broker sent more than {receive_max} messages without acknowledgement"
+                )));
+            }
+            state.n_unacked += 1;
+        }
+        if self.flow.state().open {
+            return self.pass_on(message);
+        }
+        if message.qos == 0 && self.early.len() >= self.config.inbound_capacity {
+            self.dropped();
+        } else {
+            self.early.push(message);
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, message: Message) -> Result<(), Ended> {
+        if message.qos > 0 {
+            let message = Inbound::Message(message);
+            return self.outlet.send(message).map_err(|NoRoom| Ended::Unread);
+        }
+        let message = Inbound::Message(message);
+        if let Err(NoRoom) = self.outlet.send_droppable(message, self.config.inflight) {
+            self.dropped();
+        }
+        Ok(())
+    }
+
+    fn dropped(&self) {
+        self.shared.n_dropped.fetch_add(1, Ordering::Relaxed);
+        debug!("inbox full, QoS 0 message dropped");
+    }
+
+    fn acknowledged(&mut self, pkid: u16, reason: PubAckReason) -> Result<(), Ended> {
+        let publish = {
+            let mut state = self.flow.state();
+            state.acked = Instant::now();
+            state.flights.acked(pkid)
+        };
+        self.flow.changed.notify_one();
+        let Some(publish) = publish else {
+            return Ok(());
+        };
+        let report = match (reason, publish.token) {
+            (PubAckReason::Success | PubAckReason::NoMatchingSubscribers, None) => return Ok(()),
+            (PubAckReason::Success | PubAckReason::NoMatchingSubscribers, Some(token)) => {
+                Inbound::Delivered { token }
+            }
+            (reason, token) => {
+                let reason = format!("{reason:?}");
+                warn!(topic = publish.topic, reason, "broker refused a publish");
+                Inbound::Undelivered {
+                    token,
+                    topic: publish.topic,
+                    reason,
+                }
+            }
+        };
+        self.outlet.send(report).map_err(|NoRoom| Ended::Unread)
+    }
+}

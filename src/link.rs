@@ -226,6 +226,7 @@ pub fn spawn(config: LinkConfig) -> (Link, Inbox) {
         held: None,
         closing: None,
         flights: Default::default(),
+        subscribed: false,
     };
     let task = tokio::spawn(task.run()).abort_handle();
     let link = Link {

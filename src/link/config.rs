@@ -53,7 +53,7 @@ pub struct LinkConfig {
     /// Limit for TCP connect and CONNACK together.
     pub connect_timeout: Duration,
     /// Longest time that a write, an acknowledgement or a ping may take before the connection is
-    /// given up.
+    /// given up. Longer than the largest packet needs on the slowest network.
     pub stall: Duration,
     /// First wait after a lost connection; doubled up to `backoff_max`, with jitter.
     pub backoff_min: Duration,

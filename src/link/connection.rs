@@ -42,6 +42,17 @@ pub(super) struct Session {
     pub(super) held: Option<Publish>,
     pub(super) closing: Option<Close>,
     pub(super) flights: Flights,
+    /// The broker confirmed our subscriptions once; a kept session has them still.
+    pub(super) subscribed: bool,
+}
+
+/// What became of one connection.
+#[derive(Debug, Default)]
+struct Life {
+    /// CONNACK.
+    since: Option<Instant>,
+    /// Reported as up.
+    up: bool,
 }
 
 /// How a connection, or the attempt at one, ended.
@@ -101,7 +112,6 @@ impl From<ConnectionError> for Ended {
 impl Session {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.backoff_min, self.config.backoff_max);
-        let mut subscribed = false;
         let mut reported: Option<String> = None;
         let mut n_thrown_out = 0u32;
         loop {
@@ -110,8 +120,8 @@ impl Session {
                 () = self.outlet.room_for_connection(replies) => {}
                 () = self.outlet.closed() => return,
             }
-            let mut up_since = None;
-            let ended = self.connect_and_serve(&mut subscribed, &mut up_since).await;
+            let mut life = Life::default();
+            let ended = self.connect_and_serve(&mut life).await;
             self.flights.connection_lost();
             let (mut reason, mut taken_over, by_broker) = match ended {
                 Ended::Lost {
@@ -128,8 +138,8 @@ impl Session {
                 }
                 Ended::Unread => return,
             };
-            let served = up_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-            let thrown_out = by_broker && up_since.is_some() && served < THROWN_OUT;
+            let served = life.since.map_or(Duration::ZERO, |since| since.elapsed());
+            let thrown_out = by_broker && life.since.is_some() && served < THROWN_OUT;
             n_thrown_out = if thrown_out { n_thrown_out + 1 } else { 0 };
             if n_thrown_out >= THROWN_OUT_TIMES {
                 taken_over = true;
@@ -144,7 +154,7 @@ impl Session {
             } else {
                 backoff.after(served, random())
             };
-            if up_since.is_some() || reported.as_ref() != Some(&reason) {
+            if life.up || reported.as_ref() != Some(&reason) {
                 let retry_ms = wait.as_millis() as u64;
                 warn!(reason, taken_over, retry_ms, "broker connection lost");
                 reported = Some(reason.clone());
@@ -160,11 +170,7 @@ impl Session {
     }
 
     /// Ends only with the connection.
-    async fn connect_and_serve(
-        &mut self,
-        subscribed: &mut bool,
-        up_since: &mut Option<Instant>,
-    ) -> Ended {
+    async fn connect_and_serve(&mut self, life: &mut Life) -> Ended {
         let (client, mut event_loop) = AsyncClient::new(self.config.options(), HANDOVER);
         let connected = tokio::select! {
             connected = timeout(self.config.connect_timeout, event_loop.poll()) => connected,
@@ -181,6 +187,7 @@ impl Session {
                 ));
             }
         };
+        life.since = Some(Instant::now());
         let number = self.shared.connection.fetch_add(1, Ordering::Relaxed) + 1;
         let limits = Limits::of(&connack, &self.config);
         self.shared
@@ -203,7 +210,7 @@ impl Session {
             }
         }
         self.flights.connected(connack.session_present);
-        let kept = connack.session_present && *subscribed;
+        let kept = connack.session_present && self.subscribed;
         let subscribing = !kept && !self.config.subscriptions.is_empty();
         if subscribing {
             let filters = self.config.subscriptions.iter().map(|filter| {
@@ -230,6 +237,7 @@ impl Session {
             flow: &flow,
             number,
             session_present: connack.session_present,
+            up: false,
             early: Vec::new(),
         };
         info!(
@@ -243,11 +251,10 @@ impl Session {
             never = forward_acks(&client, &flow, &mut self.acks, number) => match never {},
             ended = watch(&flow, self.config.stall) => ended,
             () = self.outlet.closed() => Ended::Unread,
-            ended = poll.run(&mut event_loop, subscribing, up_since) => ended,
+            ended = poll.run(&mut event_loop, subscribing) => ended,
         };
-        if up_since.is_some() && subscribing {
-            *subscribed = true;
-        }
+        life.up = poll.up;
+        self.subscribed |= poll.up;
         poll.rest(&mut event_loop);
         self.flights = flow.into_flights();
         ended

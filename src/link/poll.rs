@@ -23,23 +23,20 @@ pub(super) struct Poll<'a> {
     pub(super) flow: &'a Flow,
     pub(super) number: u64,
     pub(super) session_present: bool,
+    /// Subscribed, and reported as up.
+    pub(super) up: bool,
     /// Came before the subscriptions were confirmed: a kept session sends at once. At most
     /// `receive_max` of QoS 1 and `inbound_capacity` of QoS 0.
     pub(super) early: Vec<Message>,
 }
 
 impl Poll<'_> {
-    pub(super) async fn run(
-        &mut self,
-        event_loop: &mut EventLoop,
-        subscribing: bool,
-        up_since: &mut Option<Instant>,
-    ) -> Ended {
-        if !subscribing && let Err(ended) = self.up(up_since) {
+    pub(super) async fn run(&mut self, event_loop: &mut EventLoop, subscribing: bool) -> Ended {
+        if !subscribing && let Err(ended) = self.report_up() {
             return ended;
         }
         loop {
-            if up_since.is_some() {
+            if self.up {
                 self.send_again(event_loop);
             }
             let event = event_loop.poll().await;
@@ -47,7 +44,7 @@ impl Poll<'_> {
             let handled = match event {
                 Ok(Event::Incoming(Packet::SubAck(suback))) => self
                     .subscribed(&suback.return_codes)
-                    .and_then(|()| self.up(up_since)),
+                    .and_then(|()| self.report_up()),
                 Ok(Event::Incoming(packet)) => self.incoming(event_loop, packet),
                 Ok(Event::Outgoing(outgoing)) => self.outgoing(outgoing),
                 Err(error) => return error.into(),
@@ -73,11 +70,10 @@ impl Poll<'_> {
         }
     }
 
-    fn up(&mut self, up_since: &mut Option<Instant>) -> Result<(), Ended> {
-        if up_since.is_some() {
+    fn report_up(&mut self) -> Result<(), Ended> {
+        if std::mem::replace(&mut self.up, true) {
             return Ok(());
         }
-        *up_since = Some(Instant::now());
         self.flow.state().open = true;
         self.flow.changed.notify_one();
         let packet_bytes_max = self.flow.limits.packet_bytes_max;
@@ -175,7 +171,7 @@ impl Poll<'_> {
             }
             state.n_unacked += 1;
         }
-        if self.flow.state().open {
+        if self.up {
             return self.pass_on(message);
         }
         if message.qos == 0 && self.early.len() >= self.config.inbound_capacity {

@@ -7,6 +7,7 @@
 //! Answers go to stdout, everything else to stderr. Exit codes are those of sysexits.h ([`exit`]).
 
 mod ask;
+mod bench;
 mod broker;
 mod configuration;
 mod models;
@@ -90,6 +91,7 @@ enum Command {
     Models(models::Args),
     User(user::Args),
     Broker(broker::Args),
+    Bench(bench::Args),
     Config(configuration::Args),
     /// Print a completion script for a shell
     #[command(after_help = "\
@@ -203,6 +205,7 @@ impl Cli {
             Command::Models(args) => models::run(args, &config),
             Command::User(args) => user::run(args, &config),
             Command::Broker(args) => broker::run(&args, &config),
+            Command::Bench(args) => bench::run(&args, &config),
             Command::Config(args) => configuration::run(&args, &config),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

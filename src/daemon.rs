@@ -29,6 +29,7 @@ use crate::wire::topic::{Name, Names};
 use crate::{store, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
+pub use settings::{Choice, choose as choose_model, worker as worker_config};
 
 /// Last messages, `offline` among them, must be acknowledged within this time.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);

@@ -222,7 +222,7 @@ pub struct Loaded {
 }
 
 /// Bytes that llama.cpp holds in one kind of buffer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferUse {
     /// llama.cpp's name, e.g. `CPU`, `CUDA0`.
     pub buffer: String,

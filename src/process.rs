@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{Command as StdCommand, Stdio};
 
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
-use nix::unistd::getppid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getppid};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -86,6 +86,13 @@ pub fn spawn_with_socket(command: &mut Command) -> io::Result<(Child, UnixStream
         .kill_on_drop(true)
         .spawn()?;
     Ok((child, ours))
+}
+
+/// Asks a child to end in order (SIGTERM). One that has ended already is left in peace.
+pub fn terminate(child: &Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // It may end between the two.
+    }
 }
 
 #[cfg(test)]

@@ -208,7 +208,8 @@ async fn keep(settings: Settings, mut child: Running, mut stopped: oneshot::Rece
 async fn launch(settings: &Settings) -> anyhow::Result<(Running, SocketAddr)> {
     let program = std::env::current_exe().context("failed to find this program's own file")?;
     let mut command = Command::new(&program);
-    let mut child = tie(&mut command)
+    tie(command.as_std_mut());
+    let mut child = command
         .args(["broker", "--settings-from-stdin"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -105,15 +105,19 @@ fn first_line(path: &Path) -> anyhow::Result<String> {
 }
 
 /// A model to serve: its name and its file.
-pub(super) struct Choice {
-    pub(super) name: String,
+pub struct Choice {
+    /// How requests name it.
+    pub name: String,
     path: PathBuf,
     config: ModelConfig,
     pub(super) all: Vec<Model>,
 }
 
 /// The model that the configuration names, or the only one there is.
-pub(super) fn choose(config: &Config) -> anyhow::Result<Choice> {
+///
+/// # Errors
+/// Nothing to choose, or too much, with what there is.
+pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     let dir = &config.paths.models_dir;
     let catalogue = crate::models::Catalogue::read(&config.models, dir)
         .with_context(|| format!("failed to list the models in {}", dir.display()))?;
@@ -164,7 +168,11 @@ pub(super) fn choose(config: &Config) -> anyhow::Result<Choice> {
     })
 }
 
-pub(super) fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> {
+/// How the worker is started for this model.
+///
+/// # Errors
+/// This program's own file cannot be found.
+pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> {
     let engine = &config.engine;
     let this = std::env::current_exe().context("failed to find this program's own file")?;
     Ok(WorkerConfig {

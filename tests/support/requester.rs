@@ -1,0 +1,244 @@
+//! A requester that follows the contract, over the product's own link.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Props, Publish};
+use orinoco::receive::{Heard, Receiver};
+use orinoco::wire::report::{Mode, State};
+
+/// Nothing here takes longer, on a slow machine either.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Client {
+    pub link: Link,
+    inbox: Inbox,
+    user: String,
+    node: String,
+    /// Answers by request id.
+    pub answers: BTreeMap<String, Receiver>,
+    /// Bare messages by request id, for ops text and text-stream.
+    pub bare: BTreeMap<String, Vec<Bytes>>,
+    /// Finals by request id: every different payload that said `final`.
+    pub finals: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    /// What broke the contract.
+    pub faults: Vec<String>,
+    /// Correlation data of all answers.
+    pub correlations: Vec<Bytes>,
+    /// Latest retained documents by the last level of their topic.
+    pub documents: BTreeMap<String, Bytes>,
+}
+
+impl Client {
+    /// Connects and is subscribed on return.
+    pub async fn connect(port: u16, node: &str, user: &str, password: Option<&str>) -> Self {
+        let mut config = LinkConfig::new("127.0.0.1", port, format!("test-{user}-{port}"));
+        config.backoff_max = Duration::from_millis(500);
+        config.credentials = password.map(|password| Credentials {
+            user: user.into(),
+            password: password.into(),
+        });
+        config.subscriptions = vec![
+            format!("orinoco/v1/resp/{user}/#"),
+            format!("orinoco/v1/{node}/status"),
+            format!("orinoco/v1/{node}/info"),
+            format!("orinoco/v1/{node}/models"),
+            format!("orinoco/v1/{node}/state"),
+        ];
+        let (link, inbox) = link::spawn(config);
+        let mut client = Self {
+            link,
+            inbox,
+            user: user.into(),
+            node: node.into(),
+            answers: BTreeMap::new(),
+            bare: BTreeMap::new(),
+            finals: BTreeMap::new(),
+            faults: Vec::new(),
+            correlations: Vec::new(),
+            documents: BTreeMap::new(),
+        };
+        client.until("connected", |up, _| up).await;
+        client
+    }
+
+    /// Publishes a request; the broker has it when this returns only as far as QoS 1 goes.
+    pub async fn ask(&mut self, op: &str, id: &str, body: &str) {
+        self.ask_with(op, id, body.as_bytes().to_vec().into(), Props::default())
+            .await;
+    }
+
+    pub async fn ask_with(&mut self, op: &str, id: &str, payload: Bytes, props: Props) {
+        let topic = format!("orinoco/v1/{}/req/{}/{op}/{id}", self.node, self.user);
+        self.publish(topic, payload, props).await;
+    }
+
+    pub async fn cancel(&mut self, id: &str) {
+        let topic = format!("orinoco/v1/{}/req/{}/cancel/{id}", self.node, self.user);
+        self.publish(topic, Bytes::new(), Props::default()).await;
+    }
+
+    pub async fn publish(&mut self, topic: String, payload: Bytes, props: Props) {
+        let publish = Publish {
+            topic,
+            payload,
+            at_least_once: true,
+            retain: false,
+            props,
+            token: None,
+        };
+        self.link.publish(publish).await.expect("the link is open");
+    }
+
+    pub async fn publish_retained(&mut self, topic: String, payload: Bytes) {
+        let props = Props::default();
+        let publish = Publish {
+            topic,
+            payload,
+            at_least_once: true,
+            retain: true,
+            props,
+            token: None,
+        };
+        self.link.publish(publish).await.expect("the link is open");
+    }
+
+    pub async fn until_status(&mut self, state: &str) {
+        let says = |client: &Self| {
+            let document: Option<serde_json::Value> = client
+                .documents
+                .get("status")
+                .and_then(|bytes| serde_json::from_slice(bytes).ok());
+            document.is_some_and(|document| document["state"] == state)
+        };
+        if !says(self) {
+            self.until("the node's status", move |_, client| says(client))
+                .await;
+        }
+    }
+
+    /// Takes events until all these answers have ended.
+    pub async fn until_ended(&mut self, ids: &[String]) {
+        let ids = ids.to_vec();
+        self.until("all answers ended", move |_, client| {
+            ids.iter().all(|id| {
+                client
+                    .answers
+                    .get(id)
+                    .is_some_and(|answer| answer.end().is_some())
+            })
+        })
+        .await;
+    }
+
+    pub async fn until_accepted(&mut self, ids: &[String]) {
+        let ids = ids.to_vec();
+        self.until("all accepted", move |_, client| {
+            ids.iter().all(|id| client.answers.contains_key(id))
+        })
+        .await;
+    }
+
+    pub async fn until_mode(&mut self, mode: Mode) {
+        if self.mode() == Some(mode) {
+            return;
+        }
+        self.until("the node's mode", move |_, client| {
+            client.mode() == Some(mode)
+        })
+        .await;
+    }
+
+    pub fn mode(&self) -> Option<Mode> {
+        self.documents
+            .get("state")
+            .and_then(|bytes| serde_json::from_slice::<State>(bytes).ok())
+            .map(|state| state.mode)
+    }
+
+    /// Takes events until the condition holds.
+    pub async fn until(&mut self, what: &str, mut done: impl FnMut(bool, &Self) -> bool) {
+        let wait = async {
+            loop {
+                let event = self.inbox.recv().await.expect("the link is open");
+                let up = matches!(event, Inbound::Up { .. });
+                self.take(event);
+                if done(up, self) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            let open: Vec<_> = self
+                .answers
+                .iter()
+                .filter(|(_, answer)| answer.end().is_none())
+                .collect();
+            panic!(
+                "waited {PATIENCE:?} for: {what}; faults {:?}; open answers {open:#?}",
+                self.faults
+            );
+        }
+    }
+
+    /// Takes what comes for this long: to show that nothing more does.
+    pub async fn listen(&mut self, time: Duration) {
+        let end = tokio::time::Instant::now() + time;
+        while let Ok(Some(event)) = tokio::time::timeout_at(end, self.inbox.recv()).await {
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Inbound) {
+        let Inbound::Message(message) = event else {
+            return;
+        };
+        self.link.try_ack(message.ack).expect("the link is open");
+        let last = message
+            .topic
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        if !message.topic.contains("/resp/") {
+            self.documents.insert(last, message.payload.clone());
+            return;
+        }
+        self.correlations.extend(message.props.correlation.clone());
+        if !message.payload.starts_with(b"{") {
+            self.bare.entry(last).or_default().push(message.payload);
+            return;
+        }
+        let is_final = message
+            .props
+            .user
+            .iter()
+            .any(|(key, value)| key == "final" && value == "1");
+        if is_final {
+            self.finals
+                .entry(last.clone())
+                .or_default()
+                .insert(message.payload.to_vec());
+        }
+        let answer = self.answers.entry(last.clone()).or_default();
+        match answer.hear(&message.payload) {
+            Ok(
+                Heard::Accepted
+                | Heard::Text { .. }
+                | Heard::StartedOver
+                | Heard::End
+                | Heard::Repeat,
+            ) => {}
+            Err(fault) => self.faults.push(format!("{last}: {fault}")),
+        }
+    }
+
+    /// Text of an answer that ended well.
+    pub fn text(&self, id: &str) -> &str {
+        let answer = &self.answers[id];
+        let end = answer.end().unwrap_or_else(|| panic!("{id} has not ended"));
+        assert!(end.outcome.is_ok(), "{id} ended with {:?}", end.outcome);
+        answer.text()
+    }
+}

@@ -400,3 +400,6 @@ pub struct BenchReport {
     /// Wall time of the decoding part, milliseconds.
     pub gen_ms: f64,
 }
+
+#[cfg(test)]
+mod tests;

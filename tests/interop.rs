@@ -65,6 +65,8 @@ impl Daemon {
             ("paths.models_dir", text(&models)),
             ("model.active", model),
             ("engine.backend", "cpu"),
+            // Two daemons side by side: threads that wait for one another would wait for the other too.
+            ("engine.n_threads", "1"),
         ];
         for (key, value) in own.iter().chain(settings) {
             command.args(["--set", &format!("{key}={value}")]);

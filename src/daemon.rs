@@ -114,7 +114,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let runtime_file = RuntimeFile::write(&config.paths.state_dir, &runtime)
         .context("failed to say where to find us")?;
 
-    let code = tokio::select! {
+    let (code, inbox) = tokio::select! {
         name = stop.signal() => {
             info!(signal = name, "stopping; a second signal ends at once");
             let (done, drained) = oneshot::channel();
@@ -128,11 +128,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
                     return Ok(ExitCode::from(1));
                 }
             }
-            ExitCode::SUCCESS
+            (ExitCode::SUCCESS, dispatcher.await.ok())
         }
         ended = &mut dispatcher => {
-            error!(?ended, "the dispatcher ended by itself");
-            ExitCode::FAILURE
+            error!("the dispatcher ended by itself");
+            (ExitCode::FAILURE, ended.ok())
         }
     };
 
@@ -150,10 +150,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     {
         warn!(%error, "the broker may learn of our end from the last will only");
     }
-    // The dispatcher's end closes the worker's commands, and with them the worker.
-    dispatcher.abort();
-    let _ = dispatcher.await;
-    let _ = keeper.await;
+    drop(inbox); // Before the close it would have ended the link.
+    // The dispatcher's end closed the worker's commands, and with them the worker.
+    if let Err(error) = keeper.await {
+        warn!(%error, "the worker's keeper failed");
+    }
     drop(runtime_file);
     if let Some(broker) = broker {
         broker.stop().await;

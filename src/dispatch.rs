@@ -174,8 +174,9 @@ enum StoreDone {
     },
 }
 
-/// Runs until the link or the control channel is gone, or a drain has ended.
-pub async fn run(settings: Settings, parts: Parts) {
+/// Runs until the link or the control channel is gone, or a drain has ended. The link ends with its
+/// inbox, so that is given back to whoever closes the link.
+pub async fn run(settings: Settings, parts: Parts) -> Inbox {
     let Parts {
         link,
         mut inbound,
@@ -196,12 +197,12 @@ pub async fn run(settings: Settings, parts: Parts) {
     loop {
         let wake = dispatch.pump(Instant::now());
         if dispatch.drained() {
-            return;
+            return inbound;
         }
         tokio::select! {
             message = inbound.recv() => match message {
                 Some(message) => dispatch.on_inbound(message),
-                None => return,
+                None => return inbound,
             },
             report = reports.recv() => match report {
                 Some(report) => {
@@ -211,7 +212,7 @@ pub async fn run(settings: Settings, parts: Parts) {
                         dispatch.on_report(report);
                     }
                 }
-                None => return,
+                None => return inbound,
             },
             Some(done) = dispatch.store_work.join_next() => match done {
                 Ok(done) => dispatch.on_store(done),
@@ -219,7 +220,7 @@ pub async fn run(settings: Settings, parts: Parts) {
             },
             order = control.recv() => match order {
                 Some(Control::Drain { limit, done }) => dispatch.drain(limit, done),
-                None => return,
+                None => return inbound,
             },
             () = sleep_until(wake) => {}
             _ = sweep.tick() => dispatch.sweep(),

@@ -8,6 +8,7 @@ use std::env::VarError;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command as StdCommand, Stdio};
 
 use nix::sys::prctl;
@@ -40,8 +41,13 @@ pub enum ProcessError {
 }
 
 /// Prepares a command whose program calls [`die_with_parent`].
+///
+/// It gets a process group of its own: Ctrl-C at a terminal and signals to a whole group reach the
+/// parent alone, which ends its children in its own order.
 pub fn tie(command: &mut StdCommand) -> &mut StdCommand {
-    command.env(PARENT_PID, std::process::id().to_string())
+    command
+        .process_group(0)
+        .env(PARENT_PID, std::process::id().to_string())
 }
 
 /// Asks for SIGTERM at the parent's death. To be called first thing in a child spawned with [`tie`];

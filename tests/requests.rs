@@ -309,6 +309,7 @@ async fn the_node_tells_what_it_is_and_says_goodbye() {
     // An orderly end is published by the daemon itself, a death by the broker.
     assert_eq!(daemon.stop(), 0);
     client.until_status("offline").await;
+    assert!(!site.log().contains("WARN"), "{}", site.log());
     let daemon = site.start();
     client.until_status("online").await;
     daemon.power_cut();

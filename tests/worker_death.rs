@@ -179,3 +179,23 @@ async fn a_stopped_idle_worker_is_replaced() {
     client.until_ended(&["a".into()]).await;
     assert_eq!(client.text("a"), counted(30));
 }
+
+#[tokio::test]
+async fn ctrl_c_in_a_terminal_ends_daemon_broker_and_worker_in_order() {
+    use std::os::unix::process::CommandExt as _;
+    let site = Site::with_own_broker(Engine::Scripted);
+    // A shell puts what it starts into a group of its own, and Ctrl-C goes to the whole group.
+    let daemon = site.start_with(|command| {
+        command.process_group(0);
+    });
+    let mut client = Client::connect(daemon.port, site.node, LOCAL, None).await;
+    client.until_mode(Mode::Serving).await;
+    let group = nix::unistd::Pid::from_raw(-daemon.pid());
+    nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(daemon.wait(), 0);
+    let log = site.log();
+    assert!(
+        !log.contains("starting it again") && !log.contains("ERROR"),
+        "{log}"
+    );
+}

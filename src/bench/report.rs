@@ -51,7 +51,7 @@ pub struct Model {
 }
 
 /// Proof of where the model ran.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offload {
     /// Layers, the output layer counted.
     pub n_layers: u32,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::daemon;
+use crate::{daemon, process};
 
 /// Run the daemon: take prompts from MQTT and answer them, until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -39,5 +39,7 @@ impl Args {
 }
 
 pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // `orinoco bench` starts daemons; started by systemd or a person, this does nothing.
+    process::die_with_parent()?;
     daemon::run(config)
 }

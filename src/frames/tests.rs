@@ -175,9 +175,12 @@ proptest! {
         let cut = cut.index(length);
         prop_assert!(cut == 0 || read_frame::<Event>(&mut Cursor::new(&frame[..cut])).is_err());
         frame[4 + at.index(length - 4)] = to;
-        let _ = decode::<Event>(&frame[4..]);
-        frame.push(0);
-        prop_assert!(decode::<Event>(&frame[4..]).is_err(), "every byte must be used");
+        // A damaged frame may still be some event; one byte more is then one too many. (Where it was cut
+        // short, inside a number, that byte may complete it.)
+        if decode::<Event>(&frame[4..]).is_ok() {
+            frame.push(0);
+            prop_assert!(decode::<Event>(&frame[4..]).is_err(), "every byte must be used");
+        }
     }
 }
 

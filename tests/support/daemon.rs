@@ -55,6 +55,8 @@ impl Site {
 
     fn new(engine: Engine, broker: &[String]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        // Nothing of the machine's own configuration counts.
+        std::fs::write(dir.path().join("config.toml"), "").expect("an empty file");
         let mut settings = broker.to_vec();
         settings.push("node.name=n1".into());
         settings.push(format!(
@@ -97,6 +99,11 @@ impl Site {
 
     /// Starts the daemon; returns when it has written where it serves.
     pub fn start(&self) -> Daemon {
+        self.start_with(|_| {})
+    }
+
+    /// As [`Self::start`], with the last word on how.
+    pub fn start_with(&self, change: impl FnOnce(&mut Command)) -> Daemon {
         let file = self.state_dir.join("runtime.json");
         // A file of an earlier life would name an earlier port.
         let _ = std::fs::remove_file(&file);
@@ -110,6 +117,7 @@ impl Site {
             .append(true)
             .open(self.dir.path().join("daemon.log"))
             .expect("a log file");
+        change(&mut command);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -199,8 +207,13 @@ impl Daemon {
     }
 
     /// An orderly end; its exit code.
-    pub fn stop(mut self) -> i32 {
+    pub fn stop(self) -> i32 {
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM).expect("it runs");
+        self.wait()
+    }
+
+    /// Its exit code, once it has ended.
+    pub fn wait(mut self) -> i32 {
         let status = poll(|| self.child.try_wait().expect("it is our child"));
         status.code().unwrap_or(-1)
     }

@@ -12,6 +12,11 @@ use crate::model::{Limits, SeqId};
 /// Shorter common prefixes than this are decoded again: a BOS token and a template's head.
 const N_SHARED_MIN: usize = 8;
 
+/// Parked sequences may hold one cell in this many. They are in the way of every decode: attention walks
+/// over all used cells, masked or not. Measured with SmolLM2 135M on one core, 8192 cells: 136 t/s with
+/// none parked, 133 with 2000, 115 with 4000, 113 with 6000.
+const PARKED_SHARE: usize = 4;
+
 /// The pool and everything in it.
 #[derive(Debug)]
 pub struct Pool {
@@ -141,6 +146,14 @@ impl Pool {
             return None;
         }
         self.parked().first().copied()
+    }
+
+    /// The parked sequence to give up because parked ones hold more than their share of the pool; the one
+    /// used last stays however long it is, so that a conversation finds its last turn.
+    pub fn over_share(&self) -> Option<SeqId> {
+        let parked = self.parked();
+        let share = self.owners.len() / PARKED_SHARE;
+        (parked.len() > 1 && self.n_only_parked() > share).then(|| parked[0])
     }
 
     /// Gives the slot to a job, with what its source lends it.

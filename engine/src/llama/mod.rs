@@ -115,3 +115,15 @@ fn warm_up(context: &mut Context<'_>) -> Result<(), LoadError> {
     context.seq_rm(0, 0);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_cargo_links() {
+        let version = VERSION.split_once(' ').expect("name and version").1;
+        let line = format!("llama-cpp-sys-2 = {{ version = \"={version}\"");
+        assert!(include_str!("../../Cargo.toml").contains(&line), "{line}");
+    }
+}

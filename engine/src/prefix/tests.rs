@@ -120,6 +120,22 @@ fn the_least_recently_used_prefix_makes_room() {
 }
 
 #[test]
+fn parked_prefixes_keep_to_their_share_but_for_the_last() {
+    let mut pool = Pool::new(limits(100));
+    run_job(&mut pool, &"a".repeat(20), "");
+    assert_eq!(pool.over_share(), None);
+    run_job(&mut pool, &"b".repeat(60), "");
+    let old = pool.over_share().unwrap();
+    assert_eq!(pool.tokens(old)[0], Token::from(b'a'));
+    pool.truncate(old, 0);
+    assert_eq!(
+        pool.over_share(),
+        None,
+        "sixty of a hundred cells, but used last"
+    );
+}
+
+#[test]
 fn a_prefix_with_holes_is_not_used() {
     let mut pool = Pool::new(limits(100));
     run_job(&mut pool, "a prompt whose head is gone", "");

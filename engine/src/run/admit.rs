@@ -108,6 +108,9 @@ impl Run<'_> {
         }
         self.pool.end(seq);
         self.decoder.seq_rm(seq, 0);
+        while let Some(old) = self.pool.over_share() {
+            self.evict(old);
+        }
         self.may_admit = true;
         self.say_done(slot, end);
     }

@@ -71,6 +71,7 @@ fn streams_reach_the_raw_rate() {
     let spec = LoadSpec {
         n_ctx: 4096,
         n_seq_max: 8,
+        n_threads: 0,
         ..real_spec(SMOLLM)
     };
     let (mut worker, _) = Worker::real(&spec);

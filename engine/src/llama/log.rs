@@ -3,8 +3,10 @@
 //! llama.cpp has no API for how many layers went to a GPU or into how many parts the graph was cut;
 //! it only says so in its log:
 //!
-//!     load_tensors: offloaded 29/29 layers to GPU
-//!     sched_reserve: graph (pp bs=512, tg bs=8): nodes = 1 / 2, splits = 2 / 1, input objects = ...
+//! ```text
+//! load_tensors: offloaded 29/29 layers to GPU
+//! sched_reserve: graph (pp bs=512, tg bs=8): nodes = 1 / 2, splits = 2 / 1, input objects = ...
+//! ```
 //!
 //! A test pins both lines to the sources of the llama.cpp version in use.
 

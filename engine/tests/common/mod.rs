@@ -41,13 +41,15 @@ pub fn model(name: &str) -> PathBuf {
     path
 }
 
-/// A spec for a real model, small enough for two cores.
+/// A spec for a real model. One thread: several would wait for each other at every barrier while other
+/// tests have their cores.
 pub fn real_spec(name: &str) -> LoadSpec {
     LoadSpec {
         path: model(name),
         n_ctx: 2048,
         n_batch: 512,
         n_ubatch: 512,
+        n_threads: 1,
         ..scripted::load_spec()
     }
 }

@@ -26,6 +26,13 @@ const OUTGOING: usize = 256;
 const STDERR_LINES: usize = 20;
 /// Longest line kept; llama.cpp's stay far below it.
 const STDERR_LINE_BYTES: usize = 1000;
+/// How long llama.cpp's OpenMP threads on a CPU spin at a barrier before they sleep.
+///
+/// libgomp's default keeps a core busy for milliseconds while the thread that is waited for has none:
+/// with one other busy process on two cores, SmolLM2-135M made 6 tokens a second; with this, 169. On an
+/// idle machine there is no difference (raw tg128 180 against 173 t/s); OMP_WAIT_POLICY=passive costs
+/// three quarters of the speed.
+const SPIN_COUNT: &str = "5000";
 /// After its socket closed, a worker must be gone within this time.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
@@ -45,6 +52,8 @@ impl Child {
     pub(super) fn start(program: &Path) -> io::Result<Self> {
         let mut command = tokio::process::Command::new(program);
         command
+            // Set before the program starts, since libgomp reads it then.
+            .env("GOMP_SPINCOUNT", SPIN_COUNT)
             .args(["--socket-fd", "0"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -64,6 +64,9 @@ install_wanted
 need_rust
 if [ ! -x "$peers/build/bin/llama-server" ] || [ ! -x "$peers/build/bin/llama-batched-bench" ]; then build_peers; fi
 step "building Orinoco"
+detect_board
+choose_build cpu # the peers are built for the processor, too
+apply_build
 build_orinoco
 [ -e "$model" ] || "$repo_dir/scripts/fetch-models.sh" smollm2
 

@@ -70,7 +70,7 @@ if [ -n "$once" ]; then
     state_dir=$(mktemp -d)
 else
     state_dir=$repo_dir/target/quickstart
-    mkdir -p "$state_dir"
+    mkdir -p "$state_dir" && chmod 700 "$state_dir" # prompts are stored there
 fi
 runtime=$state_dir/runtime.json # the daemon's own note of where it serves
 log=$state_dir/orinoco.log

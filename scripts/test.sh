@@ -12,7 +12,8 @@ Runs, in this order: shell and dependency checks, rustfmt, clippy, every Rust te
 embedded broker, paho-mqtt, MQTT.js and two real models), then the quickstart. Missing programs come from
 apt, the MQTT clients for Python and Node.js go to target/test-deps, models to models/.
 
-    --full       also what is slow: tests marked #[ignore], and cargo-deny is installed when missing
+    --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
+                 and broker deaths, and cargo-deny is installed when missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -125,7 +126,8 @@ fi
 timed "models" scripts/fetch-models.sh
 timed "MQTT clients" client_deps
 ignored=()
-[ -z "$full" ] || ignored=(--include-ignored)
+# ORINOCO_FULL: tests with rounds run all of them (tests/power_cut.rs).
+[ -z "$full" ] || { ignored=(--include-ignored) && export ORINOCO_FULL=1; }
 if [ ${#filters[@]} -gt 0 ]; then
     timed "tests" cargo test --release --locked --workspace -- "${ignored[@]}" "${filters[@]}"
     exit 0

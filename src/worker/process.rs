@@ -28,10 +28,11 @@ const STDERR_LINES: usize = 20;
 const STDERR_LINE_BYTES: usize = 1000;
 /// How long llama.cpp's OpenMP threads on a CPU spin at a barrier before they sleep.
 ///
-/// libgomp's default keeps a core busy for milliseconds while the thread that is waited for has none:
-/// with one other busy process on two cores, SmolLM2-135M made 6 tokens a second; with this, 169. On an
-/// idle machine there is no difference (raw tg128 180 against 173 t/s); OMP_WAIT_POLICY=passive costs
-/// three quarters of the speed.
+/// libgomp's default keeps a core busy for milliseconds while the thread that is waited for has none.
+/// On two cores beside compilers at low priority (nice), SmolLM2-135M made 6 tokens a second with the
+/// default and 169 with this; on an idle machine both are the same within the noise, while
+/// OMP_WAIT_POLICY=passive costs three quarters of the speed. Beside a process that keeps one core busy
+/// at normal priority this is not enough: then `engine.n_threads` has to leave it a core.
 const SPIN_COUNT: &str = "5000";
 /// After its socket closed, a worker must be gone within this time.
 const EXIT_GRACE: Duration = Duration::from_secs(2);

@@ -8,8 +8,11 @@ use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Props, 
 use orinoco::receive::{Heard, Receiver};
 use orinoco::wire::report::{Mode, State};
 
-/// Nothing here takes longer, on a slow machine either.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing here takes longer, on a slow machine either; the long rounds of `ORINOCO_FULL` do.
+fn patience() -> Duration {
+    let is_full = std::env::var_os("ORINOCO_FULL").is_some();
+    Duration::from_secs(if is_full { 600 } else { 60 })
+}
 
 pub struct Client {
     pub link: Link,
@@ -169,14 +172,15 @@ impl Client {
                 }
             }
         };
-        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+        if tokio::time::timeout(patience(), wait).await.is_err() {
             let open: Vec<_> = self
                 .answers
                 .iter()
                 .filter(|(_, answer)| answer.end().is_none())
                 .collect();
             panic!(
-                "waited {PATIENCE:?} for: {what}; faults {:?}; open answers {open:#?}",
+                "waited {:?} for: {what}; faults {:?}; open answers {open:#?}",
+                patience(),
                 self.faults
             );
         }

@@ -109,6 +109,8 @@ def write_table(repo, args, rounds, busy):
         head, _, rest = old.partition(begin)
         tail = rest.partition(end)[2]
     else:
-        head, tail = old.rstrip("\n") + f"\n\n### {args.model.stem}, {broker}\n\n", "\n"
+        head, results, tail = old.partition("## Results\n")
+        head += results + f"\n### {args.model.stem}, {broker}\n\n"
+        tail = "\n" + tail
     page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
     print(f"written to {page}")

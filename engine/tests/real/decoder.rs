@@ -51,7 +51,7 @@ fn story(decoder: &dyn Decoder, n: usize) -> Vec<Token> {
 }
 
 /// Calls `play` with a context made from `change`d parameters.
-fn with_context(
+pub(super) fn with_context(
     name: &str,
     change: impl FnOnce(&mut ContextSpec),
     play: impl FnOnce(&mut Context<'_>),

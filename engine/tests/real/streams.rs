@@ -4,6 +4,7 @@ use orinoco::frames::{Finish, Job, Resume, Sampling};
 use orinoco_engine::model::{Decoder, Row};
 
 use super::common::{GEMMA, SMOLLM, chat, job, real_spec};
+use super::decoder::with_context;
 use super::{run_jobs, with_decoder};
 
 const PROMPTS: [&str; 12] = [
@@ -185,6 +186,40 @@ fn a_second_turn_reuses_the_first_and_answers_as_without_a_cache() {
             assert!(cached.timings.prefill_ms < alone.timings.prefill_ms / 2.0);
             assert_eq!(cached.ids, alone.ids, "{name}");
         });
+    }
+}
+
+/// Where a sliding window let go of a prefix, taking it back would answer wrongly without an error.
+#[test]
+fn a_prefix_behind_the_window_is_recomputed() {
+    let spec = real_spec(GEMMA);
+    let count = |to: u32| Vec::from_iter((1..=to).map(|n| n.to_string())).join(", ");
+    let (long, head) = (job(1, &count(400), 4), job(2, &count(150), 12));
+    let mut facts = None;
+    with_decoder(&spec, |decoder, loaded| {
+        let alone = run_jobs(decoder, &spec, &loaded, std::slice::from_ref(&head)).remove(0);
+        facts = Some((alone, loaded));
+    });
+    let (alone, loaded) = facts.unwrap();
+    for (swa_full, reused) in [(false, false), (true, true)] {
+        with_context(
+            GEMMA,
+            |of| {
+                of.swa_full = swa_full;
+                (of.n_seq_max, of.n_ubatch) = (1, 128);
+            },
+            |context| {
+                let ends = run_in_turn(context, &spec, &loaded, &[long.clone(), head.clone()]);
+                assert!(ends[0].timings.n_prompt > 1400);
+                assert_eq!(
+                    ends[1].timings.n_cached > 400,
+                    reused,
+                    "{:?}",
+                    ends[1].timings
+                );
+                assert_eq!(ends[1].ids, alone.ids, "swa_full {swa_full}");
+            },
+        );
     }
 }
 

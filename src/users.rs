@@ -20,11 +20,7 @@ use argon2::password_hash::{self, PasswordHash, PasswordHasher, PasswordVerifier
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-/// Words with a meaning of their own in topics; no user has such a name.
-const RESERVED: [&str; 15] = [
-    "req", "resp", "pool", "fleet", "tele", "evt", "cmd", "set", "status", "state", "info",
-    "models", "ota", "daemon", "local",
-];
+use crate::wire::topic::Name;
 
 /// Largest file read, in bytes: some thousand users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -127,13 +123,12 @@ pub enum Added {
 
 /// Checks the shape of a user name.
 pub fn check_name(name: &str) -> Result<(), UsersError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+    let Ok(shaped) = Name::new(name) else {
         return Err(UsersError::Name {
             found: name.to_owned(),
         });
-    }
-    if RESERVED.contains(&name) {
+    };
+    if shaped.is_reserved() {
         return Err(UsersError::Reserved {
             found: name.to_owned(),
         });
@@ -370,7 +365,7 @@ mod tests {
                 "{name:?}"
             );
         }
-        for name in RESERVED {
+        for name in crate::wire::topic::RESERVED {
             assert!(
                 matches!(add(&path, name, "pw"), Err(UsersError::Reserved { .. })),
                 "{name}"

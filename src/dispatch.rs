@@ -16,6 +16,7 @@
 //! final is on disk before it is published; it is kept, with the text and the places where it was cut
 //! into chunks, until its retention ends. So whatever dies, the same bytes can be said again.
 
+mod durable;
 mod intake;
 mod job;
 pub mod output;
@@ -33,13 +34,14 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
-use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
-use crate::store::{self, Store, StoreError};
+use crate::link::{AckToken, Inbound, Inbox, Link, Publish, PublishError};
+use crate::store::{self, Store};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::{Report, Worker};
+use durable::{StoreDone, stored_id};
 use intake::Tokenizing;
-use job::{Address, Cancel, Ending, Job, Phase, Replay};
+use job::{Cancel, Ending, Job, Phase};
 use queue::{Queue, Verdict};
 use report::Node;
 pub use report::retained;
@@ -147,31 +149,6 @@ impl Clock {
     pub fn now_ms(&self) -> u64 {
         self.start_ms + self.started.elapsed().as_millis() as u64
     }
-}
-
-/// What the store answered.
-enum StoreDone {
-    Accepted {
-        job: JobKey,
-        outcome: Result<u64, StoreError>,
-    },
-    Finished {
-        job: JobKey,
-        publish: Box<Publish>,
-        outcome: Result<(), StoreError>,
-    },
-    Read {
-        asked: Asked,
-        message: Option<Box<Message>>,
-        outcome: Result<Option<store::Final>, StoreError>,
-    },
-    Delivered {
-        asked: Asked,
-        outcome: Result<(), StoreError>,
-    },
-    Swept {
-        outcome: Result<store::Swept, StoreError>,
-    },
 }
 
 /// Runs until the link or the control channel is gone, or a drain has ended. The link ends with its
@@ -416,143 +393,6 @@ impl Dispatch {
         }
     }
 
-    fn on_store(&mut self, done: StoreDone) {
-        match done {
-            StoreDone::Accepted { job, outcome } => self.on_committed(job, outcome),
-            StoreDone::Finished {
-                job,
-                publish,
-                outcome,
-            } => self.on_finished(job, *publish, outcome),
-            StoreDone::Read {
-                asked,
-                message,
-                outcome,
-            } => self.on_read(&asked, message, outcome),
-            StoreDone::Delivered { asked, outcome } => match outcome {
-                Ok(()) => {
-                    if let Some(answered) = self.answered.get_mut(&asked) {
-                        answered.delivered = true;
-                    }
-                }
-                // It will be said once more after a restart; that is allowed.
-                Err(error) => warn!(%error, "delivery not recorded"),
-            },
-            StoreDone::Swept { outcome } => match outcome {
-                Ok(swept) => swept.overdue.iter().for_each(|job| self.on_overdue(job)),
-                Err(error) => warn!(%error, "store not swept"),
-            },
-        }
-    }
-
-    fn on_committed(&mut self, key: JobKey, outcome: Result<u64, StoreError>) {
-        let Some(job) = self.jobs.get_mut(&key) else {
-            return;
-        };
-        match outcome {
-            Ok(_) => {
-                job.committed = true;
-                let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
-                let accepted = job
-                    .accepted(position)
-                    .map(|reply| job.address.publish(self.settings.names.node(), reply, None));
-                let ack = job.ack.take();
-                if let Some(accepted) = accepted {
-                    self.send(accepted);
-                }
-                self.acknowledge(ack);
-            }
-            Err(error) => {
-                warn!(%error, "request not accepted: the job store refused it");
-                let mut job = self.jobs.remove(&key).expect("looked up above");
-                self.open
-                    .remove(&(job.address.user.clone(), job.address.id.clone()));
-                self.queue.remove(key);
-                self.queued_bytes -= job.body_bytes;
-                let _ = self.commands.try_send(Command::Cancel(key));
-                let error = ApiError::new(
-                    Code::StorageFull,
-                    format!("no room to keep the request safe: {error}"),
-                );
-                self.refuse(
-                    &job.address,
-                    &job.replier,
-                    &error.with_retry(10_000),
-                    job.ack.take(),
-                );
-            }
-        }
-    }
-
-    fn on_finished(&mut self, key: JobKey, mut publish: Publish, outcome: Result<(), StoreError>) {
-        match outcome {
-            Ok(()) => {
-                let Some(job) = self.jobs.remove(&key) else {
-                    return;
-                };
-                let asked = (job.address.user, job.address.id);
-                self.queued_bytes -= job.body_bytes;
-                self.open.remove(&asked);
-                self.answered.insert(
-                    asked.clone(),
-                    Answered {
-                        digest: job.digest,
-                        since: Instant::now(),
-                        delivered: false,
-                    },
-                );
-                publish.token = Some(self.delivery_token(asked));
-                self.send(publish);
-            }
-            Err(error) => {
-                // The answer stays in memory, and the job on disk: nothing is lost but time.
-                warn!(%error, "final not stored, trying again");
-                if let Some(job) = self.jobs.get_mut(&key) {
-                    job.phase = Phase::Ended;
-                }
-                self.retry_finals_at = Some(Instant::now() + STORE_RETRY);
-            }
-        }
-    }
-
-    /// A stored final is to be said again.
-    fn on_read(
-        &mut self,
-        asked: &Asked,
-        message: Option<Box<Message>>,
-        outcome: Result<Option<store::Final>, StoreError>,
-    ) {
-        match outcome {
-            Ok(Some(stored)) => {
-                let Some(address) = stored.messages.first().map(|message| Address {
-                    user: asked.0.clone(),
-                    id: asked.1.clone(),
-                    topic: message.topic.clone(),
-                    correlation: message.correlation.clone(),
-                }) else {
-                    return;
-                };
-                for reply in Replay::messages(&stored.replay, &asked.1).unwrap_or_default() {
-                    self.send(address.publish(self.settings.names.node(), reply, None));
-                }
-                for said in stored.messages {
-                    let token = Some(self.delivery_token(asked.clone()));
-                    self.send(said.into_publish(token));
-                }
-                self.acknowledge(message.map(|message| message.ack));
-            }
-            Ok(None) => {
-                // Forgotten to make room, or expired just now: then it is a new request.
-                self.answered.remove(asked);
-                if let Some(message) = message {
-                    self.on_message(*message);
-                }
-            }
-            // Not acknowledged: the broker brings the question again.
-            Err(error) => warn!(%error, "final not read"),
-        }
-    }
-
     // ---- work --------------------------------------------------------------------------------------
 
     /// Does all that can be done now without waiting; says when to look again at the latest.
@@ -631,94 +471,6 @@ impl Dispatch {
         wake
     }
 
-    /// Writes the finals of jobs whose chunks have all left.
-    fn store_finals(&mut self, now: Instant) {
-        if self.retry_finals_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.retry_finals_at = None;
-        let node = self.settings.names.node();
-        let packet_bytes_max = self.link.packet_bytes_max() as usize;
-        for job in self.jobs.values_mut().filter(|job| job.ready_for_final()) {
-            job.phase = Phase::Storing;
-            let reply = job.final_reply(now, self.settings.limits.text_bytes);
-            let mut publish = job.address.publish(node, reply, None);
-            let found = publish.packet_bytes();
-            if found > packet_bytes_max {
-                job.ending = Some(Ending::Failed(too_large(found, packet_bytes_max)));
-                let reply = job.final_reply(now, self.settings.limits.text_bytes);
-                publish = job.address.publish(node, reply, None);
-            }
-            let final_ = store::Final {
-                messages: vec![store::FinalMessage::from(&publish)],
-                replay: Replay::of(job).to_bytes(),
-                finished_at_ms: self.clock.now_ms(),
-                delivered: false,
-            };
-            let id = stored_id(&(job.address.user.clone(), job.address.id.clone()));
-            let (key, store) = (job.key, self.store.clone());
-            self.store_work.spawn(async move {
-                StoreDone::Finished {
-                    job: key,
-                    publish: Box::new(publish),
-                    outcome: store.finish(id, final_).await,
-                }
-            });
-        }
-    }
-
-    fn resend_undelivered(&mut self) {
-        while self.backlog.is_empty() && self.store_work.len() < 16 {
-            let Some(asked) = self.undelivered.pop_front() else {
-                return;
-            };
-            self.read_final(asked, None);
-        }
-    }
-
-    /// Says a stored answer again, to the message that asked for it when there is one.
-    fn read_final(&mut self, asked: Asked, message: Option<Box<Message>>) {
-        let (store, id) = (self.store.clone(), stored_id(&asked));
-        self.store_work.spawn(async move {
-            StoreDone::Read {
-                asked,
-                message,
-                outcome: store.final_of(&id).await,
-            }
-        });
-    }
-
-    fn sweep(&mut self) {
-        let retention = self.settings.retention;
-        self.answered
-            .retain(|_, answered| !answered.delivered || answered.since.elapsed() < retention);
-        let (store, now_ms) = (self.store.clone(), self.clock.now_ms());
-        self.store_work.spawn(async move {
-            StoreDone::Swept {
-                outcome: store.sweep(now_ms).await,
-            }
-        });
-    }
-
-    /// A job that nobody could answer for a day still ends once.
-    fn on_overdue(&mut self, job: &store::JobId) {
-        let Some(key) = intake::asked_of(job)
-            .and_then(|asked| self.open.get(&asked))
-            .copied()
-        else {
-            return;
-        };
-        if self.queue.position(key).is_some()
-            && let Some(job) = self.jobs.get_mut(&key)
-        {
-            self.queue.remove(key);
-            job.end(Ending::Failed(ApiError::new(
-                Code::DeadlineExceeded,
-                "no model could answer in the time that requests are kept",
-            )));
-        }
-    }
-
     fn drain(&mut self, limit: Duration, done: oneshot::Sender<()>) {
         self.draining = Some((Instant::now() + limit, done));
         self.node.drain();
@@ -788,23 +540,6 @@ impl Dispatch {
     }
 }
 
-/// An answer that the broker would not carry.
-fn too_large(found: usize, allowed: usize) -> ApiError {
-    ApiError::new(
-        Code::PayloadTooLarge,
-        format!(
-            "the answer makes a packet of {found} bytes, the broker takes {allowed}: ask for a stream, or for less"
-        ),
-    )
-}
-
-fn stored_id(asked: &Asked) -> store::JobId {
-    store::JobId {
-        user: asked.0.to_string(),
-        id: asked.1.to_string(),
-    }
-}
-
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -830,38 +565,6 @@ fn api_error(error: &JobError) -> ApiError {
         JobError::Input(reason) => ApiError::new(Code::InvalidRequest, reason.clone()),
         JobError::Decode(reason) => {
             ApiError::new(Code::EngineError, format!("decoding failed: {reason}"))
-        }
-    }
-}
-
-impl store::FinalMessage {
-    fn into_publish(self, token: Option<u64>) -> Publish {
-        Publish {
-            topic: self.topic,
-            payload: self.payload,
-            at_least_once: true,
-            retain: false,
-            props: crate::link::Props {
-                response_topic: None,
-                correlation: self.correlation,
-                content_type: self.content_type,
-                message_expiry_s: Some(job::RESPONSE_EXPIRY_SECONDS),
-                user: self.user,
-                payload_utf8: true,
-            },
-            token,
-        }
-    }
-}
-
-impl From<&Publish> for store::FinalMessage {
-    fn from(publish: &Publish) -> Self {
-        Self {
-            topic: publish.topic.clone(),
-            payload: publish.payload.clone(),
-            content_type: publish.props.content_type.clone(),
-            correlation: publish.props.correlation.clone(),
-            user: publish.props.user.clone(),
         }
     }
 }

@@ -7,10 +7,11 @@
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::durable::{StoreDone, too_large};
 use super::job::{Address, Cancel, Ending, Job, Phase};
 use super::output::Output;
 use super::queue::Order;
-use super::{Answered, Asked, BACKLOG_MAX, Dispatch, StoreDone, api_error, digest_of, too_large};
+use super::{Answered, Asked, BACKLOG_MAX, Dispatch, api_error, digest_of};
 use crate::frames::{self, Command, Finish, JobError, JobKey, Timings, Token};
 use crate::link::{AckToken, Message};
 use crate::store;

@@ -95,7 +95,7 @@ impl StoreConfig {
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
-    /// A level or a filter, understood by `tracing_subscriber::EnvFilter`.
+    /// A level, or levels by target (`info,orinoco::link=debug`).
     pub level: String,
     /// Where lines go.
     pub format: LogFormat,

@@ -46,11 +46,8 @@ def batched_bench(peers, model, threads):
 
 
 @contextlib.contextmanager
-def mosquitto(work, is_wanted):
-    """A Mosquitto of our own on a free port, or None."""
-    if not is_wanted:
-        yield None
-        return
+def mosquitto(work):
+    """A Mosquitto of our own on a free port."""
     port = free_port()
     conf = work / "mosquitto.conf"
     conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 10000\n")
@@ -189,6 +186,7 @@ class Orinoco(Server):
             "engine.n_seq_max": N_SLOTS,
             "engine.n_threads": threads,
             "engine.backend": "cpu",
+            "requests.queue_jobs_max": 2000,
         }
         if broker_port:
             settings |= {"broker.mode": "external", "mqtt.host": "127.0.0.1", "mqtt.port": broker_port}

@@ -59,7 +59,7 @@ build_peers() {
 }
 
 want_build_tools
-[ "$broker" = child ] || want mosquitto "the other broker" env PATH="$PATH:/usr/sbin" which mosquitto
+want mosquitto "the broker behind the accepts, and the other one to measure with" env PATH="$PATH:/usr/sbin" which mosquitto
 install_wanted
 need_rust
 if [ ! -x "$peers/build/bin/llama-server" ] || [ ! -x "$peers/build/bin/llama-batched-bench" ]; then build_peers; fi

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
-use crate::link::{AckToken, Inbound, Inbox, Link, Publish, PublishError};
+use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
 use crate::store::{self, Store};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
@@ -50,8 +50,8 @@ pub use settings::{Settings, UserSettings};
 /// A user's request id: what makes a job the same job.
 type Asked = (Name, RequestId);
 
-/// Error finals, `accepted` and repeats that the link could not take yet. Beyond it, requests are left
-/// unacknowledged and the broker brings them again.
+/// Error finals, `accepted` and repeats that the link could not take yet. Beyond it, requests wait
+/// unacknowledged.
 const BACKLOG_MAX: usize = 4096;
 /// How soon a full outbox or a full store is tried again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -111,6 +111,8 @@ struct Dispatch {
     delivering: HashMap<u64, Asked>,
     next_token: u64,
     backlog: VecDeque<Publish>,
+    /// Requests that came while the backlog was full.
+    waiting: VecDeque<Message>,
     /// Stored finals of an earlier run that nobody got yet.
     undelivered: VecDeque<Asked>,
     retry_finals_at: Option<Instant>,
@@ -238,6 +240,7 @@ impl Dispatch {
             delivering: HashMap::new(),
             next_token: 1,
             backlog: VecDeque::new(),
+            waiting: VecDeque::new(),
             undelivered: VecDeque::new(),
             retry_finals_at: None,
             node,
@@ -254,6 +257,8 @@ impl Dispatch {
                 self.node.publish_all();
             }
             Inbound::Down { reason, taken_over } => {
+                // The broker brings them again.
+                self.waiting.clear();
                 if taken_over {
                     error!(
                         reason,
@@ -399,6 +404,7 @@ impl Dispatch {
     fn pump(&mut self, now: Instant) -> Option<Instant> {
         self.submit();
         self.flush_backlog();
+        self.take_waiting();
         let mut wake = self.flush_jobs(now);
         self.store_finals(now);
         self.resend_undelivered();
@@ -514,6 +520,15 @@ impl Dispatch {
                 }
                 Err(error) => warn!(%error, "message not sent"),
             }
+        }
+    }
+
+    /// Requests that a full backlog had held up.
+    fn take_waiting(&mut self) {
+        while self.backlog.len() < BACKLOG_MAX
+            && let Some(message) = self.waiting.pop_front()
+        {
+            self.on_message(message);
         }
     }
 

@@ -34,6 +34,7 @@
 mod backoff;
 mod config;
 mod connection;
+mod excess;
 mod flight;
 mod flow;
 mod inbox;

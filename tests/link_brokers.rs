@@ -215,6 +215,45 @@ async fn two_equal_clients_do_not_fight_on_the_embedded_broker() {
     two_equal_clients_do_not_fight(broker.port()).await;
 }
 
+/// Mosquitto 2.0.11 forgets our Receive Maximum in a burst, and a link that left it for that would meet
+/// the same burst on every connection.
+#[tokio::test]
+async fn a_burst_through_mosquitto_arrives_on_one_connection() {
+    const N: usize = 1000;
+    let broker = Mosquitto::start().await;
+    let reader = LinkConfig {
+        receive_max: 8,
+        ..daemon(broker.port(), "reader", &["t/#"])
+    };
+    let (reader, mut inbox) = link::spawn(reader);
+    up(&mut inbox).await;
+    let writer = LinkConfig {
+        inflight: 500,
+        ..daemon(broker.port(), "writer", &[])
+    };
+    let (writer, mut events) = link::spawn(writer);
+    up(&mut events).await;
+
+    let publishing = async {
+        for number in 0..N {
+            writer
+                .publish(message("t/n", number.to_string()))
+                .await
+                .unwrap();
+        }
+    };
+    let reading = async {
+        for number in 0..N {
+            let Inbound::Message(message) = client::next(&mut inbox).await else {
+                panic!("the connection was left after {number} messages");
+            };
+            assert_eq!(message.payload, number.to_string());
+            reader.try_ack(message.ack).unwrap();
+        }
+    };
+    tokio::join!(publishing, reading);
+}
+
 #[tokio::test]
 async fn every_publish_arrives_while_mosquitto_is_restarted_twice() {
     const N: usize = 300;

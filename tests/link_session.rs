@@ -289,20 +289,62 @@ async fn an_unread_inbox_drops_qos_0_and_keeps_qos_1() {
 }
 
 #[tokio::test]
-async fn a_broker_that_sends_more_than_receive_maximum_is_left() {
+async fn what_a_broker_sends_beyond_receive_maximum_waits_its_turn() {
     let broker = ScriptedBroker::start().await;
-    let (_link, mut inbox) = link::spawn(LinkConfig {
+    let (link, mut inbox) = link::spawn(LinkConfig {
         receive_max: 2,
         inbound_capacity: 0,
         ..config(broker.port(), "link")
     });
     let mut peer = broker.accept(false).await;
+    up(&mut inbox).await;
     for id in 1..=200 {
-        peer.publish("t", id, b"flood").await;
+        peer.publish("t", id, id.to_string().as_bytes()).await;
     }
-    assert!(peer.is_left().await);
-    let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
-    assert!(reason.contains("more than 2 messages"), "{reason}");
+    let mut held = std::collections::VecDeque::new();
+    for id in 1..=200 {
+        let message = received(&mut inbox).await;
+        assert_eq!(message.payload, id.to_string());
+        held.push_back(message.ack);
+        if held.len() == 2 {
+            assert!(inbox.try_recv().is_none(), "never more than the window");
+            link.try_ack(held.pop_front().unwrap()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_much_to_keep_comes_on_the_next_connection() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(LinkConfig {
+        receive_max: 2,
+        ..config(broker.port(), "link")
+    });
+    let mut peer = broker.accept(false).await;
+    up(&mut inbox).await;
+    let large = vec![b'x'; 100 << 10];
+    for id in 1..=50 {
+        peer.publish("t", id, &large).await;
+    }
+    let mut n_received = 0;
+    let reason = loop {
+        match inbox.recv().await.unwrap() {
+            Inbound::Message(message) => {
+                n_received += 1;
+                link.try_ack(message.ack).unwrap();
+            }
+            Inbound::Down { reason, .. } => break reason,
+            _ => {}
+        }
+    };
+    assert!((30..50).contains(&n_received), "{n_received}");
+    assert!(reason.contains("asked for the rest again"), "{reason}");
+    let mut peer = broker.accept(true).await;
+    for id in n_received + 1..=50 {
+        peer.publish("t", id, &large).await;
+        let message = wait_for!(&mut inbox, Inbound::Message(message) => message);
+        link.try_ack(message.ack).unwrap();
+    }
 }
 
 // Delivery reports.

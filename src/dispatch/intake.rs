@@ -39,9 +39,16 @@ struct Arrived {
 
 impl Dispatch {
     pub(super) fn on_message(&mut self, message: Message) {
-        if self.draining.is_some() || self.backlog.len() >= BACKLOG_MAX {
+        if self.draining.is_some() {
             // Not acknowledged: the broker keeps it for our next connection.
             debug!("message left with the broker");
+            return;
+        }
+        if self.backlog.len() >= BACKLOG_MAX {
+            // At most as many as link lets through unacknowledged. QoS 0 promises nothing.
+            if message.qos > 0 {
+                self.waiting.push_back(message);
+            }
             return;
         }
         if message.retain {

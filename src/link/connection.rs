@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, random};
+use super::excess::Excess;
 use super::flight::Flights;
 use super::flow::{Flow, Limits, feed, forward_acks, too_large, watch};
 use super::inbox::{NoRoom, Outlet};
@@ -239,6 +240,7 @@ impl Session {
             session_present: connack.session_present,
             up: false,
             early: Vec::new(),
+            excess: Excess::default(),
         };
         info!(
             session_present = connack.session_present,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::connection::Ended;
+use super::excess::{self, Excess};
 use super::flow::Flow;
 use super::inbox::{NoRoom, Outlet};
 use super::packet::Message;
@@ -28,6 +29,8 @@ pub(super) struct Poll<'a> {
     /// Came before the subscriptions were confirmed: a kept session sends at once. At most
     /// `receive_max` of QoS 1 and `inbound_capacity` of QoS 0.
     pub(super) early: Vec<Message>,
+    /// QoS 1 messages beyond `receive_max`.
+    pub(super) excess: Excess,
 }
 
 impl Poll<'_> {
@@ -49,6 +52,11 @@ impl Poll<'_> {
                 Ok(Event::Outgoing(outgoing)) => self.outgoing(outgoing),
                 Err(error) => return error.into(),
             };
+            // Each acknowledgement that we write comes by here.
+            let handled = handled.and_then(|()| match self.up && self.excess.in_use() {
+                true => self.take_excess(),
+                false => Ok(()),
+            });
             if let Err(ended) = handled {
                 return ended;
             }
@@ -162,12 +170,10 @@ impl Poll<'_> {
             return Ok(());
         };
         if message.qos > 0 {
-            let receive_max = self.config.receive_max;
             let mut state = self.flow.state();
-            if state.n_unacked >= usize::from(receive_max) {
-                return Err(Ended::lost(format!(
-                    "the broker sent more than {receive_max} messages without acknowledgement"
-                )));
+            if self.excess.in_use() || state.n_unacked >= usize::from(self.config.receive_max) {
+                self.excess.push(message);
+                return Ok(());
             }
             state.n_unacked += 1;
         }
@@ -178,6 +184,25 @@ impl Poll<'_> {
             self.dropped();
         } else {
             self.early.push(message);
+        }
+        Ok(())
+    }
+
+    /// Gives the reader what waited for a place in our window, as far as there are places.
+    fn take_excess(&mut self) -> Result<(), Ended> {
+        let receive_max = usize::from(self.config.receive_max);
+        while self.flow.state().n_unacked < receive_max
+            && let Some(message) = self.excess.pop()
+        {
+            self.flow.state().n_unacked += 1;
+            self.pass_on(message)?;
+        }
+        if self.excess.needs_connection() && self.flow.state().n_unacked == 0 {
+            return Err(Ended::lost(format!(
+                "the broker sent {} bytes more than {receive_max} messages without \
+                 acknowledgement; it is asked for the rest again",
+                excess::BYTES_MAX
+            )));
         }
         Ok(())
     }

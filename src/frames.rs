@@ -8,11 +8,14 @@
 //! nothing of tokens beyond their ids, which it keeps to resume a stream in another worker.
 
 pub mod codec;
+mod plan;
 
 use serde::{Deserialize, Serialize};
 
+pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
+
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -24,8 +27,18 @@ pub struct JobKey(pub u64);
 /// Supervisor to worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// Load this model. Always the first command; exactly one for each worker process.
+    /// Load this model. The first command, or else [`Command::Plan`]; exactly one for each worker process.
     Load(Box<LoadSpec>),
+    /// Lay this model out without memory behind it, to be asked what it would take. The first command,
+    /// instead of [`Command::Load`]; answered by [`Event::Outline`] or [`Event::LoadFailed`]. Such a worker
+    /// decodes nothing and is thrown away.
+    Plan(Box<LoadSpec>),
+    /// What would a context with these settings take? Only after [`Command::Plan`]; answered in order by
+    /// [`Event::Planned`].
+    Ask(PlanAsk),
+    /// Does the first GPU give so many bytes in one piece? Only after [`Command::Plan`]; answered by
+    /// [`Event::Probed`]. They are given back at once.
+    Probe(u64),
     /// Take this job. The supervisor never has more than [`Loaded::n_seq_max`] jobs in the worker.
     Submit(Box<Job>),
     /// Stop this job between two decodes; it still ends with [`Event::Done`]. Unknown jobs are ignored.
@@ -57,6 +70,12 @@ pub enum Event {
     },
     /// The model serves.
     Loaded(Box<Loaded>),
+    /// Answer to [`Command::Plan`]: the model and the devices.
+    Outline(Box<Outline>),
+    /// Answer to [`Command::Ask`]: what it takes; or why there is no such context, a sentence.
+    Planned(Result<Box<Plan>, String>),
+    /// Answer to [`Command::Probe`]: whether it did. True where there is no GPU.
+    Probed(bool),
     /// The model cannot be served by this worker; the worker then exits 0.
     LoadFailed {
         /// A sentence for a technician: what was found, what was expected, what to do.
@@ -147,6 +166,8 @@ pub struct LoadSpec {
     pub cuda_graphs: Switch,
     /// Jinja template that replaces the one in the GGUF.
     pub chat_template: Option<String>,
+    /// Tokens to decode and time after the load, as proof of where the model runs; 0: none.
+    pub canary_tokens: u32,
 }
 
 /// Where the model runs.
@@ -217,7 +238,13 @@ pub struct Loaded {
     pub n_graph_splits: u32,
     /// Bytes by buffer type, from llama.cpp's own breakdown.
     pub buffers: Vec<BufferUse>,
-    /// Milliseconds from opening the file to serving.
+    /// GPUs that the model was put on.
+    pub devices: Vec<Device>,
+    /// Bytes of tensors that llama.cpp keeps in host memory in any case: only rows of them are looked up.
+    pub input_bytes: u64,
+    /// Timed decoding right after the load, if it was asked for.
+    pub canary: Option<Canary>,
+    /// Milliseconds from opening the file to serving, the canary not counted.
     pub load_ms: u64,
 }
 

@@ -426,6 +426,9 @@ fn loaded() -> Loaded {
             kv_bytes: 188_743_680,
             compute_bytes: 20_971_520,
         }],
+        devices: vec![],
+        input_bytes: 0,
+        canary: None,
         load_ms: 412,
     }
 }

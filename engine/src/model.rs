@@ -4,7 +4,7 @@
 //! Lending instead of returning keeps the model alive exactly as long as its context and frees both,
 //! in order, on the thread that made them; no implementor has to be `Send`.
 
-use orinoco::frames::{LoadSpec, Loaded, Token};
+use orinoco::frames::{LoadSpec, Loaded, Outline, Plan, PlanAsk, Token};
 
 /// Number of a sequence in the KV cache.
 ///
@@ -135,4 +135,23 @@ pub trait Loader {
         progress: &mut dyn FnMut(f32) -> bool,
         serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
     ) -> Result<(), LoadError>;
+
+    /// Lays the model of `spec` out without memory behind it and lends it to `answer`.
+    fn with_outline(
+        &mut self,
+        spec: &LoadSpec,
+        answer: &mut dyn FnMut(&mut dyn Planner),
+    ) -> Result<(), LoadError>;
+}
+
+/// A model that takes no memory and knows what it would take.
+pub trait Planner {
+    /// The model and the devices it would be put on.
+    fn outline(&self) -> Outline;
+
+    /// What a context for `ask` takes, the model included.
+    fn plan(&mut self, ask: &PlanAsk) -> Result<Plan, LoadError>;
+
+    /// Whether the first GPU gives `bytes` in one piece; true where there is no GPU.
+    fn probe(&mut self, bytes: u64) -> bool;
 }

@@ -85,6 +85,19 @@ pub fn offer_to_oom_killer() {
     }
 }
 
+/// Resident bytes that belong to this process alone, as the kernel counts them; 0 where /proc is hidden.
+///
+/// Mapped files are not among them, and on a Jetson neither is memory of the GPU.
+pub fn private_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|rest| rest.trim().strip_suffix("kB"));
+        value.and_then(|value| value.trim().parse::<u64>().ok())
+    };
+    (kib("RssAnon:").unwrap_or(0) + kib("RssShmem:").unwrap_or(0)) * 1024
+}
+
 /// Adopts the inherited socket.
 pub fn adopt(fd: RawFd) -> Result<UnixStream, ProcessError> {
     let failed = |reason| ProcessError::Socket { fd, reason };

@@ -157,6 +157,11 @@ impl Run<'_> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Load(_) => tracing::warn!("a second Load is ignored: one model a worker"),
+            Command::Plan(_) | Command::Ask(_) | Command::Probe(_) => {
+                tracing::warn!(
+                    "a serving worker plans nothing: that is for one that is thrown away"
+                );
+            }
             Command::Submit(job) => self.submit(&job),
             Command::Cancel(job) => self.cancel(job),
             Command::Tokenize { job, input } => {

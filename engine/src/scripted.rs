@@ -23,7 +23,8 @@
 //! | `!fail at N` | decoding of this sequence fails at its N-th token |
 //!
 //! **Loading** (of the binary only): the file of the spec must exist. If its text begins with `!`, lines
-//! are hooks: `!load-ms N` takes that long, `!load-fail MESSAGE` fails, `!load-abort` aborts.
+//! are hooks: `!load-ms N` takes that long, `!load-fail MESSAGE` fails, `!load-abort` aborts. Planning heeds
+//! `!weights-bytes N`, `!plan-fail MESSAGE` and `!plan-abort`.
 
 mod script;
 
@@ -32,10 +33,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use orinoco::frames::{Backend, KvType, LoadSpec, Loaded, Sampling, Switch, Token};
+use orinoco::frames::{
+    Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, Switch, Token,
+};
 
 use self::script::Script;
-use crate::model::{DecodeError, Decoder, Limits, LoadError, Loader, Row, SeqId, TemplateSource};
+use crate::model::{
+    DecodeError, Decoder, Limits, LoadError, Loader, Planner, Row, SeqId, TemplateSource,
+};
 
 const BOS: Token = 256;
 const EOG: Token = 257;
@@ -51,6 +56,7 @@ const SPECIAL: [&str; 7] = [
     "<|tool|>",
 ];
 const USER: Token = 260;
+const N_CTX_TRAIN: u32 = 8192;
 const N_VOCAB: usize = 256 + SPECIAL.len();
 
 const TEMPLATE: &str =
@@ -317,6 +323,66 @@ impl Loader for ScriptedLoader {
         serve(&mut decoder, loaded(spec, limits));
         Ok(())
     }
+
+    fn with_outline(
+        &mut self,
+        spec: &LoadSpec,
+        answer: &mut dyn FnMut(&mut dyn Planner),
+    ) -> Result<(), LoadError> {
+        let hooks = match self.reads_file {
+            true => script::PlanHooks::read(&spec.path)?,
+            false => script::PlanHooks::default(),
+        };
+        answer(&mut ScriptedPlanner {
+            spec: spec.clone(),
+            weights_bytes: hooks.weights_bytes,
+        });
+        Ok(())
+    }
+}
+
+/// Takes what the file says, and 1 KiB for each cell of the pool.
+struct ScriptedPlanner {
+    spec: LoadSpec,
+    weights_bytes: u64,
+}
+
+impl Planner for ScriptedPlanner {
+    fn outline(&self) -> Outline {
+        Outline {
+            description: "scripted, no model".to_owned(),
+            size_bytes: self.weights_bytes,
+            n_ctx_train: N_CTX_TRAIN,
+            devices: Vec::new(),
+            backends: vec!["CPU".to_owned()],
+        }
+    }
+
+    fn plan(&mut self, ask: &PlanAsk) -> Result<Plan, LoadError> {
+        let n_ctx = limits(&ask.applied_to(&self.spec)).n_ctx;
+        let kv_cell_bytes = match ask.kv_type_k {
+            KvType::F32 => 2048,
+            KvType::F16 => 1024,
+            KvType::Q8_0 => 544,
+            KvType::Q4_0 => 288,
+        };
+        Ok(Plan {
+            ask: PlanAsk { n_ctx, ..*ask },
+            buffers: vec![BufferUse {
+                buffer: "CPU".to_owned(),
+                host: true,
+                weights_bytes: self.weights_bytes,
+                kv_bytes: u64::from(n_ctx) * kv_cell_bytes,
+                compute_bytes: 0,
+            }],
+            mapped_bytes: 0,
+            process_bytes: 4 << 20,
+        })
+    }
+
+    fn probe(&mut self, _bytes: u64) -> bool {
+        true
+    }
 }
 
 /// The limits that `spec` asks for.
@@ -346,7 +412,7 @@ pub(crate) fn loaded(spec: &LoadSpec, limits: Limits) -> Loaded {
         n_params: 0,
         size_bytes: 0,
         n_vocab: limits.n_vocab,
-        n_ctx_train: 8192,
+        n_ctx_train: N_CTX_TRAIN,
         n_ctx: limits.n_ctx,
         n_ctx_seq: limits.n_ctx_seq,
         n_seq_max: limits.n_seq_max,
@@ -355,6 +421,9 @@ pub(crate) fn loaded(spec: &LoadSpec, limits: Limits) -> Loaded {
         n_layers_gpu: 0,
         n_graph_splits: 1,
         buffers: Vec::new(),
+        devices: Vec::new(),
+        input_bytes: 0,
+        canary: None,
         load_ms: 0,
     }
 }
@@ -381,6 +450,7 @@ pub fn load_spec() -> LoadSpec {
         mmap: Switch::Auto,
         cuda_graphs: Switch::Auto,
         chat_template: None,
+        canary_tokens: 0,
     }
 }
 

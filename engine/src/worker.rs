@@ -1,16 +1,16 @@
-//! The life of a worker: Hello, Load, serve, exit. Shared by the product and the scripted binary.
+//! The life of a worker: Hello, then Load, serve, exit; or Plan, answer, exit. Shared by the product and the scripted binary.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use orinoco::frames::codec::{read_frame, write_frame};
 use orinoco::frames::{Command, Event, Hello, LoadSpec, PROTOCOL};
 use tracing_subscriber::EnvFilter;
 
-use crate::model::{LoadError, Loader};
+use crate::model::{LoadError, Loader, Planner};
 use crate::process::{Arguments, adopt, arguments, die_with_parent, offer_to_oom_killer};
 use crate::{pipe, run};
 
@@ -66,11 +66,12 @@ fn serve<L: Loader>(
 ) -> ExitCode {
     let first =
         write_frame(&mut stream, &Event::Hello(hello)).and_then(|()| read_frame(&mut stream));
-    let spec = match first {
-        Ok(Some(Command::Load(spec))) => spec,
+    let order = match first {
+        Ok(Some(Command::Load(spec))) => Order::Serve(spec),
+        Ok(Some(Command::Plan(spec))) => Order::Plan(spec),
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(_)) => {
-            tracing::error!("the first command is not Load");
+            tracing::error!("the first command is neither Load nor Plan");
             return ExitCode::FAILURE;
         }
         Err(error) => {
@@ -78,7 +79,7 @@ fn serve<L: Loader>(
             return ExitCode::FAILURE;
         }
     };
-    let loader = make_loader(&spec, &CLOSED);
+    let loader = make_loader(order.load(), &CLOSED);
     let pipe = match pipe::start(stream, &CLOSED) {
         Ok(pipe) => pipe,
         Err(error) => {
@@ -86,17 +87,22 @@ fn serve<L: Loader>(
             return ExitCode::FAILURE;
         }
     };
-    let served = loader.and_then(|mut loader| {
-        let mut ran = Ok(());
-        let mut progress = Progress::new(&pipe.events);
-        loader.with_model(
-            &spec,
-            &mut |fraction| progress.report(fraction),
-            &mut |decoder, loaded| {
-                ran = run::run(decoder, &spec, loaded, &pipe.commands, &pipe.events);
-            },
-        )?;
-        ran
+    let served = loader.and_then(|mut loader| match &order {
+        Order::Serve(spec) => {
+            let mut ran = Ok(());
+            let mut progress = Progress::new(&pipe.events);
+            loader.with_model(
+                spec,
+                &mut |fraction| progress.report(fraction),
+                &mut |decoder, loaded| {
+                    ran = run::run(decoder, spec, loaded, &pipe.commands, &pipe.events);
+                },
+            )?;
+            ran
+        }
+        Order::Plan(spec) => loader.with_outline(spec, &mut |planner| {
+            answer(planner, &pipe.commands, &pipe.events);
+        }),
     });
     if let Err(LoadError(message)) = served {
         tracing::error!(%message, "the model cannot be served");
@@ -108,6 +114,44 @@ fn serve<L: Loader>(
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// What this worker is for.
+enum Order {
+    Serve(Box<LoadSpec>),
+    Plan(Box<LoadSpec>),
+}
+
+impl Order {
+    fn load(&self) -> &LoadSpec {
+        match self {
+            Self::Serve(spec) | Self::Plan(spec) => spec,
+        }
+    }
+}
+
+/// Answers what would be taken, until nobody asks any more. Waits for room in the events' channel: the
+/// supervisor reads each answer before it asks again.
+fn answer(planner: &mut dyn Planner, commands: &Receiver<Command>, events: &SyncSender<Event>) {
+    let mut said = events.send(Event::Outline(Box::new(planner.outline())));
+    while said.is_ok()
+        && let Ok(command) = commands.recv()
+    {
+        said = match command {
+            Command::Ask(ask) => {
+                let plan = planner.plan(&ask).map(Box::new).map_err(|error| error.0);
+                events.send(Event::Planned(plan))
+            }
+            Command::Probe(bytes) => events.send(Event::Probed(planner.probe(bytes))),
+            Command::Ping(n) => events.send(Event::Pong(n)),
+            Command::Drain => return,
+            // It is not named: a job's prompt belongs in no log.
+            _ => {
+                tracing::warn!("a command that has no place in a planning worker is ignored");
+                Ok(())
+            }
+        };
+    }
 }
 
 struct Progress<'a> {

@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 
 use common::{GEMMA, SMOLLM, Worker, chat, job, real_spec, resumed};
-use orinoco::frames::{Command, Event, Finish, JobKey, LoadSpec};
+use orinoco::frames::{Command, Event, Finish, JobKey, LoadSpec, PlanAsk};
 use orinoco_engine::scripted;
 
 const SIGABRT: i32 = 6;
@@ -95,6 +95,59 @@ fn a_slow_load_reports_progress_and_stops_when_the_socket_closes() {
     assert!(matches!(worker.next(), Some(Event::LoadProgress { .. })));
     assert!(matches!(worker.next(), Some(Event::LoadProgress { .. })));
     worker.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(worker.wait().success());
+}
+
+#[test]
+fn a_worker_that_plans_answers_until_its_socket_closes() {
+    let spec = real_spec(SMOLLM);
+    let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
+    worker.hello();
+    worker.send(&Command::Plan(Box::new(spec.clone())));
+    let Some(Event::Outline(outline)) = worker.next() else {
+        panic!("Outline was expected")
+    };
+    assert!(outline.description.contains("Q4_1"));
+    let mut kv = Vec::new();
+    for n_ctx in [1024, 8192] {
+        let ask = PlanAsk {
+            n_ctx,
+            ..PlanAsk::of(&spec)
+        };
+        worker.send(&Command::Ask(ask));
+        let Some(Event::Planned(Ok(plan))) = worker.next() else {
+            panic!("a plan was expected")
+        };
+        assert_eq!(plan.ask.n_ctx, n_ctx);
+        kv.push(plan.buffers.iter().map(|b| b.kv_bytes).sum::<u64>());
+    }
+    assert_eq!(kv[1], 8 * kv[0]);
+    worker.send(&Command::Ask(PlanAsk {
+        n_seq_max: 0,
+        ..PlanAsk::of(&spec)
+    }));
+    let Some(Event::Planned(Err(reason))) = worker.next() else {
+        panic!("a refusal was expected")
+    };
+    assert!(reason.contains("n_seq_max is 0"), "{reason}");
+    // A job has no place here and ends nothing.
+    worker.send(&Command::Submit(Box::new(job(1, "hello", 4))));
+    worker.send(&Command::Probe(1 << 20));
+    assert_eq!(worker.next(), Some(Event::Probed(true)));
+    worker.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(worker.wait().success());
+}
+
+#[test]
+fn a_plan_of_a_file_that_is_no_model_says_why() {
+    let (_dir, spec) = file("not a model at all, but long enough for a header");
+    let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
+    worker.hello();
+    worker.send(&Command::Plan(Box::new(spec)));
+    let Some(Event::LoadFailed { message }) = worker.next() else {
+        panic!("LoadFailed was expected")
+    };
+    assert!(message.contains("GGUF"), "{message}");
     assert!(worker.wait().success());
 }
 

@@ -234,6 +234,7 @@ impl ModelConfig {
             mmap: self.mmap,
             cuda_graphs: engine.cuda_graphs,
             chat_template: self.chat_template.clone(),
+            canary_tokens: 0,
         }
     }
 }

@@ -78,12 +78,53 @@ fn job() -> impl Strategy<Value = Job> {
     )
 }
 
+fn kv_type() -> impl Strategy<Value = KvType> {
+    prop_oneof![Just(KvType::F16), Just(KvType::Q8_0), Just(KvType::Q4_0)]
+}
+
+fn ask() -> impl Strategy<Value = PlanAsk> {
+    (any::<[u32; 4]>(), kv_type(), kv_type()).prop_map(
+        |([n_ctx, n_seq_max, n_batch, n_ubatch], kv_type_k, kv_type_v)| PlanAsk {
+            n_ctx,
+            n_seq_max,
+            n_batch,
+            n_ubatch,
+            kv_type_k,
+            kv_type_v,
+            flash_attn: Switch::Auto,
+        },
+    )
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let buffer = (any::<String>(), any::<bool>(), any::<[u64; 3]>()).prop_map(
+        |(buffer, host, [weights_bytes, kv_bytes, compute_bytes])| BufferUse {
+            buffer,
+            host,
+            weights_bytes,
+            kv_bytes,
+            compute_bytes,
+        },
+    );
+    let buffers = proptest::collection::vec(buffer, 0..4);
+    (ask(), buffers, any::<[u64; 2]>()).prop_map(|(ask, buffers, [mapped_bytes, process_bytes])| {
+        Plan {
+            ask,
+            buffers,
+            mapped_bytes,
+            process_bytes,
+        }
+    })
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         job().prop_map(|job| Command::Submit(Box::new(job))),
         job_key().prop_map(Command::Cancel),
         (job_key(), input()).prop_map(|(job, input)| Command::Tokenize { job, input }),
         any::<u64>().prop_map(Command::Ping),
+        ask().prop_map(Command::Ask),
+        any::<u64>().prop_map(Command::Probe),
         Just(Command::Drain),
     ]
 }
@@ -135,6 +176,9 @@ fn event() -> impl Strategy<Value = Event> {
         done.prop_map(|done| Event::Done(Box::new(done))),
         (job_key(), ids()).prop_map(|(job, ids)| Event::Tokenized { job, ids: Ok(ids) }),
         any::<u64>().prop_map(Event::Pong),
+        plan().prop_map(|plan| Event::Planned(Ok(Box::new(plan)))),
+        any::<String>().prop_map(|reason| Event::Planned(Err(reason))),
+        any::<bool>().prop_map(Event::Probed),
     ]
 }
 
@@ -229,6 +273,7 @@ fn a_load_and_its_answer_pass_whole() {
         mmap: Switch::Auto,
         cuda_graphs: Switch::Off,
         chat_template: Some("{{ x }}".into()),
+        canary_tokens: 0,
     };
     let command = Command::Load(Box::new(spec));
     assert_eq!(

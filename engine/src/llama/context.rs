@@ -117,6 +117,33 @@ impl ContextSpec {
             swa_full: true,
         })
     }
+
+    /// As llama.cpp takes it; a decode stops when `closed` is set.
+    pub(super) fn params(&self, closed: &'static AtomicBool) -> sys::llama_context_params {
+        // SAFETY: returns a plain struct.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = self.n_ctx;
+        params.n_batch = self.n_batch;
+        params.n_ubatch = self.n_ubatch;
+        params.n_seq_max = self.n_seq_max;
+        // One row of logits a sequence: with the default the compute buffers hold n_batch of them, which
+        // for a vocabulary of 262k is half a GiB.
+        params.n_outputs_max = self.n_seq_max;
+        params.n_threads = self.n_threads as i32;
+        params.n_threads_batch = self.n_threads_batch as i32;
+        params.flash_attn_type = match self.flash_attn {
+            Switch::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            Switch::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            Switch::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        params.type_k = ggml_type(self.kv_type_k);
+        params.type_v = ggml_type(self.kv_type_v);
+        params.kv_unified = true;
+        params.swa_full = self.swa_full;
+        params.abort_callback = Some(is_closed);
+        params.abort_callback_data = std::ptr::from_ref(closed).cast_mut().cast::<c_void>();
+        params
+    }
 }
 
 /// A context on a model, with the one batch that it reads.
@@ -137,30 +164,8 @@ impl<'m> Context<'m> {
         spec: &ContextSpec,
         closed: &'static AtomicBool,
     ) -> Result<Self, LoadError> {
-        // SAFETY: returns a plain struct.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = spec.n_ctx;
-        params.n_batch = spec.n_batch;
-        params.n_ubatch = spec.n_ubatch;
-        params.n_seq_max = spec.n_seq_max;
-        // One row of logits a sequence: with the default the compute buffers hold n_batch of them, which
-        // for a vocabulary of 262k is half a GiB.
-        params.n_outputs_max = spec.n_seq_max;
-        params.n_threads = spec.n_threads as i32;
-        params.n_threads_batch = spec.n_threads_batch as i32;
-        params.flash_attn_type = match spec.flash_attn {
-            Switch::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            Switch::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            Switch::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
-        params.type_k = ggml_type(spec.kv_type_k);
-        params.type_v = ggml_type(spec.kv_type_v);
-        params.kv_unified = true;
-        params.swa_full = spec.swa_full;
-        params.abort_callback = Some(is_closed);
-        params.abort_callback_data = std::ptr::from_ref(closed).cast_mut().cast::<c_void>();
         // SAFETY: the model is live and outlives the context (`'m`); `closed` is static.
-        let raw = unsafe { sys::llama_init_from_model(model.raw(), params) };
+        let raw = unsafe { sys::llama_init_from_model(model.raw(), spec.params(closed)) };
         let raw = NonNull::new(raw).ok_or_else(|| {
             LoadError(format!(
                 "no context of {} tokens for {} sequences: {}; a smaller n_ctx or n_ubatch needs less memory",
@@ -206,25 +211,7 @@ impl<'m> Context<'m> {
 
     /// Bytes by buffer type, llama.cpp's own account.
     pub fn breakdown(&self) -> Vec<BufferUse> {
-        const CAP: usize = 32;
-        let mut found = [const { RawBufferUse::EMPTY }; CAP];
-        // SAFETY: the context is live; at most CAP entries are written.
-        let n = unsafe {
-            orinoco_memory_breakdown(self.raw.as_ptr(), found.as_mut_ptr(), CAP as c_int)
-        };
-        let n = usize::try_from(n).unwrap_or(0).min(CAP);
-        Vec::from_iter(found[..n].iter().map(|entry| {
-            BufferUse {
-                // SAFETY: ggml's buffer type names are C strings that live as long as the process.
-                buffer: unsafe { CStr::from_ptr(entry.name) }
-                    .to_string_lossy()
-                    .into_owned(),
-                host: entry.host != 0,
-                weights_bytes: entry.model as u64,
-                kv_bytes: entry.context as u64,
-                compute_bytes: entry.compute as u64,
-            }
-        }))
+        breakdown_of(self.raw)
     }
 }
 
@@ -307,6 +294,27 @@ impl Decoder for Context<'_> {
         // SAFETY: the context is live.
         unsafe { sys::llama_synchronize(self.raw.as_ptr()) }
     }
+}
+
+/// Bytes by buffer type of a live context, with memory behind it or without.
+pub(super) fn breakdown_of(context: NonNull<sys::llama_context>) -> Vec<BufferUse> {
+    const CAP: usize = 32;
+    let mut found = [const { RawBufferUse::EMPTY }; CAP];
+    // SAFETY: the caller's context is live; at most CAP entries are written.
+    let n = unsafe { orinoco_memory_breakdown(context.as_ptr(), found.as_mut_ptr(), CAP as c_int) };
+    let n = usize::try_from(n).unwrap_or(0).min(CAP);
+    Vec::from_iter(found[..n].iter().map(|entry| {
+        BufferUse {
+            // SAFETY: ggml's buffer type names are C strings that live as long as the process.
+            buffer: unsafe { CStr::from_ptr(entry.name) }
+                .to_string_lossy()
+                .into_owned(),
+            host: entry.host != 0,
+            weights_bytes: entry.model as u64,
+            kv_bytes: entry.context as u64,
+            compute_bytes: entry.compute as u64,
+        }
+    }))
 }
 
 fn ggml_type(kv_type: KvType) -> sys::ggml_type {

@@ -4,10 +4,13 @@
 //! are owned here through llama-cpp-sys-2, because llama-cpp-2 0.1.160 hides its raw pointers and
 //! lacks the memory breakdown, `n_outputs_max` and the abort callback. Never used from two threads.
 
+mod canary;
 pub mod context;
+pub mod device;
 pub mod gpu;
 pub mod log;
 pub mod model;
+pub mod plan;
 #[doc(hidden)]
 pub mod reference;
 
@@ -20,7 +23,8 @@ use orinoco::frames::{Backend, LoadSpec, Loaded};
 
 use self::context::{Context, ContextSpec};
 use self::model::Model;
-use crate::model::{Decoder, LoadError, Loader, Row};
+use self::plan::Outlined;
+use crate::model::{Decoder, LoadError, Loader, Planner, Row};
 
 /// The llama.cpp that is linked, for [`orinoco::frames::Hello`].
 pub const VERSION: &str = "llama-cpp-sys-2 0.1.161";
@@ -76,6 +80,8 @@ impl Loader for LlamaLoader {
         };
         gpu.check_offload(spec, n_layers_gpu, n_layers)?;
         warm_up(&mut context)?;
+        let load_ms = start.elapsed().as_millis() as u64;
+        let canary = canary::sing(&mut context, spec)?;
         let limits = context.limits();
         let loaded = Loaded {
             name: spec.name.clone(),
@@ -93,9 +99,22 @@ impl Loader for LlamaLoader {
             n_layers_gpu,
             n_graph_splits: facts.n_graph_splits.unwrap_or(0),
             buffers: context.breakdown(),
-            load_ms: start.elapsed().as_millis() as u64,
+            devices: device::used(spec.backend),
+            input_bytes: device::input_bytes(&model::c_path(&spec.path)?),
+            canary,
+            load_ms,
         };
         serve(&mut context, loaded);
+        Ok(())
+    }
+
+    fn with_outline(
+        &mut self,
+        spec: &LoadSpec,
+        answer: &mut dyn FnMut(&mut dyn Planner),
+    ) -> Result<(), LoadError> {
+        log::take();
+        answer(&mut Outlined::open(spec)?);
         Ok(())
     }
 }

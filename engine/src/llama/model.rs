@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 use orinoco::frames::{Backend, LoadSpec, Switch, Token};
 
-use super::log;
+use super::{device, log};
 use crate::model::{LoadError, TemplateSource};
 
 /// A loaded model. Freed on drop, so everything made from it must borrow it.
@@ -30,15 +30,33 @@ const TEMPLATE_BYTES_MAX: usize = 256 << 10;
 impl Model {
     /// Loads the file of `spec`. `progress` returns `false` to stop.
     pub fn load(spec: &LoadSpec, progress: &mut dyn FnMut(f32) -> bool) -> Result<Self, LoadError> {
+        Self::open(spec, Tensors::Loaded, progress)
+    }
+
+    /// Header and vocabulary only, with tensors that have a size and no memory. Decoding on a context of
+    /// such a model ends the process: see [`super::plan`].
+    pub(super) fn outline(spec: &LoadSpec) -> Result<Self, LoadError> {
+        Self::open(spec, Tensors::Outlined, &mut |_| true)
+    }
+
+    fn open(
+        spec: &LoadSpec,
+        tensors: Tensors,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Self, LoadError> {
         check_header(&spec.path)?;
-        let path = CString::new(spec.path.as_os_str().as_bytes())
-            .map_err(|_| LoadError(format!("load {:?}: the path contains NUL", spec.path)))?;
+        let path = c_path(&spec.path)?;
         // SAFETY: returns a plain struct.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = spec.n_gpu_layers;
         // AUTO stays AUTO: llama.cpp then reads instead of mapping on integrated GPUs. The setters of
         // llama-cpp-2 0.1.160 turn AUTO into MMAP even when asked for "no mlock".
         params.load_mode = load_mode(spec.mmap);
+        if tensors == Tensors::Outlined {
+            params.no_alloc = true;
+            // Nothing is read; llama.cpp aborts when it is to map for nothing.
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        }
         let mut no_devices = [std::ptr::null_mut()];
         if spec.backend == Backend::Cpu {
             params.n_gpu_layers = 0;
@@ -308,6 +326,29 @@ impl Drop for Model {
         // SAFETY: made by llama_model_load_from_file, freed once; every context borrows the model.
         unsafe { sys::llama_model_free(self.raw.as_ptr()) }
     }
+}
+
+/// What stands behind a model's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tensors {
+    /// Their bytes.
+    Loaded,
+    /// Nothing.
+    Outlined,
+}
+
+/// Whether weights that stay on the host are mapped from the file instead of copied.
+pub(super) fn maps_file(spec: &LoadSpec) -> bool {
+    match spec.mmap {
+        Switch::On => true,
+        Switch::Off => false,
+        Switch::Auto => device::can_map(spec.backend),
+    }
+}
+
+pub(super) fn c_path(path: &Path) -> Result<CString, LoadError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| LoadError(format!("load {path:?}: the path contains NUL")))
 }
 
 fn load_mode(mmap: Switch) -> sys::llama_load_mode {

@@ -159,6 +159,33 @@ pub(super) fn load(path: &Path, progress: &mut dyn FnMut(f32) -> bool) -> Result
     Ok(())
 }
 
+/// What a file that begins with `!` says for planning.
+#[derive(Debug, Default)]
+pub(super) struct PlanHooks {
+    pub(super) weights_bytes: u64,
+}
+
+impl PlanHooks {
+    pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
+        let failed = |what: String| LoadError(format!("load {}: {what}", path.display()));
+        let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut hooks = Self::default();
+        if !text.starts_with('!') {
+            return Ok(hooks);
+        }
+        for line in text.lines() {
+            match line.split_once(' ').unwrap_or((line, "")) {
+                ("!weights-bytes", n) => hooks.weights_bytes = n.trim().parse().unwrap_or(0),
+                ("!plan-fail", message) => return Err(failed(message.to_owned())),
+                ("!plan-abort", _) => std::process::abort(),
+                _ => {}
+            }
+        }
+        Ok(hooks)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

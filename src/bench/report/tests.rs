@@ -27,6 +27,9 @@ fn loaded() -> Loaded {
             kv_bytes: 94_371_840,
             compute_bytes: 1_000_000,
         }],
+        devices: vec![],
+        input_bytes: 0,
+        canary: None,
         load_ms: 55,
     }
 }

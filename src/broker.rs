@@ -22,9 +22,9 @@
 //!
 //! TCP_NODELAY is set by the crate on every accepted socket.
 
-mod access;
 mod guard;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -37,11 +37,9 @@ use mqtt5::broker::config::{BrokerConfig as Mqtt5Config, StorageConfig};
 use mqtt5::broker::server::MqttBroker;
 use tracing::{info, warn};
 
-pub use access::{DAEMON, LOCAL};
-
+use crate::access::{Role, Rules};
 use crate::users::UsersError;
-use access::Rules;
-use guard::{Filter, Guard};
+use guard::{Accounts, Filter, Guard};
 
 /// Client ids that begin so belong to the daemon; see [`daemon_client_id`].
 const DAEMON_CLIENT_ID: &str = "orinoco-daemon";
@@ -80,6 +78,8 @@ pub struct BrokerConfig {
     pub root: String,
     /// The users file; None or a missing file is no users.
     pub users: Option<PathBuf>,
+    /// What users are for, where the configuration says so; it wins over the users file.
+    pub roles: BTreeMap<String, Role>,
     /// The daemon's credential; None refuses the daemon.
     pub daemon_password: Option<String>,
     /// Largest packet, in bytes.
@@ -112,6 +112,7 @@ impl BrokerConfig {
             storage: storage.into(),
             root: root.into(),
             users: None,
+            roles: BTreeMap::new(),
             daemon_password: None,
             packet_bytes_max: 1 << 20,
             clients_max: 256,
@@ -125,7 +126,7 @@ impl BrokerConfig {
         }
     }
 
-    fn for_mqtt5(&self, port: u16) -> Mqtt5Config {
+    fn for_mqtt5(&self, port: u16, filter: Filter) -> Mqtt5Config {
         let storage = StorageConfig::new()
             .with_base_dir(self.storage.clone())
             .with_cleanup_interval(Duration::from_secs(600))
@@ -148,9 +149,7 @@ impl BrokerConfig {
             .with_server_receive_maximum(64)
             // Its topics tell every client about the others, and write to the log each ten seconds.
             .with_sys_topics_enabled(false)
-            .with_event_handler(Arc::new(Filter {
-                rules: Rules::new(&self.root),
-            }));
+            .with_event_handler(Arc::new(filter));
         // Messages in memory for one connected client; QoS 1 beyond it goes to the queue on disk.
         config.client_channel_capacity = 256;
         config.topic_alias_maximum = 16;
@@ -213,18 +212,21 @@ pub async fn serve(
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
+    let rules = Arc::new(Rules::new(&config.root));
+    let accounts = Arc::new(Accounts::open(config.users.clone(), config.roles.clone())?);
     let guard = Guard::new(
-        Rules::new(&config.root),
-        config.users.clone(),
+        rules.clone(),
+        accounts.clone(),
         config.daemon_password.as_deref(),
         config.message_rate_max,
-    )?;
+    );
     make_private_folder(&config.storage).map_err(|source| BrokerError::Storage {
         path: config.storage.clone(),
         source,
     })?;
     let port = free_port(&config.listen, config.port)?;
-    let broker = MqttBroker::with_config(config.for_mqtt5(port)).await?;
+    let broker =
+        MqttBroker::with_config(config.for_mqtt5(port, Filter { rules, accounts })).await?;
     let storage = broker.storage();
     let mut broker = broker.with_auth_provider(Arc::new(guard.with_storage(storage)));
     let address = broker.local_addr().ok_or(BrokerError::NoAddress)?;

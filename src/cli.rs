@@ -6,6 +6,7 @@
 //!
 //! Answers go to stdout, everything else to stderr. Exit codes are those of sysexits.h ([`exit`]).
 
+mod acl;
 mod ask;
 mod bench;
 mod broker;
@@ -90,6 +91,7 @@ enum Command {
     Ask(ask::Args),
     Models(models::Args),
     User(user::Args),
+    Acl(acl::Args),
     Broker(broker::Args),
     Bench(bench::Args),
     Config(configuration::Args),
@@ -204,6 +206,7 @@ impl Cli {
             Command::Ask(args) => ask::run(args, &config),
             Command::Models(args) => models::run(args, &config),
             Command::User(args) => user::run(args, &config),
+            Command::Acl(args) => acl::run(&args, &config),
             Command::Broker(args) => broker::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config),
             Command::Config(args) => configuration::run(&args, &config),

@@ -29,6 +29,7 @@ mod requests;
 mod show;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::path::Path;
 
@@ -38,7 +39,8 @@ pub use layers::{Flag, Place, Sources};
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
 pub use problem::{Entry, Problem};
-pub use requests::{RequestsConfig, UserPolicy, UsersConfig};
+pub use requests::RequestsConfig;
+pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
 
 use problem::Report;
 

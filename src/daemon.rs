@@ -8,6 +8,7 @@
 //! `drain_seconds` to finish, what does not finish starts again at the next start; finals leave; `offline`
 //! is published, since a clean disconnect does not fire the will; then worker, broker and store end.
 
+mod accounts;
 mod broker_child;
 mod hardware;
 mod settings;
@@ -87,7 +88,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
     let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
     let (orders, control) = mpsc::channel(1);
-    let settings = settings::dispatcher(&config, names.clone(), &boot, &choice);
+    let own_accounts = config.broker.mode != BrokerMode::External;
+    let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
+    let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts);
     let parts = Parts {
         link: link.clone(),
         inbound,

@@ -45,7 +45,7 @@ use job::{Cancel, Ending, Job, Phase};
 use queue::{Queue, Verdict};
 use report::Node;
 pub use report::retained;
-pub use settings::{Settings, UserSettings};
+pub use settings::{Accounts, Settings, UserEntry, UserSettings, UsersSettings};
 
 /// A user's request id: what makes a job the same job.
 type Asked = (Name, RequestId);

@@ -3,6 +3,7 @@
 //! Neither llama.cpp nor CUDA is named or linked here; models run in `orinoco-engine`, a child process
 //! that speaks [`frames`] over an inherited socketpair. ARCHITECTURE.md has the picture.
 
+pub mod access;
 pub mod bench;
 pub mod broker;
 pub mod cli;

@@ -3,11 +3,14 @@
 //! ```toml
 //! [users.press-7]
 //! password = "$argon2id$v=19$m=19456,t=2,p=1$…"
+//! role = "device"
 //! ```
 //!
-//! Names and Argon2id hashes (PHC strings); passwords are never stored. [`add`] and [`remove`] replace
-//! the whole file at once, so that a reader sees the old or the new one. A file that does not exist
-//! is a file without users.
+//! Names, Argon2id hashes (PHC strings) and roles; passwords are never stored. [`add`] and [`remove`]
+//! replace the whole file at once, so that a reader sees the old or the new one; [`WatchedUsers`] is that
+//! reader. A file that does not exist is a file without users.
+
+mod watched;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +23,10 @@ use argon2::password_hash::{self, PasswordHash, PasswordHasher, PasswordVerifier
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::access::Role;
 use crate::wire::topic::Name;
+
+pub use watched::WatchedUsers;
 
 /// Largest file read, in bytes: some thousand users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -110,6 +116,8 @@ pub struct Users {
 struct User {
     /// PHC string.
     password: String,
+    #[serde(default)]
+    role: Role,
 }
 
 /// What [`add`] did.
@@ -117,7 +125,7 @@ struct User {
 pub enum Added {
     /// A new user.
     New,
-    /// The user existed; the password is another one now.
+    /// The user existed; the password is another one now, and the role too if one was given.
     Replaced,
 }
 
@@ -185,6 +193,18 @@ impl Users {
         self.users.keys().map(String::as_str)
     }
 
+    /// Names with their roles, sorted.
+    pub fn roles(&self) -> impl Iterator<Item = (&str, Role)> {
+        self.users
+            .iter()
+            .map(|(name, user)| (name.as_str(), user.role))
+    }
+
+    /// What a user is for; `None` for an unknown one.
+    pub fn role(&self, name: &str) -> Option<Role> {
+        self.users.get(name).map(|user| user.role)
+    }
+
     /// Whether nobody is in it.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
@@ -212,8 +232,14 @@ impl Users {
     }
 }
 
-/// Adds a user, or replaces the password of one.
-pub fn add(path: &Path, name: &str, password: &str) -> Result<Added, UsersError> {
+/// Adds a user, or replaces the password of one. Without a `role` a new user is a device, and a known one
+/// stays what it was.
+pub fn add(
+    path: &Path,
+    name: &str,
+    password: &str,
+    role: Option<Role>,
+) -> Result<Added, UsersError> {
     check_name(name)?;
     if password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
         return Err(UsersError::Password {
@@ -228,11 +254,14 @@ pub fn add(path: &Path, name: &str, password: &str) -> Result<Added, UsersError>
         .map_err(UsersError::Hash)?
         .to_string();
     change(path, |users| {
-        let replaced = users.users.insert(name.to_owned(), User { password: hash });
-        Ok(if replaced.is_some() {
-            Added::Replaced
-        } else {
-            Added::New
+        let role = role.or_else(|| users.role(name)).unwrap_or_default();
+        let user = User {
+            password: hash,
+            role,
+        };
+        Ok(match users.users.insert(name.to_owned(), user) {
+            Some(_) => Added::Replaced,
+            None => Added::New,
         })
     })
 }
@@ -319,9 +348,12 @@ mod tests {
     fn a_user_is_added_verified_replaced_and_removed() {
         let (_folder, path) = file();
         assert!(Users::read(&path).unwrap().is_empty());
-        assert_eq!(add(&path, "press-7", "first").unwrap(), Added::New);
-        assert_eq!(add(&path, "a.b_c", "other").unwrap(), Added::New);
-        assert_eq!(add(&path, "press-7", "second").unwrap(), Added::Replaced);
+        assert_eq!(add(&path, "press-7", "first", None).unwrap(), Added::New);
+        assert_eq!(add(&path, "a.b_c", "other", None).unwrap(), Added::New);
+        assert_eq!(
+            add(&path, "press-7", "second", None).unwrap(),
+            Added::Replaced
+        );
 
         let users = Users::read(&path).unwrap();
         assert_eq!(users.names().collect::<Vec<_>>(), ["a.b_c", "press-7"]);
@@ -338,9 +370,32 @@ mod tests {
     }
 
     #[test]
+    fn a_role_is_kept_until_another_is_given() {
+        let (_folder, path) = file();
+        let role = || Users::read(&path).unwrap().role("hmi");
+        add(&path, "hmi", "pw", None).unwrap();
+        assert_eq!(role(), Some(Role::Device));
+        add(&path, "hmi", "pw", Some(Role::Operator)).unwrap();
+        add(&path, "hmi", "another", None).unwrap();
+        assert_eq!(role(), Some(Role::Operator));
+        assert_eq!(Users::read(&path).unwrap().role("nobody"), None);
+    }
+
+    #[test]
+    fn a_file_of_the_time_before_roles_has_devices() {
+        let (_folder, path) = file();
+        add(&path, "hmi", "pw", Some(Role::Monitor)).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let older = text.replace("role = \"monitor\"\n", "");
+        assert_ne!(text, older);
+        fs::write(&path, older).unwrap();
+        assert_eq!(Users::read(&path).unwrap().role("hmi"), Some(Role::Device));
+    }
+
+    #[test]
     fn the_file_is_private_and_holds_no_password() {
         let (_folder, path) = file();
-        add(&path, "press-7", "correct horse").unwrap();
+        add(&path, "press-7", "correct horse", None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(!fs::read_to_string(&path).unwrap().contains("correct horse"));
     }
@@ -348,7 +403,7 @@ mod tests {
     #[test]
     fn a_file_that_others_can_read_is_refused() {
         let (_folder, path) = file();
-        add(&path, "press-7", "pw").unwrap();
+        add(&path, "press-7", "pw", None).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(
             Users::read(&path),
@@ -361,13 +416,16 @@ mod tests {
         let (_folder, path) = file();
         for name in ["", "a/b", "+", "#", "a b", "ä", &"x".repeat(65)] {
             assert!(
-                matches!(add(&path, name, "pw"), Err(UsersError::Name { .. })),
+                matches!(add(&path, name, "pw", None), Err(UsersError::Name { .. })),
                 "{name:?}"
             );
         }
         for name in crate::wire::topic::RESERVED {
             assert!(
-                matches!(add(&path, name, "pw"), Err(UsersError::Reserved { .. })),
+                matches!(
+                    add(&path, name, "pw", None),
+                    Err(UsersError::Reserved { .. })
+                ),
                 "{name}"
             );
         }
@@ -387,7 +445,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             assert!(matches!(
-                add(&path, "press-7", "pw"),
+                add(&path, "press-7", "pw", None),
                 Err(UsersError::Malformed { .. })
             ));
             assert_eq!(fs::read_to_string(&path).unwrap(), text);

@@ -17,18 +17,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("process", &[]),
     ("runtime_file", &[]),
     ("wire", &["frames"]),
-    ("users", &["wire"]),
+    ("access", &["wire"]),
+    ("users", &["access", "wire"]),
     ("receive", &["frames", "wire"]),
     ("store", &["wire"]),
-    ("config", &["frames", "wire"]),
+    ("config", &["access", "frames", "wire"]),
     ("logging", &["config"]),
     ("models", &["config", "frames", "wire"]),
-    ("broker", &["config", "process", "users", "wire"]),
+    ("broker", &["access", "config", "process", "users", "wire"]),
     ("worker", &["config", "frames", "process"]),
     (
         "dispatch",
         &[
-            "config", "frames", "link", "models", "store", "users", "wire", "worker",
+            "access", "config", "frames", "link", "models", "store", "users", "wire", "worker",
         ],
     ),
     ("daemon", ANY),
@@ -53,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Modules and files that take values and return values. Nothing in them opens, waits, logs or asks the time.
 const PURE: &[&str] = &[
+    "src/access",
     "src/frames.rs",
     "src/receive",
     "src/wire",

@@ -59,7 +59,7 @@ async fn daemon(broker: &Embedded) -> (Link, Inbox) {
 async fn with_users() -> Embedded {
     let broker = Embedded::start().await;
     for user in ["ann", "bob"] {
-        users::add(&broker.users, user, user).unwrap();
+        users::add(&broker.users, user, user, None).unwrap();
     }
     broker
 }
@@ -116,7 +116,7 @@ async fn clients_without_credentials_are_local_until_the_first_user() {
         "{got:?}"
     );
 
-    users::add(&broker.users, "ann", "ann").unwrap();
+    users::add(&broker.users, "ann", "ann", None).unwrap();
     let added = Instant::now();
     while accepted(&link, &mut inbox, request.clone()).await {
         let got = received(&mut requests).await;
@@ -141,7 +141,7 @@ async fn a_user_added_and_removed_while_the_broker_runs_comes_and_goes_within_a_
     let cat = |client_id| client_of(&broker, credentials("cat", "cat"), client_id);
     assert!(refusal(cat("before")).await.contains("BadUserNamePassword"));
 
-    users::add(&broker.users, "cat", "cat").unwrap();
+    users::add(&broker.users, "cat", "cat", None).unwrap();
     let soon = Duration::from_millis(10);
     let config = LinkConfig {
         backoff_min: soon,
@@ -367,7 +367,7 @@ async fn a_will_reaches_no_further_than_its_user() {
 #[tokio::test]
 async fn a_flood_is_refused_and_the_daemon_is_spared() {
     let broker = Embedded::start_with(|config| config.message_rate_max = 50).await;
-    users::add(&broker.users, "ann", "ann").unwrap();
+    users::add(&broker.users, "ann", "ann", None).unwrap();
     let (daemon, _requests) = daemon(&broker).await;
     let (ann, mut anns) = connected(&broker, "ann", &["orinoco/v1/resp/ann/#"]).await;
     let mut n_refused = 0;

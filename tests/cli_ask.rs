@@ -84,7 +84,7 @@ async fn node(address: SocketAddr, mut script: Script, is_up: mpsc::Sender<()>) 
     let id = broker::daemon_client_id("n1");
     let (link, mut inbox) = link::spawn(LinkConfig {
         credentials: Some(link::Credentials {
-            user: broker::DAEMON.into(),
+            user: orinoco::access::DAEMON.into(),
             password: "secret".into(),
         }),
         subscriptions: names.subscriptions(),

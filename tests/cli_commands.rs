@@ -215,7 +215,7 @@ fn users_are_added_listed_and_removed_and_only_a_made_password_is_printed() {
     assert_eq!((stdout(&given), given.status.code()), ("", Some(0)));
     assert_eq!(
         stdout(&orinoco(dir.path(), &["user", "list"])),
-        "hmi\nplc-3\n"
+        "hmi    device\nplc-3  device\n"
     );
     assert_eq!(
         orinoco(dir.path(), &["user", "remove", "hmi"])
@@ -223,7 +223,10 @@ fn users_are_added_listed_and_removed_and_only_a_made_password_is_printed() {
             .code(),
         Some(0)
     );
-    assert_eq!(stdout(&orinoco(dir.path(), &["user", "list"])), "plc-3\n");
+    assert_eq!(
+        stdout(&orinoco(dir.path(), &["user", "list"])),
+        "plc-3  device\n"
+    );
     let reserved = orinoco(dir.path(), &["user", "add", "daemon"]);
     assert_eq!(reserved.status.code(), Some(1));
     assert!(
@@ -231,6 +234,79 @@ fn users_are_added_listed_and_removed_and_only_a_made_password_is_printed() {
         "{}",
         stderr(&reserved)
     );
+}
+
+#[test]
+fn a_user_is_what_it_was_added_for_unless_the_configuration_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let add = |args: &[&str]| orinoco(dir.path(), &[&["user", "add"], args].concat());
+    assert_eq!(add(&["hmi", "--role", "operator"]).status.code(), Some(0));
+    assert_eq!(add(&["hmi"]).status.code(), Some(0));
+    assert_eq!(add(&["hall", "--role", "monitor"]).status.code(), Some(0));
+    let list = |args: &[&str]| {
+        let output = orinoco(dir.path(), &[&["user", "list"], args].concat());
+        stdout(&output).to_owned()
+    };
+    assert_eq!(list(&[]), "hall  monitor\nhmi   operator\n");
+    let set = ["--set", "users.hmi.role=device"];
+    assert_eq!(list(&set), "hall  monitor\nhmi   device\n");
+    let unknown = add(&["x", "--role", "root"]);
+    assert_eq!(unknown.status.code(), Some(64));
+    assert!(
+        stderr(&unknown).contains("\"operator\""),
+        "{}",
+        stderr(&unknown)
+    );
+}
+
+#[test]
+fn the_files_for_mosquitto_that_are_shipped_are_those_that_acl_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/mosquitto");
+    for (format, file) in [
+        ("mosquitto", "orinoco.acl"),
+        ("mosquitto-conf", "orinoco.conf"),
+    ] {
+        let written = orinoco(dir.path(), &["acl", "--format", format]);
+        let expected = std::fs::read_to_string(shipped.join(file)).unwrap();
+        let redo = "run `orinoco acl` and put what it writes there";
+        assert_eq!(stdout(&written), expected, "{file} is another: {redo}");
+    }
+}
+
+#[test]
+fn acl_writes_for_this_root_daemon_and_these_users() {
+    let dir = tempfile::tempdir().unwrap();
+    orinoco(dir.path(), &["user", "add", "hall", "--role", "monitor"]);
+    let acl = |format: &str, more: &[&str]| {
+        let args = [
+            &["acl", "--format", format, "--set", "node.root=site/a"],
+            more,
+        ]
+        .concat();
+        stdout(&orinoco(dir.path(), &args)).to_owned()
+    };
+    let own = acl("mosquitto", &["--set", "users.hmi.role=operator"]);
+    for line in [
+        "user daemon",
+        "user hmi",
+        "user hall",
+        "topic write site/a/v1/+/set/#",
+        "topic deny site/a/v1/+/req/hall/#",
+        "pattern write site/a/v1/+/req/%u/#",
+    ] {
+        assert!(own.lines().any(|l| l == line), "{line} in:\n{own}");
+    }
+    // Accounts of the embedded broker are none of another's.
+    let external = [
+        "--set",
+        "broker.mode=external",
+        "--set",
+        "mqtt.username=node-7",
+    ];
+    let other = acl("mqtt5", &external);
+    assert!(other.contains("assign node-7 daemon\n"), "{other}");
+    assert!(!other.contains("hall"), "{other}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! What the broker asks us: who somebody is, what they may do, and whether a message may pass.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mqtt5::broker::auth::{AuthProvider, AuthResult};
 use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishAction};
@@ -16,11 +16,12 @@ use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::protocol::v5::reason_codes::ReasonCode;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
-use tracing::{error, info, warn};
+use tracing::warn;
 
-use super::access::{DAEMON, LOCAL, Rules};
 use super::{DAEMON_CLIENT_ID, STORAGE_ANSWER_LIMIT};
-use crate::users::{Users, UsersError};
+use crate::access::{DAEMON, Role, Rules, Who};
+use crate::users::{UsersError, WatchedUsers};
+use crate::wire::topic::LOCAL_USER;
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -33,83 +34,45 @@ const HASHES_MAX: usize = 2;
 /// What a wrong password costs its sender.
 const WRONG_PASSWORD_PAUSE: Duration = Duration::from_millis(250);
 
-/// Time of change, length and inode.
-type FileStamp = Option<(SystemTime, u64, u64)>;
-
-/// The users file as last read.
-struct UsersFile {
-    path: Option<PathBuf>,
-    seen: Mutex<Seen>,
+/// Who there is, and what each is for.
+pub(super) struct Accounts {
+    file: WatchedUsers,
+    /// From the configuration; they win over those of the file.
+    roles: BTreeMap<String, Role>,
 }
 
-struct Seen {
-    users: Arc<Users>,
-    stamp: FileStamp,
-    looked: Instant,
-}
-
-impl UsersFile {
-    fn open(path: Option<PathBuf>) -> std::result::Result<UsersFile, UsersError> {
-        let stamp = stamp(path.as_deref());
-        let users = match &path {
-            Some(path) => Users::read(path)?,
-            None => Users::default(),
-        };
-        let seen = Seen {
-            users: Arc::new(users),
-            stamp,
-            looked: Instant::now(),
-        };
-        Ok(UsersFile {
-            path,
-            seen: Mutex::new(seen),
+impl Accounts {
+    pub(super) fn open(
+        file: Option<PathBuf>,
+        roles: BTreeMap<String, Role>,
+    ) -> std::result::Result<Accounts, UsersError> {
+        Ok(Accounts {
+            file: WatchedUsers::open(file)?,
+            roles,
         })
     }
 
-    /// For each message: as of the last look, which is at most [`USERS_LOOK`] ago.
-    fn users(&self) -> Arc<Users> {
-        self.look(USERS_LOOK)
-    }
-
-    /// For each connection: as of now.
-    fn users_now(&self) -> Arc<Users> {
-        self.look(Duration::ZERO)
-    }
-
-    fn look(&self, age_max: Duration) -> Arc<Users> {
-        let mut seen = self.seen.lock().expect("no holder of this lock panics");
-        if let Some(path) = &self.path
-            && seen.looked.elapsed() >= age_max
-        {
-            seen.looked = Instant::now();
-            let now = stamp(Some(path));
-            if now != seen.stamp {
-                seen.stamp = now;
-                match Users::read(path) {
-                    Ok(users) => {
-                        info!(n_users = users.names().count(), "users file read again");
-                        seen.users = Arc::new(users);
-                    }
-                    // Fail closed: who was known stays known, and nobody becomes anonymous.
-                    Err(error) => error!(%error, "users file unusable, the users read before stay"),
-                }
-            }
+    /// Who may still act: a user that was removed, or `local` once there are users, may not.
+    fn who<'a>(&self, user: Option<&'a str>) -> Option<Who<'a>> {
+        let name = user?;
+        if name == DAEMON {
+            return Some(Who::Daemon);
         }
-        seen.users.clone()
+        let users = self.file.users(USERS_LOOK);
+        let role = match name {
+            LOCAL_USER if users.is_empty() => Role::Device,
+            LOCAL_USER => return None,
+            name => users.role(name)?,
+        };
+        let role = self.roles.get(name).copied().unwrap_or(role);
+        Some(Who::User { name, role })
     }
-}
-
-/// Changes whenever the file is replaced.
-fn stamp(path: Option<&std::path::Path>) -> FileStamp {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path?).ok()?;
-    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 /// Authentication and authorization of every client.
 pub(super) struct Guard {
-    rules: Rules,
-    users: UsersFile,
+    rules: Arc<Rules>,
+    accounts: Arc<Accounts>,
     /// SHA-256 of the daemon's credential: it is random, so nothing slower is needed.
     daemon: Option<[u8; 32]>,
     hashes: Semaphore,
@@ -149,14 +112,14 @@ impl Rate {
 
 impl Guard {
     pub(super) fn new(
-        rules: Rules,
-        users: Option<PathBuf>,
+        rules: Arc<Rules>,
+        accounts: Arc<Accounts>,
         daemon_password: Option<&str>,
         message_rate_max: u32,
-    ) -> std::result::Result<Guard, UsersError> {
-        Ok(Guard {
+    ) -> Guard {
+        Guard {
             rules,
-            users: UsersFile::open(users)?,
+            accounts,
             daemon: daemon_password.map(|password| Sha256::digest(password).into()),
             hashes: Semaphore::new(HASHES_MAX),
             storage: None,
@@ -164,7 +127,7 @@ impl Guard {
                 max: message_rate_max,
                 windows: Mutex::default(),
             },
-        })
+        }
     }
 
     /// Lets the guard see whose session a client id names.
@@ -184,10 +147,10 @@ impl Guard {
                 if !client.ip().is_loopback() {
                     return Err("no credentials, and the client is not on this machine");
                 }
-                if !self.users.users_now().is_empty() {
+                if !self.accounts.file.users(Duration::ZERO).is_empty() {
                     return Err("no credentials, and there are users");
                 }
-                return Ok(LOCAL.to_owned());
+                return Ok(LOCAL_USER.to_owned());
             }
             (Some(name), Some(password)) => (name.clone(), password.clone()),
             _ => return Err("a user name without a password, or the reverse"),
@@ -202,7 +165,7 @@ impl Guard {
                 Err("wrong credential for the daemon")
             };
         }
-        let users = self.users.users_now();
+        let users = self.accounts.file.users(Duration::ZERO);
         let permit = self.hashes.acquire().await.expect("never closed");
         let candidate = name.clone();
         let verified =
@@ -220,21 +183,23 @@ impl Guard {
         user: &str,
         connect: &ConnectPacket,
     ) -> std::result::Result<(), &'static str> {
-        if user == DAEMON {
-            return Ok(());
-        }
+        let who = match self.accounts.who(Some(user)) {
+            Some(Who::Daemon) => return Ok(()),
+            Some(who) => who,
+            None => return Err("the user was removed just now"),
+        };
         if connect.client_id.starts_with(DAEMON_CLIENT_ID) {
             return Err("the client id is the daemon's");
         }
         if let Some(will) = &connect.will {
-            if will.retain {
-                return Err("a will with RETAIN would be a request that comes back for ever");
-            }
-            if !self.rules.may_write(user, &will.topic) {
+            if !self.rules.may_write(who, &will.topic) {
                 return Err("the will's topic is not the user's");
             }
+            if will.retain && !self.rules.may_retain(who, &will.topic) {
+                return Err("a will with RETAIN would be a request that comes back for ever");
+            }
             let response_topic = will.properties.response_topic.as_deref();
-            if response_topic.is_some_and(|topic| !self.rules.may_be_answered_on(user, topic)) {
+            if response_topic.is_some_and(|topic| !self.rules.may_be_answered_on(who, topic)) {
                 return Err("the will's response topic is not the user's");
             }
         }
@@ -252,16 +217,6 @@ impl Guard {
             };
         }
         Ok(())
-    }
-
-    /// Who may still act: a user that was removed, or `local` once there are users, may not.
-    fn known(&self, user: Option<&str>) -> bool {
-        match user {
-            None => false,
-            Some(DAEMON) => true,
-            Some(LOCAL) => self.users.users().is_empty(),
-            Some(name) => self.users.users().contains(name),
-        }
     }
 }
 
@@ -294,10 +249,13 @@ impl AuthProvider for Guard {
         user: Option<&'a str>,
         topic: &'a str,
     ) -> Answer<'a, bool> {
-        let allowed = self.known(user)
-            && user.is_some_and(|user| {
-                self.rules.may_write(user, topic) && (user == DAEMON || self.rate.allows(user))
-            });
+        let allowed = self.accounts.who(user).is_some_and(|who| {
+            self.rules.may_write(who, topic)
+                && match who {
+                    Who::Daemon => true,
+                    Who::User { name, .. } => self.rate.allows(name),
+                }
+        });
         Box::pin(std::future::ready(allowed))
     }
 
@@ -307,33 +265,40 @@ impl AuthProvider for Guard {
         user: Option<&'a str>,
         filter: &'a str,
     ) -> Answer<'a, bool> {
-        let allowed =
-            self.known(user) && user.is_some_and(|user| self.rules.may_read(user, filter));
+        let who = self.accounts.who(user);
+        let allowed = who.is_some_and(|who| self.rules.may_read(who, filter));
         Box::pin(std::future::ready(allowed))
     }
 }
 
 /// Swallows messages that are allowed by topic and harmful by their properties.
 pub(super) struct Filter {
-    pub(super) rules: Rules,
+    pub(super) rules: Arc<Rules>,
+    pub(super) accounts: Arc<Accounts>,
+}
+
+impl Filter {
+    fn harm(&self, event: &ClientPublishEvent) -> Option<&'static str> {
+        let Some(who) = self.accounts.who(event.user_id.as_deref()) else {
+            return Some("a user that was removed just now");
+        };
+        if event.retain && !self.rules.may_retain(who, &event.topic) {
+            // It would be done again at every start of the daemon, and fill the retained store.
+            return Some("RETAIN on a topic where nothing is to stay");
+        }
+        let foreign = |topic: &str| !self.rules.may_be_answered_on(who, topic);
+        if event.response_topic.as_deref().is_some_and(foreign) {
+            return Some("a response topic that is not the user's");
+        }
+        None
+    }
 }
 
 impl BrokerEventHandler for Filter {
     fn on_client_publish<'a>(&'a self, event: ClientPublishEvent) -> Answer<'a, PublishAction> {
-        let user = event.user_id.as_deref().unwrap_or("");
-        let response_topic = event.response_topic.as_deref();
-        let reason = if user == DAEMON {
-            None
-        } else if event.retain {
-            // It would come back at every start of the daemon, and fill the retained store.
-            Some("a request with RETAIN")
-        } else if response_topic.is_some_and(|topic| !self.rules.may_be_answered_on(user, topic)) {
-            Some("a response topic that is not the user's")
-        } else {
-            None
-        };
-        let action = match reason {
+        let action = match self.harm(&event) {
             Some(reason) => {
+                let user = event.user_id.as_deref().unwrap_or_default();
                 warn!(user, topic = &*event.topic, reason, "message swallowed");
                 PublishAction::Handled
             }

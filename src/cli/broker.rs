@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::{output, user};
+use crate::access;
 use crate::broker::{self, PortChoice};
 use crate::config::{BrokerStorage, Config};
 use crate::daemon;
@@ -48,7 +49,7 @@ fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
         ),
     };
     let daemon_password = match (config.mqtt.username.as_deref(), &config.mqtt.password_file) {
-        (Some(broker::DAEMON), Some(file)) => Some(user::password_from(file)?),
+        (Some(access::DAEMON), Some(file)) => Some(user::password_from(file)?),
         // Then the daemon is refused; users can still connect, e.g. to try out their rules.
         _ => None,
     };
@@ -59,6 +60,7 @@ fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
             false => PortChoice::Exactly(own.port),
         },
         users: Some(config.paths.users_file()),
+        roles: config.users.roles(),
         daemon_password,
         packet_bytes_max: config.mqtt.packet_bytes_max,
         clients_max: own.clients_max,

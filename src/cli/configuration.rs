@@ -45,14 +45,11 @@ EXAMPLES
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Check => {
-            let changed = config
-                .entries
-                .iter()
-                .filter(|entry| entry.origin != "default")
-                .count();
+            let own = || config.entries.iter().filter(|entry| !entry.is_inherited);
+            let changed = own().filter(|entry| entry.origin != "default").count();
             output::answer(&format!(
                 "the configuration is valid: {changed} of {} values are not the default\n",
-                config.entries.len()
+                own().count()
             ))
         }
         Command::Show {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 
 use super::output;
+use crate::access::Role;
 use crate::config::Config;
 use crate::users::{self, Added, Users};
 
@@ -19,6 +20,7 @@ const PASSWORD_LINE_BYTES_MAX: u64 = 4096;
 #[command(after_help = "\
 EXAMPLES
   orinoco user add plc-3                      prints a password made for it
+  orinoco user add hmi --role operator
   orinoco user remove plc-3
   orinoco user list")]
 pub(super) struct Args {
@@ -34,11 +36,16 @@ enum Command {
     #[command(after_help = "\
 EXAMPLES
   orinoco user add plc-3                                prints a password made for it
+  orinoco user add hmi --role operator                  may give orders to nodes
   orinoco user add plc-3 --password-file plc-3.password
   pass show plc-3 | orinoco user add plc-3 --password-file -")]
     Add {
         /// 1 to 64 of A-Z a-z 0-9 _ . -
         name: String,
+        /// What it is for: device (asks), operator (also gives orders), monitor (only sees); without it a
+        /// new user is a device, and a known one stays what it was
+        #[arg(long, value_name = "ROLE")]
+        role: Option<Role>,
         /// Take the password from the first line of this file; - is standard input
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
@@ -51,7 +58,7 @@ EXAMPLES
         /// As listed
         name: String,
     },
-    /// List the users, one a line
+    /// List the users and what they are for, one a line
     #[command(after_help = "\
 EXAMPLES
   orinoco user list")]
@@ -63,6 +70,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Add {
             name,
+            role,
             password_file,
         } => {
             users::check_name(&name)?;
@@ -70,7 +78,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
                 Some(path) => (password_from(&path)?, false),
                 None => (make_password()?, true),
             };
-            let added = users::add(&file, &name, &password)?;
+            let added = users::add(&file, &name, &password, role)?;
             output::say(match added {
                 Added::New => "user added; the broker takes it from the next connection on",
                 Added::Replaced => "the user existed and has a new password now",
@@ -86,8 +94,16 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
         }
         Command::List => {
             let users = Users::read(&file)?;
-            let names: String = users.names().map(|name| format!("{name}\n")).collect();
-            output::answer(&names)
+            // The configuration has the last word; see [users.NAME] in configs/default.toml.
+            let configured = config.users.roles();
+            let rows: Vec<_> = users
+                .roles()
+                .map(|(name, role)| {
+                    let role = configured.get(name).copied().unwrap_or(role);
+                    vec![name.to_owned(), role.to_string()]
+                })
+                .collect();
+            output::answer(&output::table(&rows))
         }
     }
 }

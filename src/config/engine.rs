@@ -125,13 +125,15 @@ impl ModelsConfig {
         });
         let default = ModelConfig::read(&mut section, None);
         drop(section);
-        let by_name = root.named("models", &inherited, check_name, |mut section, _| {
+        let mut by_name = BTreeMap::new();
+        for named in root.named("models", check_name) {
+            let mut section = root.heir(&named, &inherited);
             let file = section.checked("file", |file| match file {
                 "" => Err("the name of a GGUF file".to_owned()),
                 file => Ok(paths.models_dir.join(file)),
             });
-            ModelConfig::read(&mut section, file)
-        });
+            by_name.insert(named.name.clone(), ModelConfig::read(&mut section, file));
+        }
         Self {
             active: active.flatten(),
             default,

@@ -85,6 +85,8 @@ pub struct Entry {
     pub value: String,
     /// `default`, a file, an environment variable or a flag.
     pub origin: String,
+    /// It stands in another section, from which this one takes it.
+    pub is_inherited: bool,
 }
 
 /// What reading found out.

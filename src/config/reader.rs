@@ -50,20 +50,18 @@ impl<'r> Root<'r> {
         }
     }
 
-    /// The named tables below `name` (`[models.X]`, `[users.X]`), each inheriting the keys of `parent`,
-    /// a section that was kept with [`Root::copy`]. Tables with a bad name or no table at all are reported.
-    pub(super) fn named<T>(
+    /// The named tables below `name` (`[models.X]`, `[users.X]`). Tables with a bad name or no table at all
+    /// are reported.
+    pub(super) fn named(
         &mut self,
         name: &'static str,
-        parent: &BTreeMap<String, Value>,
         check_name: impl Fn(&str) -> Result<(), String>,
-        mut read: impl FnMut(Section<'_>, &str) -> T,
-    ) -> BTreeMap<String, T> {
+    ) -> Vec<Named> {
         let Some(ValueKind::Table(tables)) = self.tree.remove(name).map(|v| v.kind) else {
-            return BTreeMap::new();
+            return Vec::new();
         };
         let tables: BTreeMap<String, Value> = tables.into_iter().collect();
-        let mut named = BTreeMap::new();
+        let mut named = Vec::new();
         for (child, value) in tables {
             let path = format!("{name}.{child}");
             let origin = origin_of(&value);
@@ -81,21 +79,50 @@ impl<'r> Root<'r> {
                     advice,
                 });
             }
-            let section = Section {
-                name: path,
+            named.push(Named {
+                name: child,
+                path,
                 own: own.into_iter().collect(),
-                inherited: parent.clone(),
                 origin,
-                working_dir: &self.working_dir,
-                report: self.report,
-            };
-            named.insert(child.clone(), read(section, &child));
+            });
         }
         named
     }
 
-    /// The values of a section, for [`Root::named`] to inherit.
-    pub(super) fn copy(&self, name: &str) -> BTreeMap<String, Value> {
+    /// A named table as a section that inherits the keys of `parent`, see [`Root::copy`].
+    pub(super) fn heir(&mut self, named: &Named, parent: &Keys) -> Section<'_> {
+        Section {
+            name: named.path.clone(),
+            own: named.own.clone(),
+            inherited: parent.clone(),
+            origin: named.origin.clone(),
+            working_dir: &self.working_dir,
+            report: self.report,
+        }
+    }
+
+    /// The same once more under another parent, for its values alone: [`Root::heir`] has told what is wrong
+    /// with it.
+    pub(super) fn heir_again<T>(
+        &self,
+        named: &Named,
+        parent: &Keys,
+        read: impl FnOnce(&mut Section<'_>) -> T,
+    ) -> T {
+        let mut report = Report::default();
+        let mut section = Section {
+            name: named.path.clone(),
+            own: named.own.clone(),
+            inherited: parent.clone(),
+            origin: named.origin.clone(),
+            working_dir: &self.working_dir,
+            report: &mut report,
+        };
+        read(&mut section)
+    }
+
+    /// The values of a section, for [`Root::heir`] to inherit.
+    pub(super) fn copy(&self, name: &str) -> Keys {
         match self.tree.get(name).map(|v| &v.kind) {
             Some(ValueKind::Table(table)) => table.clone().into_iter().collect(),
             _ => BTreeMap::new(),
@@ -113,6 +140,27 @@ impl<'r> Root<'r> {
                 advice: "no part of the program reads this section".into(),
             });
         }
+    }
+}
+
+/// Keys of a section, as merged.
+pub(super) type Keys = BTreeMap<String, Value>;
+
+/// One of several tables of a kind.
+pub(super) struct Named {
+    /// Its own name.
+    pub(super) name: String,
+    path: String,
+    own: Keys,
+    origin: String,
+}
+
+impl Named {
+    /// The keys of `parent` under its own.
+    pub(super) fn over(&self, parent: &Keys) -> Keys {
+        let mut keys = parent.clone();
+        keys.extend(self.own.clone());
+        keys
     }
 }
 
@@ -332,12 +380,19 @@ impl Section<'_> {
         {
             return;
         }
-        let entry = self
-            .report
-            .entries
-            .iter()
-            .rev()
-            .find(|e| e.key == key && e.section == self.name);
+        let here = |key: &str| {
+            let mut entries = self.report.entries.iter().rev();
+            entries.find(|e| e.key == key && e.section == self.name)
+        };
+        let entry = here(key);
+        let beside = other.rsplit('.').next().and_then(here);
+        if [entry, beside]
+            .into_iter()
+            .flatten()
+            .all(|e| e.is_inherited)
+        {
+            return; // Told where both come from.
+        }
         let (origin, value) = entry
             .map(|e| (e.origin.clone(), e.value.clone()))
             .expect("contradictions are about keys that were read");
@@ -375,6 +430,7 @@ impl Section<'_> {
             key,
             value: toml_of(&value.kind),
             origin: origin.clone(),
+            is_inherited: !is_own,
         });
         Taken {
             is_text: layers::is_text(&origin),

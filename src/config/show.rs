@@ -2,17 +2,18 @@
 
 use super::Entry;
 
-/// Sections in the order in which they were read, which is that of `default.toml`.
+/// Sections in the order in which they were read, which is that of `default.toml`; in named tables only
+/// what was set for them.
 pub(super) fn to_toml(entries: &[Entry], origin: bool) -> String {
-    let width = entries
-        .iter()
+    let own = || entries.iter().filter(|e| !e.is_inherited);
+    let width = own()
         .map(|e| e.key.len() + e.value.chars().count())
         .filter(|width| *width <= 60)
         .max()
         .unwrap_or(0);
     let mut text = String::new();
     let mut section = "";
-    for entry in entries {
+    for entry in own() {
         if entry.section != section {
             if !section.is_empty() {
                 text.push('\n');

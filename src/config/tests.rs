@@ -2,10 +2,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
+use crate::access::Role;
 use crate::frames::{Backend, KvType, Switch};
 
 fn defaults() -> Config {
     load(&Sources::defaults()).unwrap()
+}
+
+fn device<'c>(config: &'c Config, user: &str) -> &'c UserPolicy {
+    config.users.policy(user, Role::Device)
 }
 
 fn problems(sources: &Sources) -> Vec<String> {
@@ -54,6 +59,7 @@ fn every_key_that_is_read_is_documented_and_every_documented_key_is_read() {
     let read: Vec<_> = config
         .entries
         .iter()
+        .filter(|e| !e.is_inherited)
         .map(|e| (e.section.clone(), e.key.to_owned()))
         .collect();
     let written: Vec<_> = documented().into_iter().map(|(s, k, _)| (s, k)).collect();
@@ -92,7 +98,7 @@ fn the_commented_examples_are_valid_and_name_only_real_keys() {
     })
     .unwrap();
     assert_eq!(config.models.get("small").n_ctx, 4096);
-    assert_eq!(config.users.get("plc-3").ops, ["text"]);
+    assert_eq!(device(&config, "plc-3").ops, ["text"]);
 }
 
 #[test]
@@ -112,8 +118,8 @@ fn the_defaults_are_what_the_comments_promise() {
         Path::new("/var/lib/orinoco/broker")
     );
     assert_eq!(config.models.active, None);
-    assert!(!config.users.default.allows_priority("alarm"));
-    assert!(config.users.default.allows_op("chat"));
+    assert!(!device(&config, "anybody").allows_priority("alarm"));
+    assert!(device(&config, "anybody").allows_op("chat"));
     let worker = config.engine.worker_program(Path::new("/usr/bin/orinoco"));
     assert_eq!(worker, Path::new("/usr/bin/orinoco-engine"));
 }
@@ -157,8 +163,8 @@ fn text_from_flags_takes_the_type_of_its_key() {
     )
     .unwrap();
     assert!(!config.broker.port_search);
-    assert_eq!(config.users.default.sampling.temperature, 0.0);
-    assert_eq!(config.users.default.ops, ["text", "chat"]);
+    assert_eq!(device(&config, "anybody").sampling.temperature, 0.0);
+    assert_eq!(device(&config, "anybody").ops, ["text", "chat"]);
     assert_eq!(config.requests.payload_bytes_max, 100_000);
     assert_eq!(config.engine.backend, Backend::Cpu);
     assert_eq!(config.node.name, "1234");
@@ -309,18 +315,108 @@ fn users_and_models_inherit_key_by_key() {
             .set("models.qwen2.5-3b.kv_type_k", "q8_0"),
     )
     .unwrap();
-    let plc = config.users.get("plc-3");
+    let plc = device(&config, "plc-3");
     assert_eq!(
         (plc.max_tokens, plc.ops.as_slice()),
         (100, ["text"].as_slice())
     );
-    assert_eq!(config.users.get("someone-else"), &config.users.default);
+    assert_eq!(device(&config, "someone-else").max_tokens, 100);
     let qwen = config.models.get("qwen2.5-3b");
     assert_eq!(
         qwen.file.as_deref(),
         Some(Path::new("/var/lib/orinoco/models/qwen.gguf"))
     );
     assert_eq!((qwen.n_ctx, qwen.kv_type_k), (2048, KvType::Q8_0));
+}
+
+#[test]
+fn a_user_takes_from_its_role_what_it_does_not_say_and_the_role_from_the_defaults() {
+    let config = load(
+        &Sources::defaults()
+            .set("defaults.max_tokens", 100)
+            .set("defaults.queue_jobs_max", 7)
+            .set("roles.operator.max_tokens", 200)
+            .set("roles.operator.running_jobs_max", 3)
+            .set("users.hmi.role", "operator")
+            .set("users.hmi.ops", "text")
+            .set("users.plc.max_tokens", 50),
+    )
+    .unwrap();
+    // A role in the configuration wins over that of the account.
+    for account in Role::ALL {
+        let hmi = config.users.policy("hmi", account);
+        assert_eq!(
+            (hmi.max_tokens, hmi.ops.as_slice()),
+            (200, ["text"].as_slice())
+        );
+        assert_eq!(hmi.limits.running_jobs_max, Some(3));
+        assert_eq!(hmi.limits.queue_jobs_max, 7);
+    }
+    // Without one, the account decides what the table inherits.
+    let plc = |role| {
+        let policy = config.users.policy("plc", role);
+        (policy.max_tokens, policy.limits.running_jobs_max)
+    };
+    assert_eq!(plc(Role::Device), (50, None));
+    assert_eq!(plc(Role::Operator), (50, Some(3)));
+    assert!(config.users.policy("plc", Role::Monitor).ops.is_empty());
+    assert_eq!(
+        config.users.roles(),
+        [("hmi".to_owned(), Role::Operator)].into()
+    );
+}
+
+#[test]
+fn nobody_may_claim_alarm_by_default_and_a_monitor_may_ask_nothing() {
+    let config = defaults();
+    for role in Role::ALL {
+        assert!(
+            !config.users.policy("x", role).allows_priority("alarm"),
+            "{role}"
+        );
+    }
+    assert!(config.users.policy("x", Role::Operator).allows_op("chat"));
+    assert_eq!(
+        config.users.policy("x", Role::Monitor).ops,
+        Vec::<&str>::new()
+    );
+}
+
+#[test]
+fn an_unknown_role_is_refused_where_it_stands() {
+    let found = problems(
+        &Sources::defaults()
+            .set("roles.admin.max_tokens", 1)
+            .set("users.hmi.role", "root")
+            .set("users.hmi.max_tokenz", 1),
+    );
+    let found = found.join("\n");
+    for expected in [
+        "roles.admin: no role \"admin\": expected",
+        "users.hmi.role = \"root\": expected one of \"device\", \"monitor\", \"operator\"",
+        "users.hmi.max_tokenz: no such key; did you mean max_tokens?",
+    ] {
+        assert!(found.contains(expected), "{expected} in:\n{found}");
+    }
+    assert_eq!(found.lines().count(), 3, "{found}");
+}
+
+#[test]
+fn no_limit_is_written_as_zero() {
+    let config = load(
+        &Sources::defaults()
+            .set("defaults.requests_per_minute_max", 0)
+            .set("defaults.prompt_bytes_per_minute_max", 0),
+    )
+    .unwrap();
+    let limits = device(&config, "x").limits;
+    assert_eq!(limits.requests_per_minute_max, None);
+    assert_eq!(limits.prompt_bytes_per_minute_max, None);
+    assert_eq!(limits.running_jobs_max, None);
+    assert_eq!(
+        device(&defaults(), "x").limits.requests_per_minute_max,
+        Some(600)
+    );
 }
 
 #[test]

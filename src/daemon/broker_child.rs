@@ -5,6 +5,7 @@
 //! where it listens. A broker that dies is started again on the same address, and devices and our own
 //! link reconnect to where they were.
 
+use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
+use crate::access::Role;
 use crate::broker::{self, BrokerConfig, PortChoice};
 use crate::config::{BrokerStorage, Config};
 use crate::process::{die_with_parent, tie};
@@ -54,6 +56,7 @@ struct Settings {
     storage: PathBuf,
     root: String,
     users: PathBuf,
+    roles: BTreeMap<String, Role>,
     daemon_password: String,
     packet_bytes_max: u32,
     clients_max: usize,
@@ -80,6 +83,7 @@ impl Settings {
             storage,
             root: config.node.root.clone(),
             users: config.paths.users_file(),
+            roles: config.users.roles(),
             daemon_password: password.iter().map(|byte| format!("{byte:02x}")).collect(),
             packet_bytes_max: config.mqtt.packet_bytes_max,
             clients_max: broker.clients_max,
@@ -98,6 +102,7 @@ impl Settings {
             listen: vec![self.listen],
             port,
             users: Some(self.users),
+            roles: self.roles,
             daemon_password: Some(self.daemon_password),
             packet_bytes_max: self.packet_bytes_max,
             clients_max: self.clients_max,

@@ -1,13 +1,17 @@
 //! From the operator's configuration to what each part takes. Each part gets its own and never the whole.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use tokio::sync::watch;
 
 use super::hardware;
-use crate::config::{Config, ModelConfig, UserPolicy};
-use crate::dispatch::{self, Settings, UserSettings};
+use crate::access::Role;
+use crate::config::{Config, ModelConfig, UserConfig, UserPolicy, UsersConfig};
+use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
 use crate::link::{Credentials, LinkConfig};
 use crate::store::StoreConfig;
 use crate::wire::report::{Model, Presence, Status};
@@ -44,7 +48,7 @@ pub(super) fn link(
     let (host, port, client_id, credentials) = match broker {
         Some((address, password)) => {
             let credentials = Credentials {
-                user: crate::broker::DAEMON.into(),
+                user: crate::access::DAEMON.into(),
                 password,
             };
             let client_id = crate::broker::daemon_client_id(&config.node.name);
@@ -185,7 +189,13 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     })
 }
 
-pub(super) fn dispatcher(config: &Config, names: Names, boot: &str, choice: &Choice) -> Settings {
+pub(super) fn dispatcher(
+    config: &Config,
+    names: Names,
+    boot: &str,
+    choice: &Choice,
+    accounts: watch::Receiver<Arc<Accounts>>,
+) -> Settings {
     let requests = &config.requests;
     Settings {
         names,
@@ -199,19 +209,32 @@ pub(super) fn dispatcher(config: &Config, names: Names, boot: &str, choice: &Cho
             text_bytes: requests.text_bytes_max,
             ..Limits::default()
         },
-        everyone: user(&config.users.default),
-        users: config
-            .users
-            .by_name
-            .iter()
-            .map(|(name, policy)| (name.clone(), user(policy)))
-            .collect(),
+        users: users(&config.users, accounts),
         queue_jobs_max: requests.queue_jobs_max,
         queue_bytes_max: requests.queue_bytes_max,
         output_pending_bytes_max: requests.output_pending_bytes_max,
         retention: requests.retention,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
+    }
+}
+
+fn users(config: &UsersConfig, accounts: watch::Receiver<Arc<Accounts>>) -> UsersSettings {
+    let all = |by_role: &BTreeMap<Role, UserPolicy>| {
+        let settings = by_role.iter().map(|(role, policy)| (*role, user(policy)));
+        settings.collect()
+    };
+    let entry = |config: &UserConfig| UserEntry {
+        role: config.role,
+        by_role: all(&config.by_role),
+    };
+    let by_name = config.by_name.iter();
+    UsersSettings {
+        by_role: all(&config.by_role),
+        by_name: by_name
+            .map(|(name, user)| (name.clone(), entry(user)))
+            .collect(),
+        accounts,
     }
 }
 
@@ -234,5 +257,6 @@ fn user(policy: &UserPolicy) -> UserSettings {
             .iter()
             .filter_map(|word| word.parse::<Priority>().ok())
             .collect(),
+        limits: policy.limits,
     }
 }

@@ -1,11 +1,54 @@
 //! What the dispatcher takes from the configuration.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use crate::access::Role;
+use crate::config::UserLimits;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::request::{Defaults, Limits, Priority, Request};
 use crate::wire::topic::{Name, Names, Op};
+
+/// What each user is for, as its account on the embedded broker says; empty with other brokers.
+pub type Accounts = BTreeMap<String, Role>;
+
+/// Limits and defaults of all users.
+#[derive(Debug, Clone)]
+pub struct UsersSettings {
+    /// For users without an entry.
+    pub by_role: BTreeMap<Role, UserSettings>,
+    /// Users with an entry.
+    pub by_name: HashMap<String, UserEntry>,
+    /// Changes while the daemon runs.
+    pub accounts: watch::Receiver<Arc<Accounts>>,
+}
+
+/// A user that the configuration names.
+#[derive(Debug, Clone)]
+pub struct UserEntry {
+    /// What it is for; `None`: what its account says.
+    pub role: Option<Role>,
+    /// What it gets in each role.
+    pub by_role: BTreeMap<Role, UserSettings>,
+}
+
+impl UsersSettings {
+    /// Limits and defaults of a user.
+    pub fn get(&self, name: &Name) -> &UserSettings {
+        let account = || {
+            let accounts = self.accounts.borrow();
+            accounts.get(name.as_str()).copied().unwrap_or_default()
+        };
+        let (by_role, role) = match self.by_name.get(name.as_str()) {
+            Some(entry) => (&entry.by_role, entry.role.unwrap_or_else(account)),
+            None => (&self.by_role, account()),
+        };
+        &by_role[&role]
+    }
+}
 
 /// Limits and defaults of one user.
 #[derive(Debug, Clone)]
@@ -18,6 +61,8 @@ pub struct UserSettings {
     pub ops: Vec<Op>,
     /// Priorities that may be claimed.
     pub priorities: Vec<Priority>,
+    /// How much it may ask for.
+    pub limits: UserLimits,
 }
 
 impl UserSettings {
@@ -64,10 +109,8 @@ pub struct Settings {
     pub hardware: crate::wire::report::Hardware,
     /// Bounds of a request body.
     pub limits: Limits,
-    /// For users without an entry.
-    pub everyone: UserSettings,
-    /// Users with an entry.
-    pub users: HashMap<String, UserSettings>,
+    /// Who may ask for what, and how much.
+    pub users: UsersSettings,
     /// Jobs that may wait or run.
     pub queue_jobs_max: usize,
     /// Bytes of their bodies.
@@ -85,6 +128,6 @@ pub struct Settings {
 impl Settings {
     /// Limits and defaults of a user.
     pub fn user(&self, name: &Name) -> &UserSettings {
-        self.users.get(name.as_str()).unwrap_or(&self.everyone)
+        self.users.get(name)
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod bench;
+pub mod board;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -12,6 +12,7 @@ use std::{
 
 /// Module of `src/` → the modules that it may name as `crate::…`. The lower ones come first.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("board", &[]),
     ("frames", &[]),
     ("link", &[]),
     ("process", &[]),
@@ -37,6 +38,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "bench",
         &[
+            "board",
             "config",
             "daemon",
             "frames",
@@ -55,6 +57,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Modules and files that take values and return values. Nothing in them opens, waits, logs or asks the time.
 const PURE: &[&str] = &[
     "src/access",
+    "src/board/caps",
+    "src/board/l4t",
+    "src/board/nvpmodel/table",
+    "src/board/power/cores",
+    "src/board/text",
     "src/frames.rs",
     "src/receive",
     "src/wire",
@@ -113,6 +120,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "nix",
         &[
             "engine/src",
+            "src/board",
             "src/logging",
             "src/models",
             "src/process",

@@ -6,6 +6,7 @@
     reason = "each test file uses its own part of this module"
 )]
 
+pub mod board;
 pub mod broker;
 pub mod daemon;
 pub mod requester;

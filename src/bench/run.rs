@@ -17,6 +17,9 @@ use super::bandwidth::{self, Spec};
 use super::quantiles::Quantiles;
 use super::report::{About, Mqtt, Raw, Report};
 use super::tokens_per_second;
+use crate::board::identity::{self, Kind};
+use crate::board::power::PowerProbe;
+use crate::board::{self, Faults};
 use crate::config::Config;
 use crate::daemon::{choose_model, worker_config};
 use crate::frames::{self, BenchSpec, Event, Hello, Loaded};
@@ -74,7 +77,7 @@ pub async fn run(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commit: option_env!("ORINOCO_COMMIT").map(str::to_owned),
         llama: hello.llama,
-        hardware: hardware(),
+        hardware: hardware(config),
     };
     // What the GPU's own memory delivers is not what the CPU measures.
     let on_host = loaded
@@ -94,19 +97,26 @@ fn bytes_per_token(loaded: &Loaded) -> u64 {
     loaded.size_bytes + kv / u64::from(loaded.n_ctx.max(1)) * u64::from(N_GEN / 2)
 }
 
-fn hardware() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let board = read("/proc/device-tree/model");
-    let cpu = read("/proc/cpuinfo");
-    let name = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or_default();
-    let name = name.trim_start_matches([' ', '\t', ':']);
+/// Board or processor, GPU, power mode, cores: what the figures below hold for.
+fn hardware(config: &Config) -> String {
+    let root = board::Root::new(&config.paths.board_root);
+    let identity = identity::read(&root, &mut Faults::default());
+    let processor = || {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpu
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .unwrap_or_default();
+        name.trim_start_matches([' ', '\t', ':']).to_owned()
+    };
+    let gpu = identity.gpu.filter(|_| identity.kind == Kind::NvidiaPc);
+    let mode = PowerProbe::new(&root, identity.module).read(None);
+    let mode = mode.effective_mode().map(|mode| mode.name.clone());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let board = board.trim_end_matches('\0').trim();
-    let what = if board.is_empty() { name } else { board };
-    format!("{what}, {cores} cores, {}", std::env::consts::ARCH)
+    let what = identity.model.unwrap_or_else(processor);
+    let parts = [Some(what), gpu, mode, Some(format!("{cores} cores"))];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{}, {}", parts.join(", "), std::env::consts::ARCH)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -45,6 +45,8 @@ pub struct PathsConfig {
     pub state_dir: PathBuf,
     /// GGUF files.
     pub models_dir: PathBuf,
+    /// What the board is read below.
+    pub board_root: PathBuf,
 }
 
 impl PathsConfig {
@@ -61,9 +63,11 @@ impl PathsConfig {
         let models_dir = section
             .path("models_dir")
             .unwrap_or_else(|| state_dir.join("models"));
+        let board_root = section.path("board_root");
         Self {
             state_dir,
             models_dir,
+            board_root: board_root.unwrap_or_else(|| PathBuf::from("/")),
         }
     }
 

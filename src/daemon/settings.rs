@@ -203,7 +203,7 @@ pub(super) fn dispatcher(
         model: choice.name.clone(),
         models: choice.all.clone(),
         backend: config.engine.backend,
-        hardware: hardware::read(),
+        hardware: hardware::read(&config.paths.board_root),
         limits: Limits {
             payload_bytes: requests.payload_bytes_max,
             text_bytes: requests.text_bytes_max,

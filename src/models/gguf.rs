@@ -22,7 +22,7 @@ pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use reader::Bounded;
@@ -89,7 +89,7 @@ pub enum Reason {
     Truncated,
     #[error("the header is longer than {max} bytes")]
     HeaderTooLong { max: u64 },
-    #[error("it begins with {found:02x?}, a GGUF file begins with \"GGUF\"")]
+    #[error("it begins with {:?}, a GGUF file begins with \"GGUF\"", String::from_utf8_lossy(.found))]
     Magic { found: [u8; 4] },
     #[error("GGUF version {found}, expected 2 or 3")]
     Version { found: u32 },
@@ -177,10 +177,23 @@ pub fn preflight(path: &Path) -> Result<Header, GgufError> {
         source,
     };
     let file = File::open(path).map_err(io)?;
+    preflight_file(&file, path)
+}
+
+/// As [`preflight`], of a file that is open already and is called `path`. It is read from its beginning.
+///
+/// # Errors
+/// [`GgufError`] with the byte at which reading stopped.
+pub fn preflight_file(mut file: &File, path: &Path) -> Result<Header, GgufError> {
+    let io = |source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let meta = file.metadata().map_err(io)?;
     if !meta.is_file() {
         return Err(io(std::io::Error::other("not a regular file")));
     }
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
     read_header(file, meta.len()).map_err(|(reason, at)| GgufError::Refused {
         path: path.to_owned(),
         at,

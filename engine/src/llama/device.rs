@@ -13,6 +13,8 @@ use llama_cpp_2::{LlamaBackendDevice, LlamaBackendDeviceType as Type};
 use llama_cpp_sys_2 as sys;
 use orinoco::frames::{Backend, Device};
 
+use super::judged::Judged;
+
 /// Buffer that is filled to time the memory: larger than the caches of a discrete GPU (H200: 50 MB), and
 /// small beside what an integrated one shares with everybody (Orin's caches: 4 MB).
 const FILL_BYTES: usize = 256 << 20;
@@ -148,7 +150,8 @@ pub(super) fn can_map(backend: Backend) -> bool {
 
 /// Bytes of the tensors that llama.cpp keeps on the host whatever the number of layers on a GPU: it only
 /// looks rows of them up (`LLM_TENSOR_LAYER_INPUT` in its `llama-arch.cpp`).
-pub(super) fn input_bytes(path: &CStr) -> u64 {
+pub(super) fn input_bytes(file: &Judged) -> u64 {
+    let path = file.path_of_descriptor();
     const NAMES: [&CStr; 4] = [
         c"token_embd.weight",
         c"per_layer_token_embd.weight",

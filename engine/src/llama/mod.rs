@@ -8,6 +8,7 @@ mod canary;
 pub mod context;
 pub mod device;
 pub mod gpu;
+mod judged;
 pub mod log;
 pub mod model;
 pub mod plan;
@@ -100,7 +101,7 @@ impl Loader for LlamaLoader {
             n_graph_splits: facts.n_graph_splits.unwrap_or(0),
             buffers: context.breakdown(),
             devices: device::used(spec.backend),
-            input_bytes: device::input_bytes(&model::c_path(&spec.path)?),
+            input_bytes: device::input_bytes(model.file()),
             canary,
             load_ms,
         };

@@ -5,16 +5,14 @@
     reason = "llama-cpp-2 hides its raw model, and the context needs one"
 )]
 
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 use orinoco::frames::{Backend, LoadSpec, Switch, Token};
 
+use super::judged::Judged;
 use super::{device, log};
 use crate::model::{LoadError, TemplateSource};
 
@@ -22,6 +20,7 @@ use crate::model::{LoadError, TemplateSource};
 pub struct Model {
     raw: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
+    file: Judged,
 }
 
 /// Chat templates beyond this are refused before anything parses them.
@@ -44,8 +43,8 @@ impl Model {
         tensors: Tensors,
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self, LoadError> {
-        check_header(&spec.path)?;
-        let path = c_path(&spec.path)?;
+        let file = Judged::open(&spec.path)?;
+        let path = file.path_of_descriptor();
         // SAFETY: returns a plain struct.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = spec.n_gpu_layers;
@@ -75,14 +74,15 @@ impl Model {
             let what = if progress.stopped {
                 "the supervisor went away during the load".to_owned()
             } else {
-                log::take().reason()
+                file.with_its_name(&log::take().reason())
             };
             return Err(LoadError(format!("load {}: {what}", spec.path.display())));
         };
         // SAFETY: `raw` is a live model; its vocabulary lives as long as it does.
         let vocab = unsafe { sys::llama_model_get_vocab(raw.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).expect("every loaded model has a vocabulary");
-        let model = Self { raw, vocab };
+        let model = Self { raw, vocab, file };
+        model.file.check_unchanged()?;
         model.check_kind(&spec.path)?;
         Ok(model)
     }
@@ -112,6 +112,11 @@ impl Model {
             )));
         }
         Ok(())
+    }
+
+    /// What it was loaded from.
+    pub(super) fn file(&self) -> &Judged {
+        &self.file
     }
 
     pub(super) fn raw(&self) -> *mut sys::llama_model {
@@ -346,11 +351,6 @@ pub(super) fn maps_file(spec: &LoadSpec) -> bool {
     }
 }
 
-pub(super) fn c_path(path: &Path) -> Result<CString, LoadError> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| LoadError(format!("load {path:?}: the path contains NUL")))
-}
-
 fn load_mode(mmap: Switch) -> sys::llama_load_mode {
     match mmap {
         Switch::Auto => sys::LLAMA_LOAD_MODE_AUTO,
@@ -373,43 +373,6 @@ unsafe extern "C" fn on_progress(fraction: f32, user_data: *mut c_void) -> bool 
     go_on
 }
 
-/// Refuses what is plainly no GGUF before llama.cpp opens it, with a reason of our own.
-fn check_header(path: &Path) -> Result<(), LoadError> {
-    let fail = |what: String| LoadError(format!("load {}: {what}", path.display()));
-    let mut header = [0_u8; 24];
-    let mut file = File::open(path).map_err(|error| fail(error.to_string()))?;
-    let length = file
-        .metadata()
-        .map_err(|error| fail(error.to_string()))?
-        .len();
-    file.read_exact(&mut header).map_err(|error| {
-        fail(format!(
-            "{length} bytes are no GGUF, whose header has 24 ({error})"
-        ))
-    })?;
-    if &header[..4] != b"GGUF" {
-        return Err(fail(format!(
-            "the file begins with {:?}, a GGUF begins with \"GGUF\"; convert or fetch the model again",
-            String::from_utf8_lossy(&header[..4])
-        )));
-    }
-    let version = u32::from_le_bytes(header[4..8].try_into().expect("four bytes"));
-    if !(2..=3).contains(&version) {
-        return Err(fail(format!("GGUF version {version}, 2 or 3 is expected")));
-    }
-    // A tensor needs at least 24 bytes of description, a key at least 13: more than the file can hold
-    // is damage or an attack on the parser's allocations.
-    for (what, at, least) in [("tensors", 8, 24), ("keys", 16, 13)] {
-        let n = u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
-        if n > length / least {
-            return Err(fail(format!(
-                "the header announces {n} {what}, which {length} bytes cannot hold"
-            )));
-        }
-    }
-    Ok(())
-}
-
 fn text_until_nul(buffer: &[u8]) -> String {
     let end = buffer
         .iter()
@@ -426,29 +389,5 @@ mod tests {
     fn auto_never_becomes_mmap() {
         assert_eq!(load_mode(Switch::Auto), sys::LLAMA_LOAD_MODE_AUTO);
         assert_eq!(load_mode(Switch::Off), sys::LLAMA_LOAD_MODE_NONE);
-    }
-
-    #[test]
-    fn a_damaged_header_is_refused_before_llama_cpp_opens_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.gguf");
-        let refuse = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            check_header(&path).unwrap_err().0
-        };
-        assert!(refuse(b"GG").contains("no GGUF"));
-        assert!(refuse(&[b'<'; 40]).contains("begins with \"<<<<\""));
-        let header = |version: u32, tensors: u64, keys: u64| {
-            let mut bytes = b"GGUF".to_vec();
-            bytes.extend(version.to_le_bytes());
-            bytes.extend(tensors.to_le_bytes());
-            bytes.extend(keys.to_le_bytes());
-            bytes
-        };
-        assert!(refuse(&header(1, 0, 0)).contains("version 1"));
-        assert!(refuse(&header(3, 1 << 60, 0)).contains("tensors"));
-        assert!(refuse(&header(3, 0, 1 << 60)).contains("keys"));
-        std::fs::write(&path, header(3, 0, 0)).unwrap();
-        check_header(&path).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -63,6 +63,9 @@ pub enum Command {
 pub enum Event {
     /// First event of every worker, before any model is opened.
     Hello(Hello),
+    /// What holds the worker in from now on. After [`Command::Load`] or
+    /// [`Command::Plan`], and before the model is opened.
+    Sandboxed(Sandbox),
     /// Loading goes on; at most ten a second, and one at least every second while bytes move.
     LoadProgress {
         /// 0.0 to 1.0.
@@ -168,6 +171,30 @@ pub struct LoadSpec {
     pub chat_template: Option<String>,
     /// Tokens to decode and time after the load, as proof of where the model runs; 0: none.
     pub canary_tokens: u32,
+    /// What the worker may still touch once the sandbox is closed; `None`: no sandbox, for debugging.
+    pub sandbox: Option<SandboxSpec>,
+}
+
+/// What the operator adds to the few things that every worker needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Files and folders that may be read: libraries in unusual places.
+    pub read: Vec<std::path::PathBuf>,
+    /// The one folder that may be written: CUDA's cache of compiled kernels. `None`: nothing may.
+    pub write: Option<std::path::PathBuf>,
+}
+
+/// What holds a worker in, as the kernel confirmed it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// ABI of the Landlock rules for files; `None`: none are in force.
+    pub landlock_abi: Option<u32>,
+    /// System calls are filtered.
+    pub seccomp: bool,
+    /// No program that this process could start would gain rights.
+    pub no_new_privs: bool,
+    /// What is not held in and why, a sentence each for a technician; empty when nothing is missing.
+    pub gaps: Vec<String>,
 }
 
 /// Where the model runs.

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL};
+use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
 pub use backoff::Backoff;
 use process::{Child, ReadError};
 
@@ -61,6 +61,8 @@ pub enum Report {
         loaded: Box<Loaded>,
         /// Who loaded it.
         hello: Box<Hello>,
+        /// What holds it in.
+        sandbox: Box<Sandbox>,
     },
     /// A frame that concerns a job, a measurement or a tokenization.
     Event(Event),
@@ -172,7 +174,8 @@ async fn keep(
     loop {
         let started = Instant::now();
         let mut had_served = false;
-        let (cause, stderr_tail) = match Child::start(&config.program) {
+        let (cause, stderr_tail) = match Child::start(&config.program, config.load.sandbox.as_ref())
+        {
             Err(error) => (
                 Cause::Spawn(format!("{}: {error}", config.program.display())),
                 Vec::new(),
@@ -242,6 +245,7 @@ async fn live(
         return Ok(None);
     }
     let mut hello: Option<Hello> = None;
+    let mut sandbox: Option<Sandbox> = None;
     let mut heard = Instant::now();
     let mut pings = tokio::time::interval(config.step_stall / 4);
     pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -267,14 +271,22 @@ async fn live(
                         info!(version = found.version, llama = found.llama, backends = ?found.backends, "worker started");
                         hello = Some(found);
                     }
+                    Some(Ok(Event::Sandboxed(found))) => {
+                        if !found.gaps.is_empty() {
+                            warn!(gaps = found.gaps.join("; "), "the worker's sandbox is not whole");
+                        }
+                        sandbox = Some(found);
+                    }
                     Some(Ok(Event::LoadProgress { fraction })) => report(Report::Loading { fraction }).await?,
                     Some(Ok(Event::LoadFailed { message })) => return Ok(Some(Cause::LoadFailed(message))),
                     Some(Ok(Event::Loaded(loaded))) => {
-                        let Some(hello) = hello.take() else {
-                            return Ok(Some(Cause::Protocol("Loaded before Hello".into())));
+                        // A model that was opened outside a sandbox is none that we asked for.
+                        let (Some(hello), Some(sandbox)) = (hello.take(), sandbox.take()) else {
+                            return Ok(Some(Cause::Protocol("Loaded before Hello and Sandboxed".into())));
                         };
                         *had_served = true;
-                        report(Report::Serving { loaded, hello: Box::new(hello) }).await?;
+                        let (hello, sandbox) = (Box::new(hello), Box::new(sandbox));
+                        report(Report::Serving { loaded, hello, sandbox }).await?;
                         heard = Instant::now();
                     }
                     Some(Ok(Event::Pong(_))) => {}

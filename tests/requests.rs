@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use orinoco::link::Props;
 use orinoco::wire::error::Code;
-use orinoco::wire::report::{Info, Mode, Models, Status};
+use orinoco::wire::report::{Held, Info, Mode, Models, Status};
 use support::broker::Mosquitto;
 use support::daemon::{Daemon, Engine, Site};
 use support::requester::Client;
@@ -303,7 +303,11 @@ async fn the_node_tells_what_it_is_and_says_goodbye() {
     let models: Models = serde_json::from_slice(&client.documents["models"]).unwrap();
     assert_eq!(serde_json::to_value(status.state).unwrap(), "online");
     assert_eq!(info.node, "n1");
-    assert!(info.engine.unwrap().offload.is_some());
+    let engine = info.engine.unwrap();
+    assert!(engine.offload.is_some());
+    let sandbox = engine.sandbox.unwrap();
+    assert!(sandbox.seccomp && sandbox.no_new_privs, "{sandbox:?}");
+    assert_eq!(sandbox.state == Held::Full, sandbox.gaps.is_empty());
     assert_eq!(models.active.as_deref(), Some("SmolLM2-135M-Instruct.Q4_1"));
     assert!(models.models.len() >= 2);
     // An orderly end is published by the daemon itself, a death by the broker.

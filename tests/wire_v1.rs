@@ -17,7 +17,7 @@
 use std::{fs, path::PathBuf};
 
 use orinoco::{
-    frames::{Backend, BufferUse, Finish, Hello, Input, Loaded, Timings},
+    frames::{Backend, BufferUse, Finish, Hello, Input, Loaded, Sandbox, Timings},
     wire::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
@@ -448,12 +448,28 @@ fn info() {
         llama: "llama-cpp-sys-2 0.1.161".to_owned(),
         backends: vec!["CPU".to_owned(), "CUDA".to_owned()],
     };
-    let engine = Engine::of(&hello, Some((Backend::Auto, &loaded())));
-    let full = Info {
-        engine: Some(engine),
-        ..Info::new(&node(), "0.1.0", Limits::default(), board)
+    let info = |sandbox: Option<&Sandbox>| Info {
+        engine: Some(Engine::of(
+            &hello,
+            sandbox,
+            Some((Backend::Auto, &loaded())),
+        )),
+        ..Info::new(&node(), "0.1.0", Limits::default(), board.clone())
     };
-    assert_published(&full, "info.json");
+    assert_published(&info(None), "info.json");
+    let whole = Sandbox {
+        landlock_abi: Some(1),
+        seccomp: true,
+        no_new_privs: true,
+        gaps: vec![],
+    };
+    assert_published(&info(Some(&whole)), "info_sandbox.json");
+    let half = Sandbox {
+        landlock_abi: None,
+        gaps: vec!["this kernel has no Landlock".to_owned()],
+        ..whole
+    };
+    assert_published(&info(Some(&half)), "info_sandbox_partial.json");
     let bare = Hardware {
         arch: "x86_64".to_owned(),
         n_cores: 2,

@@ -3,7 +3,8 @@
 //! A worker holds one model and the jobs in its slots, nothing else: no MQTT, no users, no policy.
 //! `run` is the loop (commands, admit, plan, decode, sample, emit); `schedule`, `prefix`, `sampling`
 //! and `text` are its pure parts; `model` is the seam to `llama`, the only folder that names
-//! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair.
+//! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair;
+//! `sandbox` holds the process in before a model is opened.
 
 pub mod llama;
 pub mod model;
@@ -12,6 +13,7 @@ pub mod prefix;
 pub mod process;
 pub mod run;
 pub mod sampling;
+pub mod sandbox;
 pub mod schedule;
 pub mod scripted;
 pub mod slot;

@@ -21,11 +21,13 @@
 //! | `!crash at N` | the same, but only where the stream began: not in a worker that resumes it |
 //! | `!hang at N` | the process decodes for ever when it makes its N-th token |
 //! | `!fail at N` | decoding of this sequence fails at its N-th token |
+//! | `!try WHAT TARGET` | does what a worker that was taken over would try, once for each prompt; the answer is `WHAT: ` and `ok` or the error's name. The rest of the prompt is not read |
 //!
 //! **Loading** (of the binary only): the file of the spec must exist. If its text begins with `!`, lines
 //! are hooks: `!load-ms N` takes that long, `!load-fail MESSAGE` fails, `!load-abort` aborts. Planning heeds
 //! `!weights-bytes N`, `!plan-fail MESSAGE` and `!plan-abort`.
 
+mod attempts;
 mod script;
 
 use std::collections::BTreeMap;
@@ -34,7 +36,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use orinoco::frames::{
-    Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, Switch, Token,
+    Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, SandboxSpec,
+    Switch, Token,
 };
 
 use self::script::Script;
@@ -451,6 +454,7 @@ pub fn load_spec() -> LoadSpec {
         cuda_graphs: Switch::Auto,
         chat_template: None,
         canary_tokens: 0,
+        sandbox: Some(SandboxSpec::default()),
     }
 }
 

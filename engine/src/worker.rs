@@ -1,4 +1,5 @@
-//! The life of a worker: Hello, then Load, serve, exit; or Plan, answer, exit. Shared by the product and the scripted binary.
+//! The life of a worker: Hello, then Load, sandbox, serve, exit; or Plan, sandbox, answer, exit. Shared by
+//! the product and the scripted binary.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -12,13 +13,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::model::{LoadError, Loader, Planner};
 use crate::process::{Arguments, adopt, arguments, die_with_parent, offer_to_oom_killer};
-use crate::{pipe, run};
+use crate::{pipe, run, sandbox};
 
 /// Set when the supervisor is gone.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// At most this often is the supervisor told how far a load is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+const SANDBOX_OFF: &str = "engine.sandbox = \"off\" runs without it, for debugging";
 
 /// The `main` of a worker binary.
 ///
@@ -79,6 +82,15 @@ fn serve<L: Loader>(
             return ExitCode::FAILURE;
         }
     };
+    // Nothing of the model was read yet, and no other thread exists.
+    let sandbox = match sandbox::enter(order.load()) {
+        Ok(sandbox) => sandbox,
+        Err(error) => return refuse(stream, &format!("failed to {error}; {SANDBOX_OFF}")),
+    };
+    if let Err(error) = write_frame(&mut stream, &Event::Sandboxed(sandbox)) {
+        tracing::error!(%error, "the supervisor is gone");
+        return ExitCode::FAILURE;
+    }
     let loader = make_loader(order.load(), &CLOSED);
     let pipe = match pipe::start(stream, &CLOSED) {
         Ok(pipe) => pipe,
@@ -114,6 +126,18 @@ fn serve<L: Loader>(
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Says why nothing is loaded, and ends in order.
+fn refuse(mut stream: UnixStream, message: &str) -> ExitCode {
+    tracing::error!(message, "the model cannot be served");
+    let event = Event::LoadFailed {
+        message: message.to_owned(),
+    };
+    match write_frame(&mut stream, &event) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// What this worker is for.

@@ -1,8 +1,14 @@
 //! Both binaries as processes, over the inherited socket.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests; a skipped test says so"
+)]
 
 mod common;
+#[path = "worker/sandbox.rs"]
+mod sandbox;
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -102,8 +108,7 @@ fn a_slow_load_reports_progress_and_stops_when_the_socket_closes() {
 fn a_worker_that_plans_answers_until_its_socket_closes() {
     let spec = real_spec(SMOLLM);
     let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
-    worker.hello();
-    worker.send(&Command::Plan(Box::new(spec.clone())));
+    worker.first(&Command::Plan(Box::new(spec.clone())));
     let Some(Event::Outline(outline)) = worker.next() else {
         panic!("Outline was expected")
     };
@@ -142,8 +147,7 @@ fn a_worker_that_plans_answers_until_its_socket_closes() {
 fn a_plan_of_a_file_that_is_no_model_says_why() {
     let (_dir, spec) = file("not a model at all, but long enough for a header");
     let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
-    worker.hello();
-    worker.send(&Command::Plan(Box::new(spec)));
+    worker.first(&Command::Plan(Box::new(spec)));
     let Some(Event::LoadFailed { message }) = worker.next() else {
         panic!("LoadFailed was expected")
     };
@@ -183,8 +187,7 @@ fn a_real_model_answers_over_the_socket() {
 fn a_file_that_is_no_model_is_a_failed_load() {
     let (_dir, spec) = file("this is not a model, whatever its name says");
     let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
-    worker.hello();
-    worker.send(&Command::Load(Box::new(spec)));
+    worker.load(&spec);
     let Some(Event::LoadFailed { message }) = worker.next() else {
         panic!("LoadFailed was expected")
     };

@@ -195,7 +195,9 @@ async fn serving(worker: &mut Worker) -> anyhow::Result<(Hello, Loaded)> {
     let wait = async {
         loop {
             match worker.reports.recv().await {
-                Some(worker::Report::Serving { loaded, hello }) => return Ok((*hello, *loaded)),
+                Some(worker::Report::Serving { loaded, hello, .. }) => {
+                    return Ok((*hello, *loaded));
+                }
                 Some(worker::Report::Down(down)) => {
                     bail!(
                         "the engine {}; it said: {}",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::frames::{Backend, KvType, LoadSpec, Switch};
+use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Switch};
 
 use super::PathsConfig;
 use super::node::check_name;
@@ -45,6 +45,8 @@ pub struct EngineConfig {
     pub cuda_graphs: Switch,
     /// The worker's program; `None`: `orinoco-engine` beside this one.
     pub worker_path: Option<PathBuf>,
+    /// What the worker may touch; `None`: everything, for debugging.
+    pub sandbox: Option<SandboxSpec>,
     /// A load without progress for this long is given up.
     pub load_stall: Duration,
     /// A step without end for this long has the worker killed.
@@ -69,6 +71,7 @@ impl EngineConfig {
             backend: section.choice("backend", &[("auto", Backend::Auto), ("cpu", Backend::Cpu)]),
             cuda_graphs: section.choice("cuda_graphs", SWITCH),
             worker_path: section.path("worker_path"),
+            sandbox: sandbox(&mut section),
             load_stall: section.seconds("load_stall_seconds", 1..=3600),
             step_stall: section.seconds("step_stall_seconds", 1..=3600),
             restart_backoff_min: section.milliseconds("restart_backoff_ms_min", 1..=60_000),
@@ -101,6 +104,26 @@ impl EngineConfig {
             None => this_program.with_file_name("orinoco-engine"),
         }
     }
+}
+
+/// All three keys are read in any case, so that a mistake in one is told.
+fn sandbox(section: &mut Section<'_>) -> Option<SandboxSpec> {
+    let is_on = section.choice("sandbox", &[("on", true), ("off", false)]);
+    let read = section.checked("sandbox_read", |text| {
+        let paths = std::env::split_paths(text).filter(|_| !text.is_empty());
+        let paths = Vec::from_iter(paths);
+        match paths.iter().find(|path| !path.is_absolute()) {
+            None => Ok(paths),
+            Some(path) => Err(format!(
+                "absolute paths, joined by colons ({path:?} is none)"
+            )),
+        }
+    });
+    let write = section.path("cuda_cache_dir");
+    is_on.then(|| SandboxSpec {
+        read: read.unwrap_or_default(),
+        write,
+    })
 }
 
 /// `[model]` and `[models.NAME]`.
@@ -237,6 +260,7 @@ impl ModelConfig {
             cuda_graphs: engine.cuda_graphs,
             chat_template: self.chat_template.clone(),
             canary_tokens: 0,
+            sandbox: engine.sandbox.clone(),
         }
     }
 }

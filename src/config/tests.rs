@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::access::Role;
-use crate::frames::{Backend, KvType, Switch};
+use crate::frames::{Backend, KvType, SandboxSpec, Switch};
 
 fn defaults() -> Config {
     load(&Sources::defaults()).unwrap()
@@ -195,6 +195,34 @@ fn all_problems_are_reported_at_once_with_origin_key_value_and_advice() {
             "--set mqtt.prot: mqtt.prot: no such key; did you mean port?",
             "environment variable ORINOCO__ENGINE__BACKEND: engine.backend = \"gpu\": expected \"auto\" or \"cpu\"",
             "environment variable ORINOCO__MQTTT__PORT: mqttt: no such section; did you mean [mqtt]?",
+        ]
+    );
+}
+
+#[test]
+fn the_sandbox_is_on_and_opened_by_absolute_paths_only() {
+    let sandbox = |pairs: &[(&str, &str)]| {
+        let sources = pairs
+            .iter()
+            .fold(Sources::defaults(), |all, (key, value)| all.set(key, value));
+        load(&sources).unwrap().engine.sandbox
+    };
+    assert_eq!(sandbox(&[]), Some(SandboxSpec::default()));
+    assert_eq!(sandbox(&[("engine.sandbox", "off")]), None);
+    let more = SandboxSpec {
+        read: vec!["/srv/cuda".into(), "/srv/tables".into()],
+        write: Some("/var/cache/cuda".into()),
+    };
+    let set = [
+        ("engine.sandbox_read", "/srv/cuda:/srv/tables"),
+        ("engine.cuda_cache_dir", "/var/cache/cuda"),
+    ];
+    assert_eq!(sandbox(&set), Some(more));
+    let found = problems(&Sources::defaults().set("engine.sandbox_read", "/srv:cuda"));
+    assert_eq!(
+        found,
+        [
+            "--set engine.sandbox_read: engine.sandbox_read = \"/srv:cuda\": expected absolute paths, joined by colons (\"cuda\" is none)"
         ]
     );
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Clock, Dispatch, Settings, earliest};
-use crate::frames::{Hello, Loaded};
+use crate::frames::{Hello, Loaded, Sandbox};
 use crate::link::{Props, Publish};
 use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, State, Status};
 use crate::worker::{Cause, Down, Report};
@@ -25,6 +25,7 @@ const HOPELESS_AFTER: u32 = 3;
 pub(super) struct Node {
     hello: Option<Hello>,
     loaded: Option<Loaded>,
+    sandbox: Option<Sandbox>,
     failures: u32,
     no_model: Option<String>,
     state: State,
@@ -49,6 +50,7 @@ impl Node {
         Self {
             hello: None,
             loaded: None,
+            sandbox: None,
             failures: 0,
             no_model: None,
             state: State {
@@ -112,7 +114,11 @@ impl Node {
                 self.progress_due
                     .get_or_insert_with(|| Instant::now() + PROGRESS_EVERY);
             }
-            Report::Serving { loaded, hello } => {
+            Report::Serving {
+                loaded,
+                hello,
+                sandbox,
+            } => {
                 info!(
                     model = loaded.name,
                     n_ctx = loaded.n_ctx,
@@ -126,6 +132,7 @@ impl Node {
                 self.no_model = None;
                 self.hello = Some((**hello).clone());
                 self.loaded = Some((**loaded).clone());
+                self.sandbox = Some((**sandbox).clone());
                 self.dirty.info = true;
                 self.dirty.models = true;
                 self.set_mode(Mode::Serving, vec![]);
@@ -211,6 +218,7 @@ impl Dispatch {
             info.engine = self.node.hello.as_ref().map(|hello| {
                 Engine::of(
                     hello,
+                    self.node.sandbox.as_ref(),
                     self.node.loaded.as_ref().map(|loaded| (backend, loaded)),
                 )
             });

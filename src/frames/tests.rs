@@ -140,6 +140,18 @@ fn error() -> impl Strategy<Value = JobError> {
     ]
 }
 
+fn sandbox() -> impl Strategy<Value = Sandbox> {
+    let gaps = proptest::collection::vec(any::<String>(), 0..3);
+    (any::<Option<u32>>(), any::<bool>(), any::<bool>(), gaps).prop_map(
+        |(landlock_abi, seccomp, no_new_privs, gaps)| Sandbox {
+            landlock_abi,
+            seccomp,
+            no_new_privs,
+            gaps,
+        },
+    )
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let piece =
         (job_key(), ids(), any::<String>()).prop_map(|(job, ids, text)| Piece { job, ids, text });
@@ -165,6 +177,7 @@ fn event() -> impl Strategy<Value = Event> {
     );
     prop_oneof![
         (0.0_f32..=1.0).prop_map(|fraction| Event::LoadProgress { fraction }),
+        sandbox().prop_map(Event::Sandboxed),
         any::<String>().prop_map(|message| Event::LoadFailed { message }),
         (job_key(), ids(), any::<u32>()).prop_map(|(job, prompt_ids, n_cached)| Event::Started {
             job,
@@ -246,7 +259,7 @@ fn a_length_beyond_the_bound_is_refused_before_anything_is_allocated() {
 #[test]
 fn an_announced_list_is_not_allocated_before_it_is_there() {
     // Event::Started { job: 1, prompt_ids: 2^40 ids … }
-    let mut body = vec![4, 1];
+    let mut body = vec![5, 1];
     body.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x20]);
     assert!(decode::<Event>(&body).is_err());
 }
@@ -274,6 +287,10 @@ fn a_load_and_its_answer_pass_whole() {
         cuda_graphs: Switch::Off,
         chat_template: Some("{{ x }}".into()),
         canary_tokens: 0,
+        sandbox: Some(SandboxSpec {
+            read: vec!["/srv/cuda".into()],
+            write: Some("/var/cache/cuda".into()),
+        }),
     };
     let command = Command::Load(Box::new(spec));
     assert_eq!(

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{PROTOCOL, request::Limits, topic::Op};
-use crate::frames::{Backend, BufferUse, Hello, Loaded};
+use crate::frames::{self, Backend, BufferUse, Hello, Loaded};
 
 /// `{r}/v1/{n}/status`: whether the node is there. `offline` is also its last will.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ pub struct Engine {
     pub llama: String,
     /// Compute backends compiled in.
     pub backends: Vec<String>,
+    /// What holds it in; absent in versions before it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
     /// Absent while no model is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offload: Option<Offload>,
@@ -99,11 +102,16 @@ pub struct Engine {
 
 impl Engine {
     /// From the worker's own words.
-    pub fn of(hello: &Hello, loaded: Option<(Backend, &Loaded)>) -> Self {
+    pub fn of(
+        hello: &Hello,
+        sandbox: Option<&frames::Sandbox>,
+        loaded: Option<(Backend, &Loaded)>,
+    ) -> Self {
         Self {
             version: hello.version.clone(),
             llama: hello.llama.clone(),
             backends: hello.backends.clone(),
+            sandbox: sandbox.map(Sandbox::of),
             offload: loaded.map(|(backend, loaded)| Offload {
                 backend,
                 n_layers: loaded.n_layers,
@@ -111,6 +119,53 @@ impl Engine {
                 n_graph_splits: loaded.n_graph_splits,
                 buffers: loaded.buffers.clone(),
             }),
+        }
+    }
+}
+
+/// What holds the worker in, so that a hostile model or prompt that takes it over gets nowhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sandbox {
+    /// In one word.
+    pub state: Held,
+    /// ABI of Landlock, which rules over files; absent where no rule is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub landlock_abi: Option<u32>,
+    /// System calls are filtered.
+    pub seccomp: bool,
+    /// No program that it could start would gain rights.
+    pub no_new_privs: bool,
+    /// What is not held in and why, a sentence each; empty when nothing is missing.
+    pub gaps: Vec<String>,
+}
+
+/// How much of a sandbox there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    /// Files and system calls.
+    Full,
+    /// One of the two: the kernel lacks the other.
+    Partial,
+    /// Neither: switched off, or the kernel lacks both.
+    #[default]
+    Off,
+}
+
+impl Sandbox {
+    /// From the worker's own words.
+    pub fn of(sandbox: &frames::Sandbox) -> Self {
+        Self {
+            state: match (sandbox.landlock_abi, sandbox.seccomp) {
+                (Some(_), true) => Held::Full,
+                (None, false) => Held::Off,
+                _ => Held::Partial,
+            },
+            landlock_abi: sandbox.landlock_abi,
+            seccomp: sandbox.seccomp,
+            no_new_privs: sandbox.no_new_privs,
+            gaps: sandbox.gaps.clone(),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! One child process: started with a socketpair as its standard input, read and written by two tasks.
 
 use std::collections::VecDeque;
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -11,11 +13,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Cause;
 use crate::frames::codec::{body_length, decode, encode};
-use crate::frames::{Command, Event};
+use crate::frames::{Command, Event, SandboxSpec};
 use crate::process::spawn_with_socket;
 
 /// Frames read ahead of the keeper; when full, the socket fills and the worker joins text.
@@ -50,8 +52,11 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts the worker on the calling thread.
-    pub(super) fn start(program: &Path) -> io::Result<Self> {
+    pub(super) fn start(program: &Path, sandbox: Option<&SandboxSpec>) -> io::Result<Self> {
         let mut command = tokio::process::Command::new(program);
+        if let Some(sandbox) = sandbox {
+            keep_cuda_cache(&mut command, sandbox.write.as_deref());
+        }
         command
             // Set before the program starts, since libgomp reads it then.
             .env("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -118,6 +123,19 @@ impl Child {
             let _ = self.process.kill().await;
         }
     }
+}
+
+/// CUDA's cache is in the home directory unless told otherwise, where a sandboxed worker may not write.
+fn keep_cuda_cache(command: &mut tokio::process::Command, dir: Option<&Path>) {
+    let Some(dir) = dir else {
+        command.env("CUDA_CACHE_DISABLE", "1");
+        return;
+    };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    if let Err(error) = made {
+        warn!(path = %dir.display(), %error, "no folder for CUDA's cache: kernels may be compiled at each start");
+    }
+    command.env("CUDA_CACHE_PATH", dir);
 }
 
 fn cause_of(status: Option<ExitStatus>) -> Cause {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use orinoco::frames::Token;
 
+use super::attempts::attempt;
 use super::{EOG, USER};
 use crate::model::{DecodeError, LoadError};
 
@@ -56,6 +57,14 @@ impl Script {
         let mut counts = false;
         let mut words = text.split_whitespace().peekable();
         while let Some(word) = words.next() {
+            if word == "!try" {
+                let what = words.next().unwrap_or_default();
+                let target = words.next().unwrap_or_default();
+                let text = format!("{what}: {}", attempt(what, target));
+                script.n_tokens = Some(text.len());
+                script.answer = Answer::Repeat(text.into_bytes());
+                return script;
+            }
             // The number after a hook; `at` may stand before it.
             let mut number = || {
                 words.next_if(|word| *word == "at");

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use orinoco::frames::codec::{FrameError, read_frame, write_frame};
 use orinoco::frames::{
-    Command, Done, Event, Finish, Input, Job, JobKey, LoadSpec, Loaded, Resume, Token,
+    Command, Done, Event, Finish, Input, Job, JobKey, LoadSpec, Loaded, Resume, Sandbox, Token,
 };
 use orinoco_engine::scripted;
 
@@ -76,16 +76,14 @@ impl Worker {
     /// The scripted worker with a model file that has this text.
     pub fn scripted(spec: &LoadSpec) -> Self {
         let mut worker = Self::spawn(env!("CARGO_BIN_EXE_orinoco-engine-scripted"));
-        worker.hello();
-        worker.send(&Command::Load(Box::new(spec.clone())));
+        worker.load(spec);
         worker
     }
 
     /// The product with a real model, loaded.
     pub fn real(spec: &LoadSpec) -> (Self, Loaded) {
         let mut worker = Self::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
-        worker.hello();
-        worker.send(&Command::Load(Box::new(spec.clone())));
+        worker.load(spec);
         let loaded = worker.loaded();
         (worker, loaded)
     }
@@ -95,6 +93,21 @@ impl Worker {
             panic!("Hello comes first")
         };
         assert_eq!(hello.protocol, orinoco::frames::PROTOCOL);
+    }
+
+    /// Hears Hello, asks for a load, and hears what holds the worker in.
+    pub fn load(&mut self, spec: &LoadSpec) -> Sandbox {
+        self.first(&Command::Load(Box::new(spec.clone())))
+    }
+
+    /// As [`Self::load`], with any first command.
+    pub fn first(&mut self, command: &Command) -> Sandbox {
+        self.hello();
+        self.send(command);
+        let Some(Event::Sandboxed(sandbox)) = self.next() else {
+            panic!("Sandboxed comes before anything of the model")
+        };
+        sandbox
     }
 
     pub fn send(&mut self, command: &Command) {

@@ -1,0 +1,92 @@
+//! Holds the worker in before it opens a model.
+//!
+//! A model is opened by parsers and kernels in C++ and CUDA that a hostile file, or a prompt, may take
+//! over. So this process gives away, for good and for every thread that it will ever start, what it does
+//! not need for decoding:
+//!
+//! | layer | what remains |
+//! |---|---|
+//! | [Landlock](files) | reads of the one model file, of libraries and of what describes the machine; reads and writes of the GPU's device nodes; nothing else, and no way to see into another process |
+//! | [seccomp](calls) | the system calls of a program that computes: no new sockets, no programs, no other processes, no new files |
+//! | capabilities | of root: reading what its user could not; of everybody else: none. Nothing gives any back |
+//!
+//! Each layer stands alone where the kernel lacks the other, and [`enter`] says what is missing. Called
+//! once, on the main thread, before any other thread exists. Never decides whether a partial sandbox is
+//! good enough: the supervisor shows it to the operator.
+
+mod calls;
+mod files;
+mod privileges;
+#[cfg(test)]
+mod tests;
+
+use orinoco::frames::{LoadSpec, Sandbox};
+
+/// Why the sandbox could not be closed although this kernel has what it takes; fragments that complete
+/// "failed to …".
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A thread that already runs would stay outside.
+    #[error("close the sandbox: {found} threads run already, expected this one alone")]
+    Threads {
+        /// Threads of this process.
+        found: usize,
+    },
+    /// Rights could not be given away.
+    #[error("close the sandbox: {0}")]
+    Privileges(#[from] privileges::PrivilegesError),
+    /// A rule for files was refused.
+    #[error("close the sandbox for files: {0}")]
+    Files(#[from] landlock::RulesetError),
+    /// The filter of system calls was refused.
+    #[error("close the sandbox for system calls: {0}")]
+    Calls(#[from] seccompiler::Error),
+}
+
+/// Closes the sandbox around this process. What the kernel cannot do is told in [`Sandbox::gaps`].
+///
+/// # Errors
+/// The kernel could, and did not: then no model should be opened.
+pub fn enter(spec: &LoadSpec) -> Result<Sandbox, SandboxError> {
+    let Some(rules) = &spec.sandbox else {
+        return Ok(Sandbox {
+            gaps: vec!["engine.sandbox is \"off\" in the configuration".to_owned()],
+            ..Sandbox::default()
+        });
+    };
+    alone()?;
+    let allowed = files::Allowed::of(spec, rules);
+    tracing::debug!(?allowed, "sandbox");
+    privileges::give_away()?;
+    let landlock = files::restrict(&allowed, files::ABI_USED)?;
+    let may_write = rules.write.is_some();
+    let calls = calls::restrict(std::process::id(), may_write)?;
+    let mut gaps = Vec::new();
+    if let Err(missing) = landlock {
+        gaps.push(match calls {
+            true => format!("{missing}: the worker can read and overwrite what its user can"),
+            false => format!("{missing}: the worker can do with files what its user can"),
+        });
+    }
+    if !calls {
+        gaps.push(
+            "this kernel has no seccomp filters: the worker can open sockets and start programs"
+                .to_owned(),
+        );
+    }
+    Ok(Sandbox {
+        landlock_abi: landlock.ok(),
+        seccomp: calls,
+        no_new_privs: privileges::are_final(),
+        gaps,
+    })
+}
+
+/// Both layers hold the calling thread and those that it starts, not those that run beside it.
+fn alone() -> Result<(), SandboxError> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(found) if found > 1 => Err(SandboxError::Threads { found }),
+        // Without /proc nobody can tell; this is called where no thread was started.
+        _ => Ok(()),
+    }
+}

@@ -14,7 +14,9 @@ use std::{
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("board", &[]),
     ("frames", &[]),
+    ("ledger", &["frames"]),
     ("link", &[]),
+    ("offload", &["frames", "ledger"]),
     ("process", &[]),
     ("runtime_file", &[]),
     ("wire", &["frames"]),
@@ -63,6 +65,8 @@ const PURE: &[&str] = &[
     "src/board/power/cores",
     "src/board/text",
     "src/frames.rs",
+    "src/ledger",
+    "src/offload",
     "src/receive",
     "src/wire",
     "engine/src/prefix",

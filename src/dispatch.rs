@@ -269,6 +269,7 @@ impl Dispatch {
                 }
             }
             Inbound::Message(message) => self.on_message(message),
+            Inbound::Listening { .. } => {} // Our own filters are on for good.
             Inbound::Undelivered {
                 token,
                 topic,

@@ -40,12 +40,13 @@ mod flow;
 mod inbox;
 mod packet;
 mod poll;
+mod switch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 pub use config::{Credentials, LinkConfig};
@@ -89,6 +90,12 @@ pub enum Inbound {
         /// Why, for a person.
         reason: String,
     },
+    /// The broker did what [`Link::listen`] asked for: from now on it does, or does not, send what the
+    /// switched filters match. What was under way still comes. After a lost connection it is off.
+    Listening {
+        /// On only if the broker took at least one of the filters.
+        on: bool,
+    },
     /// The broker refused a subscription.
     SubscribeRefused {
         /// The filter.
@@ -101,6 +108,7 @@ pub enum Inbound {
 /// Names one QoS 1 message to acknowledge, within the connection it came by.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AckToken {
+    link: u64,
     connection: u64,
     /// 0 for QoS 0, which needs no acknowledgement.
     pkid: u16,
@@ -130,6 +138,12 @@ pub enum PublishError {
         /// What is wrong.
         reason: Invalid,
     },
+    /// A link with [`LinkConfig::switched`] filters publishes nothing.
+    #[error("publish to {topic}: this link only receives")]
+    ReceivesOnly {
+        /// Where it was to go.
+        topic: String,
+    },
     /// The link was closed.
     #[error("publish to {topic}: the link is closed")]
     Closed {
@@ -148,6 +162,9 @@ pub enum AckError {
         /// Capacity of the queue.
         waiting: usize,
     },
+    /// The message came by another link.
+    #[error("acknowledge: the message came by another link")]
+    OtherLink,
     /// The link was closed.
     #[error("acknowledge: the link is closed")]
     Closed,
@@ -182,12 +199,17 @@ pub struct Link {
     outbox: mpsc::Sender<Publish>,
     acks: mpsc::Sender<AckToken>,
     close: mpsc::Sender<Close>,
+    wanted: watch::Sender<bool>,
     task: AbortHandle,
 }
 
 /// What the task and the [`Link`]s both see.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Tells the links of this process apart.
+    link: u64,
+    /// Nothing is published.
+    receives_only: bool,
     /// Number of the connection that serves; 0 before the first.
     connection: AtomicU64,
     /// Largest packet the broker takes; [`PACKET_BYTES_MAX`] until one said otherwise.
@@ -207,7 +229,10 @@ struct Close {
 /// dropped (the broker then publishes the will).
 pub fn spawn(config: LinkConfig) -> (Link, Inbox) {
     let config = config.within_bounds();
+    static LINKS: AtomicU64 = AtomicU64::new(1);
     let shared = Arc::new(Shared {
+        link: LINKS.fetch_add(1, Ordering::Relaxed),
+        receives_only: !config.switched.is_empty(),
         packet_bytes_max: AtomicU32::new(PACKET_BYTES_MAX),
         ..Shared::default()
     });
@@ -216,6 +241,7 @@ pub fn spawn(config: LinkConfig) -> (Link, Inbox) {
     // Cannot fill: the broker has at most `receive_max` messages unacknowledged.
     let (acks, acks_rx) = mpsc::channel(usize::from(config.receive_max) * 2);
     let (close, close_rx) = mpsc::channel(1);
+    let (wanted, wanted_rx) = watch::channel(false);
     let (outlet, inbox) = inbox::inbox(&config);
     let task = connection::Session {
         config,
@@ -223,6 +249,7 @@ pub fn spawn(config: LinkConfig) -> (Link, Inbox) {
         outbox: outbox_rx,
         acks: acks_rx,
         close: close_rx,
+        wanted: wanted_rx,
         outlet,
         held: None,
         closing: None,
@@ -235,6 +262,7 @@ pub fn spawn(config: LinkConfig) -> (Link, Inbox) {
         outbox,
         acks,
         close,
+        wanted,
         task,
     };
     (link, inbox)
@@ -266,6 +294,11 @@ impl Link {
     }
 
     fn check(&self, publish: Publish) -> Result<Publish, PublishError> {
+        if self.shared.receives_only {
+            return Err(PublishError::ReceivesOnly {
+                topic: publish.topic,
+            });
+        }
         if let Err(reason) = publish.check() {
             return Err(PublishError::Invalid {
                 topic: publish.topic,
@@ -287,6 +320,9 @@ impl Link {
     /// Acknowledges a message. Tokens of QoS 0 messages and of earlier connections do nothing: the
     /// broker delivers the latter again.
     pub fn try_ack(&self, ack: AckToken) -> Result<(), AckError> {
+        if !self.brought(&ack) {
+            return Err(AckError::OtherLink);
+        }
         if ack.pkid == 0 || ack.connection != self.shared.connection.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -296,6 +332,18 @@ impl Link {
             },
             mpsc::error::TrySendError::Closed(_) => AckError::Closed,
         })
+    }
+
+    /// Whether the message of this token came by this link.
+    pub fn brought(&self, ack: &AckToken) -> bool {
+        ack.link == self.shared.link
+    }
+
+    /// Has the [`LinkConfig::switched`] filters subscribed, or not; also on later connections. The
+    /// broker's confirmation is [`Inbound::Listening`].
+    pub fn listen(&self, on: bool) {
+        self.wanted
+            .send_if_modified(|wanted| std::mem::replace(wanted, on) != on);
     }
 
     /// Free places in the outbox.
@@ -318,7 +366,7 @@ impl Link {
     }
 
     /// Sends what is queued, then `last`; waits until the broker acknowledged all of it, and
-    /// disconnects (the broker then drops the will). After `limit` the link ends anyhow, and the
+    /// disconnects (the broker then drops the will). `last` is none on a link that only receives. After `limit` the link ends anyhow, and the
     /// broker publishes the will. Other clones can publish no more.
     pub async fn close(self, last: Option<Publish>, limit: Duration) -> Result<(), CloseError> {
         let (done, wait) = oneshot::channel();

@@ -10,7 +10,9 @@ mod scripted_broker;
 use std::time::Duration;
 
 use client::{LIMIT, QUIET, config, message, received, up, wait_for};
-use orinoco::link::{self, CloseError, Inbound, LinkConfig, Props, Publish, PublishError};
+use orinoco::link::{
+    self, AckError, CloseError, Inbound, LinkConfig, Props, Publish, PublishError,
+};
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use scripted_broker::{Peer, Received, ScriptedBroker};
@@ -114,6 +116,142 @@ async fn what_a_kept_session_sends_at_once_comes_after_up() {
     link.try_ack(message.ack).unwrap();
     peer.expect(|packet| *packet == Received::PubAck { id: 3 })
         .await;
+}
+
+// Filters that come and go.
+
+/// A link with a plain filter and a switched one, connected.
+async fn with_switched(broker: &ScriptedBroker) -> (link::Link, link::Inbox, Peer) {
+    let (link, mut inbox) = link::spawn(LinkConfig {
+        subscriptions: vec!["plain".into()],
+        switched: vec!["$share/g/t".into()],
+        ..config(broker.port(), "member")
+    });
+    let peer = confirmed(broker).await;
+    up(&mut inbox).await;
+    (link, inbox, peer)
+}
+
+/// The next connection, its plain filter confirmed.
+async fn confirmed(broker: &ScriptedBroker) -> Peer {
+    let mut peer = broker.accept(false).await;
+    let id = subscribe(&mut peer).await;
+    peer.suback(id, &[1]).await;
+    peer
+}
+
+async fn unsubscribe(peer: &mut Peer) -> u16 {
+    match peer
+        .expect(|packet| matches!(packet, Received::Unsubscribe { .. }))
+        .await
+    {
+        Received::Unsubscribe { id } => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn switched_filters_come_and_go_with_the_callers_word() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    assert!(timeout(QUIET, peer.next()).await.is_err(), "off at first");
+    for _ in 0..2 {
+        link.listen(true);
+        let id = subscribe(&mut peer).await;
+        peer.suback(id, &[1]).await;
+        assert!(wait_for!(&mut inbox, Inbound::Listening { on } => on));
+        link.listen(false);
+        let id = unsubscribe(&mut peer).await;
+        // Under way when it left.
+        peer.publish("t", 9, b"late").await;
+        peer.unsuback(id).await;
+        let late = received(&mut inbox).await;
+        assert!(link.brought(&late.ack));
+        link.try_ack(late.ack).unwrap();
+        assert!(!wait_for!(&mut inbox, Inbound::Listening { on } => on));
+    }
+}
+
+#[tokio::test]
+async fn the_last_word_counts_when_it_changes_faster_than_the_broker_confirms() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    link.listen(true);
+    let first = subscribe(&mut peer).await;
+    link.listen(false);
+    link.listen(true);
+    link.listen(false);
+    assert!(
+        timeout(QUIET, peer.next()).await.is_err(),
+        "one change at a time"
+    );
+    peer.suback(first, &[1]).await;
+    let id = unsubscribe(&mut peer).await;
+    peer.unsuback(id).await;
+    assert!(wait_for!(&mut inbox, Inbound::Listening { on } => on));
+    assert!(!wait_for!(&mut inbox, Inbound::Listening { on } => on));
+    assert!(timeout(QUIET, peer.next()).await.is_err());
+}
+
+#[tokio::test]
+async fn switched_filters_are_wanted_on_the_next_connection_too_in_a_clean_session() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    const CLEAN_START: u8 = 2;
+    const SESSION_EXPIRY_ZERO: [u8; 5] = [0x11, 0, 0, 0, 0];
+    assert_eq!(peer.connect[7] & CLEAN_START, CLEAN_START);
+    assert!(
+        peer.connect
+            .windows(5)
+            .any(|bytes| bytes == SESSION_EXPIRY_ZERO)
+    );
+    link.listen(true);
+    subscribe(&mut peer).await;
+    drop(peer);
+    wait_for!(&mut inbox, Inbound::Down { .. });
+    let mut peer = confirmed(&broker).await;
+    let id = subscribe(&mut peer).await;
+    peer.suback(id, &[1]).await;
+    assert!(wait_for!(&mut inbox, Inbound::Listening { on } => on));
+}
+
+#[tokio::test]
+async fn a_refused_switched_filter_is_reported_and_counts_as_off() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    link.listen(true);
+    let id = subscribe(&mut peer).await;
+    peer.suback(id, &[0x9e]).await;
+    let refused =
+        wait_for!(&mut inbox, Inbound::SubscribeRefused { filter, reason } => (filter, reason));
+    let expected = (
+        "$share/g/t".into(),
+        "SharedSubscriptionsNotSupported".into(),
+    );
+    assert_eq!(refused, expected);
+    assert!(!wait_for!(&mut inbox, Inbound::Listening { on } => on));
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_confirm_a_change_is_left() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    link.listen(true);
+    subscribe(&mut peer).await;
+    let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
+    assert!(reason.contains("does not confirm"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_link_with_switched_filters_publishes_nothing_and_takes_no_foreign_acknowledgement() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    let refused = link.try_publish(message("t", "x")).unwrap_err();
+    assert!(matches!(refused, PublishError::ReceivesOnly { .. }));
+    peer.publish("plain", 1, b"x").await;
+    let ack = received(&mut inbox).await.ack;
+    let (other, _other_inbox) = link::spawn(config(broker.port(), "other"));
+    assert!(matches!(other.try_ack(ack), Err(AckError::OtherLink)));
 }
 
 // Takeover.

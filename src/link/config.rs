@@ -61,6 +61,10 @@ pub struct LinkConfig {
     pub backoff_max: Duration,
     /// Filters, subscribed with QoS 1 at the first connection and whenever the session was lost.
     pub subscriptions: Vec<String>,
+    /// Filters, subscribed with QoS 1 while [`super::Link::listen`] says so; not at first. Such a link
+    /// has a clean session, so that the broker keeps nothing for a member that left, and publishes
+    /// nothing: rumqttc deals the packet ids of SUBSCRIBE out of the same round as those of PUBLISH.
+    pub switched: Vec<String>,
     /// What the broker publishes when this client vanishes. Its token is not used.
     pub will: Option<Publish>,
     /// How long the broker waits before it publishes the will.
@@ -90,6 +94,7 @@ impl LinkConfig {
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(30),
             subscriptions: Vec::new(),
+            switched: Vec::new(),
             will: None,
             will_delay: Duration::ZERO,
             inbound_capacity: 256,
@@ -107,6 +112,9 @@ impl LinkConfig {
         self.inflight = self.inflight.clamp(1, 1024);
         self.receive_max = self.receive_max.max(1);
         self.outbox_capacity = self.outbox_capacity.max(1);
+        if !self.switched.is_empty() {
+            (self.clean_start, self.session_expiry) = (true, Duration::ZERO);
+        }
         self.stall = self.stall.max(Duration::from_millis(10));
         self.backoff_min = self.backoff_min.max(Duration::from_millis(1));
         self.backoff_max = self.backoff_max.max(self.backoff_min);

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, Filter, Packet, Subscribe};
+use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, Packet, Subscribe};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, Request, StateError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -18,6 +17,7 @@ use super::flow::{Flow, Limits, feed, forward_acks, too_large, watch};
 use super::inbox::{NoRoom, Outlet};
 use super::packet::Publish;
 use super::poll::Poll;
+use super::switch::{filter, follow};
 use super::{AckToken, Close, Inbound, LinkConfig, Shared};
 
 /// Requests that wait between our futures and rumqttc. Small: what is here is lost to QoS 0.
@@ -38,6 +38,8 @@ pub(super) struct Session {
     pub(super) outbox: mpsc::Receiver<Publish>,
     pub(super) acks: mpsc::Receiver<AckToken>,
     pub(super) close: mpsc::Receiver<Close>,
+    /// Whether the switched filters are wanted.
+    pub(super) wanted: watch::Receiver<bool>,
     pub(super) outlet: Outlet,
     /// Taken from the outbox and not handed over yet.
     pub(super) held: Option<Publish>,
@@ -214,12 +216,7 @@ impl Session {
         let kept = connack.session_present && self.subscribed;
         let subscribing = !kept && !self.config.subscriptions.is_empty();
         if subscribing {
-            let filters = self.config.subscriptions.iter().map(|filter| {
-                let mut filter = Filter::new(filter, QoS::AtLeastOnce);
-                // RETAIN as published: a retained request must be recognised also when it is live.
-                filter.preserve_retain = true;
-                filter
-            });
+            let filters = self.config.subscriptions.iter().map(filter);
             event_loop
                 .pending
                 .push_back(Request::Subscribe(Subscribe::new_many(filters, None)));
@@ -252,6 +249,7 @@ impl Session {
                          &mut self.held, &mut self.closing) => match never {},
             never = forward_acks(&client, &flow, &mut self.acks, number) => match never {},
             ended = watch(&flow, self.config.stall) => ended,
+            ended = follow(&client, &flow, &self.outlet, &self.config, &mut self.wanted) => ended,
             () = self.outlet.closed() => Ended::Unread,
             ended = poll.run(&mut event_loop, subscribing) => ended,
         };

@@ -44,6 +44,8 @@ pub(super) struct Flow {
     state: Mutex<FlowState>,
     /// The window or the gate opened, or the last acknowledgement came.
     pub(super) changed: Notify,
+    /// The gate opened, or the last acknowledgement of a change of filters came.
+    pub(super) switched: Notify,
     pub(super) limits: Limits,
     keep_alive: Duration,
 }
@@ -54,6 +56,8 @@ pub(super) struct FlowState {
     pub(super) open: bool,
     /// QoS 1 messages given to the reader and not acknowledged by it.
     pub(super) n_unacked: usize,
+    /// Acknowledgements that a change of filters still waits for.
+    pub(super) n_switching: usize,
     /// Requests handed to rumqttc and not yet written, by our count.
     n_unwritten: usize,
     /// When rumqttc last wrote something, or began to owe it.
@@ -79,6 +83,7 @@ impl Flow {
             flights,
             open: false,
             n_unacked: 0,
+            n_switching: 0,
             n_unwritten,
             progress: now,
             polled: now,
@@ -88,6 +93,7 @@ impl Flow {
         Flow {
             state: Mutex::new(state),
             changed: Notify::new(),
+            switched: Notify::new(),
             limits,
             keep_alive,
         }
@@ -111,6 +117,12 @@ impl FlowState {
             self.progress = Instant::now();
         }
         self.n_unwritten += 1;
+    }
+
+    /// `n` requests of a change of filters are being handed over.
+    pub(super) fn switching(&mut self, n: usize) {
+        self.n_switching = n;
+        (0..n).for_each(|_| self.handing());
     }
 
     pub(super) fn wrote(&mut self) {

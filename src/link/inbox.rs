@@ -51,7 +51,7 @@ pub(super) struct Outlet {
 
 pub(super) fn inbox(config: &LinkConfig) -> (Outlet, Inbox) {
     let receive_max = usize::from(config.receive_max);
-    let reports = REPORTS + config.subscriptions.len();
+    let reports = REPORTS + config.subscriptions.len() + config.switched.len();
     let certain = receive_max + reports + usize::from(config.inflight);
     let (sender, receiver) = mpsc::channel(certain + config.inbound_capacity);
     let taken = Arc::new(Notify::new());

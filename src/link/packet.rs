@@ -202,7 +202,11 @@ fn varint_bytes(value: usize) -> usize {
 impl Message {
     /// None for a message that cannot be used: empty topic (an alias, which we do not allow), a topic
     /// that is not UTF-8, or QoS 2, for which we never subscribe.
-    pub(super) fn from_packet(packet: packets::Publish, connection: u64) -> Option<Message> {
+    pub(super) fn from_packet(
+        packet: packets::Publish,
+        link: u64,
+        connection: u64,
+    ) -> Option<Message> {
         let qos = match packet.qos {
             QoS::AtMostOnce => 0,
             QoS::AtLeastOnce => 1,
@@ -227,6 +231,7 @@ impl Message {
                 payload_utf8: properties.payload_format_indicator == Some(1),
             },
             ack: AckToken {
+                link,
                 connection,
                 pkid: if qos == 0 { 0 } else { packet.pkid },
             },

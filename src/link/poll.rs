@@ -45,9 +45,16 @@ impl Poll<'_> {
             let event = event_loop.poll().await;
             self.flow.state().polled = Instant::now();
             let handled = match event {
-                Ok(Event::Incoming(Packet::SubAck(suback))) => self
-                    .subscribed(&suback.return_codes)
-                    .and_then(|()| self.report_up()),
+                Ok(Event::Incoming(Packet::SubAck(suback))) if self.up => {
+                    self.switched_on(&suback.return_codes)
+                }
+                Ok(Event::Incoming(Packet::UnsubAck(_))) => self.switched_off(),
+                Ok(Event::Incoming(Packet::SubAck(suback))) => refusals(
+                    self.outlet,
+                    &self.config.subscriptions,
+                    &suback.return_codes,
+                )
+                .and_then(|()| self.report_up()),
                 Ok(Event::Incoming(packet)) => self.incoming(event_loop, packet),
                 Ok(Event::Outgoing(outgoing)) => self.outgoing(outgoing),
                 Err(error) => return error.into(),
@@ -84,6 +91,7 @@ impl Poll<'_> {
         }
         self.flow.state().open = true;
         self.flow.changed.notify_one();
+        self.flow.switched.notify_one();
         let packet_bytes_max = self.flow.limits.packet_bytes_max;
         let up = Inbound::Up {
             session_present: self.session_present,
@@ -105,21 +113,6 @@ impl Poll<'_> {
         }
     }
 
-    fn subscribed(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), Ended> {
-        for (filter, code) in self.config.subscriptions.iter().zip(codes) {
-            if !matches!(code, SubscribeReasonCode::Success(_)) {
-                let reason = format!("{code:?}");
-                warn!(filter, reason, "broker refused a subscription");
-                let refused = Inbound::SubscribeRefused {
-                    filter: filter.clone(),
-                    reason,
-                };
-                self.outlet.send(refused).map_err(|NoRoom| Ended::Unread)?;
-            }
-        }
-        Ok(())
-    }
-
     fn outgoing(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
         let mut state = self.flow.state();
         match outgoing {
@@ -129,7 +122,9 @@ impl Poll<'_> {
                     state.flights.written(pkid, Instant::now());
                 }
             }
-            Outgoing::Subscribe(_) | Outgoing::PubAck(_) => state.wrote(),
+            Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_) | Outgoing::PubAck(_) => {
+                state.wrote();
+            }
             Outgoing::PingReq => state.pinged = Some(Instant::now()),
             Outgoing::Disconnect => return Err(Ended::Closed),
             _ => {}
@@ -155,7 +150,7 @@ impl Poll<'_> {
         publish: packets::Publish,
     ) -> Result<(), Ended> {
         let (pkid, qos) = (publish.pkid, publish.qos);
-        let Some(message) = Message::from_packet(publish, self.number) else {
+        let Some(message) = Message::from_packet(publish, self.shared.link, self.number) else {
             warn!(
                 ?qos,
                 "message without a usable topic, or with QoS 2, rejected"
@@ -251,4 +246,24 @@ impl Poll<'_> {
         };
         self.outlet.send(report).map_err(|NoRoom| Ended::Unread)
     }
+}
+
+/// Reports the filters that the broker refused.
+pub(super) fn refusals(
+    outlet: &Outlet,
+    filters: &[String],
+    codes: &[SubscribeReasonCode],
+) -> Result<(), Ended> {
+    for (filter, code) in filters.iter().zip(codes) {
+        if !matches!(code, SubscribeReasonCode::Success(_)) {
+            let reason = format!("{code:?}");
+            warn!(filter, reason, "broker refused a subscription");
+            let refused = Inbound::SubscribeRefused {
+                filter: filter.clone(),
+                reason,
+            };
+            outlet.send(refused).map_err(|NoRoom| Ended::Unread)?;
+        }
+    }
+    Ok(())
 }

@@ -35,6 +35,9 @@ pub enum Received {
     Subscribe {
         id: u16,
     },
+    Unsubscribe {
+        id: u16,
+    },
     PubAck {
         id: u16,
     },
@@ -135,6 +138,7 @@ impl Peer {
             }
             4 => Received::PubAck { id: id_at(0) },
             8 => Received::Subscribe { id: id_at(0) },
+            10 => Received::Unsubscribe { id: id_at(0) },
             12 => Received::Ping,
             14 => Received::Disconnect,
             other => Received::Other(other),
@@ -212,6 +216,11 @@ impl Peer {
         let mut packet = vec![0x90, 3 + codes.len() as u8, high, low, 0];
         packet.extend_from_slice(codes);
         self.write(&packet).await;
+    }
+
+    pub async fn unsuback(&mut self, id: u16) {
+        let [high, low] = id.to_be_bytes();
+        self.write(&[0xb0, 4, high, low, 0, 0]).await;
     }
 
     /// Sends a PUBLISH; `id` 0 is QoS 0.

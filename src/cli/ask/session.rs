@@ -201,7 +201,9 @@ impl Session<'_> {
                         "the broker refused to hand out the answers ({reason}); is --user right?"
                     )
                 }
-                Inbound::SubscribeRefused { .. } | Inbound::Delivered { .. } => {}
+                Inbound::SubscribeRefused { .. }
+                | Inbound::Delivered { .. }
+                | Inbound::Listening { .. } => {}
             }
         }
     }

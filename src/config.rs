@@ -23,6 +23,7 @@ mod environment;
 mod layers;
 mod mqtt;
 mod node;
+mod pools;
 mod problem;
 mod reader;
 mod requests;
@@ -38,6 +39,7 @@ pub use environment::Environment;
 pub use layers::{Flag, Place, Sources};
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
+pub use pools::PoolsConfig;
 pub use problem::{Entry, Problem};
 pub use requests::RequestsConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
@@ -64,6 +66,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Limits and timing of requests.
     pub requests: RequestsConfig,
+    /// Groups of nodes that share requests.
+    pub pools: PoolsConfig,
     /// The job store.
     pub store: StoreConfig,
     /// What users get by default and what they may ask for.
@@ -98,6 +102,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let models = ModelsConfig::read(&mut root, &paths);
     let engine = EngineConfig::read(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
+    let pools = PoolsConfig::read(&mut root);
     let store = StoreConfig::read(&mut root);
     let users = UsersConfig::read(&mut root);
     let log = LogConfig::read(&mut root);
@@ -115,6 +120,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         models,
         engine,
         requests,
+        pools,
         store,
         users,
         log,

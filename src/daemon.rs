@@ -56,7 +56,12 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         getrandom::u64().context("failed to make a boot id")?
     );
     let node = Name::new(&config.node.name).context("node.name is no valid name")?;
-    let names = Names::new(&config.node.root, node).context("node.root is no valid name")?;
+    let pools = config.pools.names.iter().map(|name| Name::new(name));
+    let pools = pools.collect::<Result<_, _>>();
+    let names = Names::new(&config.node.root, node)
+        .context("node.root is no valid name")?
+        .with_pools(pools.context("pools.names has an invalid name")?)
+        .context("pools.names has an invalid name")?;
     info!(
         node = config.node.name,
         version = env!("CARGO_PKG_VERSION"),
@@ -84,7 +89,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let at = broker
         .as_ref()
         .map(|broker| (broker.address, broker.password.clone()));
-    let (link, inbound) = link::spawn(settings::link(&config, &names, &boot, clock.now_ms(), at)?);
+    let link_config = settings::link(&config, &names, &boot, clock.now_ms(), at)?;
+    let pools = settings::pool_link(&link_config, &names).map(link::spawn);
+    let (link, inbound) = link::spawn(link_config);
 
     let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
     let (orders, control) = mpsc::channel(1);
@@ -94,6 +101,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let parts = Parts {
         link: link.clone(),
         inbound,
+        pools,
         store: store.clone(),
         recovered,
         clock,

@@ -20,6 +20,7 @@ mod durable;
 mod intake;
 mod job;
 pub mod output;
+pub mod pools;
 pub mod queue;
 mod report;
 mod settings;
@@ -42,6 +43,8 @@ use crate::worker::{Report, Worker};
 use durable::{StoreDone, stored_id};
 use intake::Tokenizing;
 use job::{Cancel, Ending, Job, Phase};
+use pools::Pools;
+
 use queue::{Queue, Verdict};
 use report::Node;
 pub use report::retained;
@@ -78,6 +81,8 @@ pub struct Parts {
     pub link: Link,
     /// MQTT in.
     pub inbound: Inbox,
+    /// The link of a node that is in pools; it ends with the dispatcher.
+    pub pools: Option<(Link, Inbox)>,
     /// Jobs on disk.
     pub store: Store,
     /// What the store found at start.
@@ -117,6 +122,7 @@ struct Dispatch {
     undelivered: VecDeque<Asked>,
     retry_finals_at: Option<Instant>,
     node: Node,
+    pools: Option<Pools>,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
 
@@ -159,6 +165,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
     let Parts {
         link,
         mut inbound,
+        pools,
         store,
         recovered,
         clock,
@@ -170,6 +177,11 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         mut reports,
     } = worker;
     let mut dispatch = Dispatch::new(settings, link, store, clock, commands);
+    let mut dealt = None;
+    if let Some((link, inbox)) = pools {
+        dispatch.pools = Some(Pools::new(link));
+        dealt = Some(inbox);
+    }
     dispatch.recover(recovered);
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -181,6 +193,10 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         tokio::select! {
             message = inbound.recv() => match message {
                 Some(message) => dispatch.on_inbound(message),
+                None => return inbound,
+            },
+            message = recv_if_any(&mut dealt) => match message {
+                Some(message) => dispatch.on_pool_inbound(message),
                 None => return inbound,
             },
             report = reports.recv() => match report {
@@ -204,6 +220,13 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
             () = sleep_until(wake) => {}
             _ = sweep.tick() => dispatch.sweep(),
         }
+    }
+}
+
+async fn recv_if_any(inbox: &mut Option<Inbox>) -> Option<Inbound> {
+    match inbox {
+        Some(inbox) => inbox.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -244,6 +267,7 @@ impl Dispatch {
             undelivered: VecDeque::new(),
             retry_finals_at: None,
             node,
+            pools: None,
             draining: None,
         }
     }
@@ -258,7 +282,7 @@ impl Dispatch {
             }
             Inbound::Down { reason, taken_over } => {
                 // The broker brings them again.
-                self.waiting.clear();
+                self.forget_waiting(false);
                 if taken_over {
                     error!(
                         reason,
@@ -409,6 +433,7 @@ impl Dispatch {
         let mut wake = self.flush_jobs(now);
         self.store_finals(now);
         self.resend_undelivered();
+        wake = earliest(wake, self.steer_pools(now));
         let node_wake = self.flush_reports(now);
         if !self.backlog.is_empty() {
             wake = earliest(wake, Some(now + RETRY));
@@ -488,7 +513,9 @@ impl Dispatch {
         let Some((limit, _)) = &self.draining else {
             return false;
         };
+        let is_dealt_to = self.pools.as_ref().is_some_and(Pools::is_listening);
         let quiet = self.queue.running() == 0
+            && !is_dealt_to
             && self.delivering.is_empty()
             && self.backlog.is_empty()
             && self.store_work.is_empty()
@@ -535,7 +562,7 @@ impl Dispatch {
 
     fn acknowledge(&self, ack: Option<AckToken>) {
         if let Some(ack) = ack
-            && self.link.try_ack(ack).is_err()
+            && self.link_of(&ack).try_ack(ack).is_err()
         {
             debug!(
                 "acknowledgement lost with its connection: the broker will send the request again"

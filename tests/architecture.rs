@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "src/board/nvpmodel/table",
     "src/board/power/cores",
     "src/board/text",
+    "src/dispatch/pools/policy.rs",
     "src/frames.rs",
     "src/ledger",
     "src/offload",

@@ -22,7 +22,9 @@ use orinoco::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
         reply::body::Answer,
-        report::{Engine, Hardware, Info, Mode, Model, Models, Presence, State, Status},
+        report::{
+            Engine, Hardware, Info, Mode, Model, Models, PoolIntake, Presence, State, Status,
+        },
         request,
     },
 };
@@ -165,6 +167,56 @@ fn topics() {
     }
     for topic in pinned.response_topic_denied {
         assert!(!names.resp_allowed(&user, &topic), "{topic}");
+    }
+}
+
+#[test]
+fn topics_of_pools() {
+    #[derive(Deserialize)]
+    struct Topics {
+        root: String,
+        node: Name,
+        pool: Name,
+        user: Name,
+        id: RequestId,
+        subscriptions: Vec<String>,
+        shared_subscriptions: Vec<String>,
+        req: std::collections::BTreeMap<Op, String>,
+        cancel: String,
+        statuses: String,
+        refused: Vec<String>,
+    }
+    let pinned: Topics = serde_json::from_str(&file("topics_pool.json")).unwrap();
+    let pool = pinned.pool;
+    let names = Names::new(&pinned.root, pinned.node).unwrap();
+    let names = names.with_pools(vec![pool.clone()]).unwrap();
+    let (user, id) = (pinned.user, pinned.id);
+    assert_eq!(names.pool_cancels(), pinned.subscriptions);
+    assert_eq!(names.pool_shares(), pinned.shared_subscriptions);
+    assert_eq!(pinned.req.len(), Op::ALL.len());
+    for (op, topic) in pinned.req {
+        assert_eq!(names.pool_req(&pool, &user, op, &id), topic);
+        let (user, id) = (user.clone(), id.clone());
+        assert_eq!(
+            names.parse(&topic),
+            Ok(Incoming::Request {
+                user,
+                op: Ok(op),
+                id
+            })
+        );
+    }
+    assert_eq!(names.pool_cancel(&pool, &user, &id), pinned.cancel);
+    assert_eq!(
+        names.parse(&pinned.cancel),
+        Ok(Incoming::Cancel {
+            user: user.clone(),
+            id: id.clone()
+        })
+    );
+    assert_eq!(names.statuses(), pinned.statuses);
+    for topic in pinned.refused {
+        assert!(names.parse(&topic).is_err(), "{topic}");
     }
 }
 
@@ -475,10 +527,13 @@ fn info() {
         n_cores: 2,
         ..Hardware::default()
     };
-    assert_published(
-        &Info::new(&node(), "0.1.0", Limits::default(), bare),
-        "info_small.json",
-    );
+    let small = Info::new(&node(), "0.1.0", Limits::default(), bare);
+    assert_published(&small, "info_small.json");
+    let in_pools = Info {
+        pools: vec!["hall2".to_owned(), "site".to_owned()],
+        ..small
+    };
+    assert_published(&in_pools, "info_pools.json");
 }
 
 #[test]
@@ -503,8 +558,19 @@ fn state() {
         reasons: Vec::new(),
         load_progress: None,
         since_ms: 1_790_000_000_123,
+        pools: None,
     };
     assert_published(&state, "state_serving.json");
+    let intake = |taking, reasons| State {
+        pools: Some(PoolIntake { taking, reasons }),
+        ..state.clone()
+    };
+    assert_published(&intake(true, Vec::new()), "state_pools.json");
+    let full = "8 requests wait: it leaves its pools at 8 and returns at 4";
+    assert_published(
+        &intake(false, vec![full.to_owned()]),
+        "state_pools_away.json",
+    );
     let loading = State {
         mode: Mode::Loading,
         load_progress: Some(0.5),

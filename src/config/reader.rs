@@ -301,29 +301,11 @@ impl Section<'_> {
         choices: &[(&str, T)],
     ) -> Vec<T> {
         let value = self.take(key);
-        let words: Option<Vec<String>> = match &value.kind {
-            ValueKind::Array(items) => items
-                .iter()
-                .map(|item| match &item.kind {
-                    ValueKind::String(word) => Some(word.clone()),
-                    _ => None,
-                })
-                .collect(),
-            ValueKind::String(text) if value.is_text => Some(
-                text.split(',')
-                    .map(|word| word.trim().to_owned())
-                    .filter(|word| !word.is_empty())
-                    .collect(),
-            ),
-            _ => None,
-        };
-        let Some(words) = words else {
+        let Some(words) = self.list(&value) else {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
             self.bad(key, &value, format!("a list of some of {}", quoted(&names)));
             return Vec::new();
         };
-        let listed: Vec<String> = words.iter().map(|word| toml_of_text(word)).collect();
-        self.settle(format!("[{}]", listed.join(", ")));
         let mut chosen = Vec::new();
         for word in words {
             match choices.iter().find(|(name, _)| *name == word) {
@@ -333,6 +315,50 @@ impl Section<'_> {
             }
         }
         chosen
+    }
+
+    /// A list of at most `max` words, each at most once; the error of `check` completes "expected ...".
+    pub(super) fn words(
+        &mut self,
+        key: &'static str,
+        max: usize,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Vec<String> {
+        let value = self.take(key);
+        let words = self.list(&value).filter(|words| words.len() <= max);
+        let Some(mut words) = words else {
+            self.bad(key, &value, format!("a list of at most {max} words"));
+            return Vec::new();
+        };
+        if let Some(expected) = words.iter().find_map(|word| check(word).err()) {
+            self.bad(key, &value, expected);
+            return Vec::new();
+        }
+        words.sort();
+        words.dedup();
+        words
+    }
+
+    /// The words of a list, or of text from a flag or the environment, separated by commas.
+    fn list(&mut self, value: &Taken) -> Option<Vec<String>> {
+        let words: Vec<String> = match &value.kind {
+            ValueKind::Array(items) => items
+                .iter()
+                .map(|item| match &item.kind {
+                    ValueKind::String(word) => Some(word.clone()),
+                    _ => None,
+                })
+                .collect::<Option<_>>()?,
+            ValueKind::String(text) if value.is_text => text
+                .split(',')
+                .map(|word| word.trim().to_owned())
+                .filter(|word| !word.is_empty())
+                .collect(),
+            _ => return None,
+        };
+        let listed: Vec<String> = words.iter().map(|word| toml_of_text(word)).collect();
+        self.settle(format!("[{}]", listed.join(", ")));
+        Some(words)
     }
 
     /// A path; `""` is none. In files it is absolute, so that it does not depend on where the daemon was

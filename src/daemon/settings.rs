@@ -189,6 +189,21 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     })
 }
 
+/// The session for pools, beside `own`; `None` for a node that is in none.
+pub(super) fn pool_link(own: &LinkConfig, names: &Names) -> Option<LinkConfig> {
+    if names.pools().is_empty() {
+        return None;
+    }
+    Some(LinkConfig {
+        // No name of a node has a colon, so no other daemon's id is like this one.
+        client_id: format!("{}:pools", own.client_id),
+        subscriptions: names.pool_cancels(),
+        switched: names.pool_shares(),
+        will: None,
+        ..own.clone()
+    })
+}
+
 pub(super) fn dispatcher(
     config: &Config,
     names: Names,
@@ -210,6 +225,12 @@ pub(super) fn dispatcher(
             ..Limits::default()
         },
         users: users(&config.users, accounts),
+        pools: dispatch::pools::policy::Limits {
+            waiting_max: config.pools.waiting_jobs_max,
+            settle: config.pools.settle,
+            jobs_max: requests.queue_jobs_max,
+            bytes_max: requests.queue_bytes_max,
+        },
         queue_jobs_max: requests.queue_jobs_max,
         queue_bytes_max: requests.queue_bytes_max,
         output_pending_bytes_max: requests.output_pending_bytes_max,

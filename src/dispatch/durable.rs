@@ -94,6 +94,9 @@ impl Dispatch {
                     .remove(&(job.address.user.clone(), job.address.id.clone()));
                 self.queue.remove(key);
                 self.queued_bytes -= job.body_bytes;
+                if let Some(pools) = &mut self.pools {
+                    pools.store_was_full();
+                }
                 let _ = self.commands.try_send(Command::Cancel(key));
                 let error = ApiError::new(
                     Code::StorageFull,

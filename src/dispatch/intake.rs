@@ -1,7 +1,7 @@
 //! A packet becomes a job, a repeat of what was said, a cancel, or an error final.
 //!
 //! Bounds are checked in this order: retained flag, topic, op, response topic, repeat, size and shape of
-//! the body, model, room. What is refused gets its error final first and its PUBACK after, so that a
+//! the body, model, room; of a pool also whether this node takes more. What is refused gets its error final first and its PUBACK after, so that a
 //! requester always hears why and no window sticks.
 
 use tokio::time::Instant;
@@ -39,8 +39,9 @@ struct Arrived {
 
 impl Dispatch {
     pub(super) fn on_message(&mut self, message: Message) {
-        if self.draining.is_some() {
-            // Not acknowledged: the broker keeps it for our next connection.
+        if self.draining.is_some() && !self.is_of_pool(&message.ack) {
+            // Not acknowledged: the broker keeps it for our next connection. It keeps nothing of a pool;
+            // there the requester is told, and asks another node.
             debug!("message left with the broker");
             return;
         }
@@ -159,6 +160,11 @@ impl Dispatch {
             Ok(request) => request,
             Err(error) => return self.refuse(&address, &replier, &error, Some(message.ack)),
         };
+        if self.is_of_pool(&message.ack)
+            && let Some(error) = self.pool_refusal()
+        {
+            return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
         if op == Op::Tokenize {
             return self.tokenize(
                 Tokenizing {

@@ -10,10 +10,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::pools::Pools;
 use super::{Clock, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
 use crate::link::{Props, Publish};
 use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, State, Status};
+use crate::wire::topic::Name;
 use crate::worker::{Cause, Down, Report};
 
 /// Load progress is published at most this often.
@@ -59,6 +61,7 @@ impl Node {
                 reasons: vec![],
                 load_progress: None,
                 since_ms: clock.now_ms(),
+                pools: None,
             },
             presence: Presence::Online,
             presence_since_ms: clock.now_ms(),
@@ -82,6 +85,11 @@ impl Node {
     /// Why no model will serve soon, if so.
     pub(super) fn no_model(&self) -> Option<&str> {
         self.no_model.as_deref()
+    }
+
+    /// Something that `state` tells and this does not know.
+    pub(super) fn state_changed(&mut self) {
+        self.dirty.state = true;
     }
 
     /// A new session: everything is said again.
@@ -189,6 +197,7 @@ impl Node {
             reasons,
             load_progress: None,
             since_ms,
+            pools: None, // Filled in when it is sent.
         };
         self.dirty.state = true;
     }
@@ -215,6 +224,8 @@ impl Dispatch {
                 self.settings.limits.clone(),
                 self.settings.hardware.clone(),
             );
+            let pools = self.settings.names.pools().iter();
+            info.pools = pools.map(Name::to_string).collect();
             info.engine = self.node.hello.as_ref().map(|hello| {
                 Engine::of(
                     hello,
@@ -228,7 +239,9 @@ impl Dispatch {
             self.retain(self.settings.names.models(), &self.models());
         }
         if dirty.state {
-            self.retain(self.settings.names.state(), &self.node.state.clone());
+            let mut state = self.node.state.clone();
+            state.pools = self.pools.as_ref().map(Pools::report);
+            self.retain(self.settings.names.state(), &state);
         }
         if dirty.status {
             let status = Status {

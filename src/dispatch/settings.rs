@@ -111,6 +111,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Who may ask for what, and how much.
     pub users: UsersSettings,
+    /// When this node takes requests from its pools.
+    pub pools: super::pools::policy::Limits,
     /// Jobs that may wait or run.
     pub queue_jobs_max: usize,
     /// Bytes of their bodies.

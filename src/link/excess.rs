@@ -72,6 +72,7 @@ mod tests {
             qos: 1,
             props: crate::link::Props::default(),
             ack: AckToken {
+                link: 1,
                 connection: 1,
                 pkid,
             },

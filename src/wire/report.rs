@@ -39,6 +39,9 @@ pub struct Info {
     pub version: String,
     /// The node's name.
     pub node: String,
+    /// Pools that it takes requests from; absent when in none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
     /// Ops that are served.
     pub ops: Vec<Op>,
     /// Bounds of requests.
@@ -57,6 +60,7 @@ impl Info {
             protocol: PROTOCOL.to_owned(),
             version: version.to_owned(),
             node: node.to_string(),
+            pools: Vec::new(),
             ops: Op::ALL.into_iter().filter(|op| *op != Op::Embed).collect(),
             limits,
             hardware,
@@ -254,6 +258,18 @@ pub struct State {
     pub load_progress: Option<f32>,
     /// When the mode began, unix milliseconds.
     pub since_ms: u64,
+    /// Whether it takes requests from its pools; absent when in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<PoolIntake>,
+}
+
+/// Whether a node takes requests from its pools. Requests to the node itself are another matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolIntake {
+    /// The broker deals requests to it.
+    pub taking: bool,
+    /// What stands against it, in sentences for a technician; or what is wrong although it takes some.
+    pub reasons: Vec<String>,
 }
 
 /// What a node does.

@@ -15,8 +15,11 @@ use std::{borrow::Borrow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+mod pool;
 #[cfg(test)]
 mod tests;
+
+pub use pool::POOLS_MAX;
 
 /// Longest topic that is looked at, in bytes. The longest valid one is far shorter.
 pub const TOPIC_BYTES_MAX: usize = 512;
@@ -285,11 +288,12 @@ pub enum TopicError {
     Id(NameError),
 }
 
-/// The topics of one node under one root.
+/// The topics of one node under one root, and of the pools that it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     root: String,
     node: Name,
+    pools: Vec<Name>,
 }
 
 impl Names {
@@ -309,6 +313,7 @@ impl Names {
         Ok(Self {
             root: root.to_owned(),
             node,
+            pools: Vec::new(),
         })
     }
 
@@ -322,7 +327,8 @@ impl Names {
         &self.root
     }
 
-    /// Reads the topic of a received message: `{r}/v1/{n}/req/{u}/{op}/{id}`.
+    /// Reads the topic of a received message: `{r}/v1/{n}/req/{u}/{op}/{id}`, or the same of a pool,
+    /// `{r}/v1/pool/{p}/req/{u}/{op}/{id}`.
     ///
     /// Reserved users are refused, except [`LOCAL_USER`].
     pub fn parse(&self, topic: &str) -> Result<Incoming, TopicError> {
@@ -356,11 +362,14 @@ impl Names {
 
     /// User, op and id, when prefix and number of levels are right and the op is not empty.
     fn levels<'a>(&self, topic: &'a str) -> Option<[&'a str; 3]> {
-        let rest = topic
-            .strip_prefix(self.root.as_str())?
-            .strip_prefix("/v1/")?
-            .strip_prefix(self.node.as_str())?
-            .strip_prefix("/req/")?;
+        let own = || {
+            topic
+                .strip_prefix(self.root.as_str())?
+                .strip_prefix("/v1/")?
+                .strip_prefix(self.node.as_str())?
+                .strip_prefix("/req/")
+        };
+        let rest = own().or_else(|| self.below_pool(topic))?;
         let mut levels = rest.split('/');
         let found = [levels.next()?, levels.next()?, levels.next()?];
         (levels.next().is_none() && !found[1].is_empty()).then_some(found)

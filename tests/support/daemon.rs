@@ -86,6 +86,12 @@ impl Site {
         }
     }
 
+    /// Another name than `n1`.
+    pub fn named(mut self, node: &'static str) -> Self {
+        self.node = node;
+        self.set(format!("node.name={node}"))
+    }
+
     pub fn set(mut self, setting: impl Into<String>) -> Self {
         self.settings.push(setting.into());
         self

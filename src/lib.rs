@@ -17,6 +17,7 @@ pub mod link;
 pub mod logging;
 pub mod models;
 pub mod offload;
+pub mod pressure;
 pub mod process;
 pub mod receive;
 pub mod runtime_file;

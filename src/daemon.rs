@@ -162,7 +162,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         warn!(%error, "the broker may learn of our end from the last will only");
     }
     drop(inbox); // Before the close it would have ended the link.
-    // The dispatcher's end closed the worker's commands, and with them the worker.
+    // The dispatcher's end closed the worker's reports, and with them the worker.
     if let Err(error) = keeper.await {
         warn!(%error, "the worker's keeper failed");
     }

@@ -100,6 +100,7 @@ struct Dispatch {
     settings: Settings,
     link: Link,
     store: Store,
+    /// To the worker that serves; closed when none does.
     commands: mpsc::Sender<Command>,
     jobs: HashMap<JobKey, Job>,
     /// Jobs that are not over, by what the requester calls them.
@@ -173,10 +174,10 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         mut control,
     } = parts;
     let Worker {
-        commands,
         mut reports,
+        orders: _orders,
     } = worker;
-    let mut dispatch = Dispatch::new(settings, link, store, clock, commands);
+    let mut dispatch = Dispatch::new(settings, link, store, clock);
     let mut dealt = None;
     if let Some((link, inbox)) = pools {
         dispatch.pools = Some(Pools::new(link));
@@ -238,19 +239,13 @@ async fn sleep_until(wake: Option<Instant>) {
 }
 
 impl Dispatch {
-    fn new(
-        settings: Settings,
-        link: Link,
-        store: Store,
-        clock: Clock,
-        commands: mpsc::Sender<Command>,
-    ) -> Self {
+    fn new(settings: Settings, link: Link, store: Store, clock: Clock) -> Self {
         let node = Node::new(&settings, clock);
         Self {
             settings,
             link,
             store,
-            commands,
+            commands: mpsc::channel(1).0, // Closed: nobody serves yet.
             jobs: HashMap::new(),
             open: HashMap::new(),
             answered: HashMap::new(),
@@ -329,7 +324,11 @@ impl Dispatch {
     fn on_report(&mut self, report: Report) {
         self.node.on_report(&report);
         match report {
-            Report::Loading { .. } | Report::Serving { .. } => {}
+            Report::Loading { .. } => {}
+            Report::Serving { commands, .. } => self.commands = commands,
+            Report::SwitchFailed { name, reason } => {
+                error!(model = name, reason, "model not served")
+            }
             Report::Event(Event::Started {
                 job,
                 prompt_ids,

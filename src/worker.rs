@@ -7,35 +7,40 @@
 //! ```text
 //!            start              Hello, Loaded                 any death
 //! (waiting) ───────▶ (loading) ───────────────▶ (serving) ───────────────▶ (waiting, back-off)
-//!     ▲                  │ LoadFailed, stall, death                              │
-//!     └──────────────────┴──────────────────────────────────────────────────────┘
+//!     ▲                  │ LoadFailed, stall, death   │ ▲                        │
+//!     └──────────────────┴────────────────────────────│─│────────────────────────┘
+//!                                    Order::Serve     ▼ │ loaded beside, or after
+//!                                                (switching)
 //! ```
 //!
 //! A frame is proof of life. While a model loads, one must come every `load_stall`; afterwards a ping goes
 //! out every quarter of `step_stall` and some frame must come within `step_stall`, else the worker is
 //! killed: a decode that never returns and a stopped process look the same from outside, and both leave
 //! the board without an answer.
+//!
+//! An [`Order`] changes what is served. The next model loads beside the old one, which goes on meanwhile,
+//! or after it, when memory does not hold both. One that cannot be loaded changes nothing: the old one goes
+//! on, or comes back. Whatever was in the old worker is reported down and belongs to the next.
 
 mod backoff;
+mod keeper;
+mod life;
 mod process;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tracing::{info, warn};
 
-use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
+use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, Sandbox};
 pub use backoff::Backoff;
-use process::{Child, ReadError};
 
 /// How the worker is started and judged.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     /// The `orinoco-engine` binary.
     pub program: PathBuf,
-    /// What it is to load.
+    /// What it is to load first.
     pub load: LoadSpec,
     /// Longest silence while a model loads.
     pub load_stall: Duration,
@@ -63,11 +68,46 @@ pub enum Report {
         hello: Box<Hello>,
         /// What holds it in.
         sandbox: Box<Sandbox>,
+        /// To this worker and no other: what is sent after its end is lost.
+        commands: mpsc::Sender<Command>,
     },
     /// A frame that concerns a job, a measurement or a tokenization.
     Event(Event),
     /// The worker is gone. Every job that was in it needs another one.
     Down(Down),
+    /// A model that was ordered cannot be served; what was served before still is, or will be again.
+    SwitchFailed {
+        /// The model.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What is to be served, from whoever decides about memory and power.
+#[derive(Debug)]
+pub enum Order {
+    /// Serve this instead.
+    Serve {
+        /// What to load.
+        load: Box<LoadSpec>,
+        /// When to load it.
+        placing: Placing,
+    },
+    /// End the worker at once and start none until the next `Serve`.
+    Rest {
+        /// Completes "the engine ...", for people.
+        why: String,
+    },
+}
+
+/// When the next model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placing {
+    /// While the old one still serves: nobody waits, and memory must hold both.
+    Beside,
+    /// After the old one's end: its streams wait for the load.
+    After,
 }
 
 /// A worker's end.
@@ -100,6 +140,10 @@ pub enum Cause {
     Stalled(Duration),
     /// It sent bytes that are no frame, or another protocol; killed by us.
     Protocol(String),
+    /// Another model takes its place.
+    Switched,
+    /// [`Order::Rest`].
+    Rested(String),
 }
 
 impl Cause {
@@ -112,6 +156,11 @@ impl Cause {
             self,
             Self::Crashed(_) | Self::Exited(_) | Self::Stalled(_) | Self::Protocol(_)
         )
+    }
+
+    /// Whether we ended it on purpose, so that nothing is wrong.
+    pub fn on_purpose(&self) -> bool {
+        matches!(self, Self::Switched | Self::Rested(_))
     }
 }
 
@@ -135,6 +184,8 @@ impl std::fmt::Display for Cause {
             Self::Protocol(reason) => {
                 write!(f, "broke the frame protocol and was killed: {reason}")
             }
+            Self::Switched => f.write_str("makes room for another model"),
+            Self::Rested(why) => f.write_str(why),
         }
     }
 }
@@ -143,167 +194,23 @@ impl std::fmt::Display for Cause {
 const COMMANDS: usize = 256;
 /// Reports on their way to the dispatcher. When full, the worker's own channel fills and text joins.
 const REPORTS: usize = 256;
+/// Orders that wait. They are rare, and each makes the one before it void.
+const ORDERS: usize = 4;
 
-/// The dispatcher's end: commands down, reports up. The keeper ends when this is dropped.
+/// The owner's end. The keeper ends when `reports` is dropped.
 #[derive(Debug)]
 pub struct Worker {
-    /// Lost when no worker serves: only send after [`Report::Serving`] and before [`Report::Down`].
-    pub commands: mpsc::Sender<Command>,
     /// In order; a `Down` comes after the last event of the worker that it names.
     pub reports: mpsc::Receiver<Report>,
+    /// What to serve; may be dropped by who never changes it.
+    pub orders: mpsc::Sender<Order>,
 }
 
 /// Starts the keeper. Must be called on the main thread of a current-thread runtime: the kernel ends the
 /// child when the *thread* that made it ends.
 pub fn spawn(config: WorkerConfig) -> (Worker, tokio::task::JoinHandle<()>) {
-    let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (report_queue, reports) = mpsc::channel(REPORTS);
-    let task = tokio::spawn(keep(config, command_queue, report_queue));
-    (Worker { commands, reports }, task)
-}
-
-/// The dispatcher has gone: end.
-struct Closed;
-
-async fn keep(
-    config: WorkerConfig,
-    mut commands: mpsc::Receiver<Command>,
-    reports: mpsc::Sender<Report>,
-) {
-    let mut backoff = Backoff::new(config.backoff_min, config.backoff_max);
-    loop {
-        let started = Instant::now();
-        let mut had_served = false;
-        let (cause, stderr_tail) = match Child::start(&config.program, config.load.sandbox.as_ref())
-        {
-            Err(error) => (
-                Cause::Spawn(format!("{}: {error}", config.program.display())),
-                Vec::new(),
-            ),
-            Ok(mut child) => {
-                let life = live(
-                    &config,
-                    &mut child,
-                    &mut commands,
-                    &reports,
-                    &mut had_served,
-                )
-                .await;
-                match life {
-                    Err(Closed) => {
-                        child.end().await;
-                        return;
-                    }
-                    Ok(verdict) => child.bury(verdict).await,
-                }
-            }
-        };
-        let retry_in = backoff.after_life_of(if had_served {
-            started.elapsed()
-        } else {
-            Duration::ZERO
-        });
-        warn!(%cause, retry_ms = retry_in.as_millis() as u64, "worker ended");
-        let down = Down {
-            cause,
-            stderr_tail,
-            retry_in,
-            had_served,
-        };
-        if reports.send(Report::Down(down)).await.is_err() {
-            return;
-        }
-        // Commands meant for the worker that died would confuse the next one.
-        let pause = tokio::time::sleep(retry_in);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                () = &mut pause => break,
-                command = commands.recv() => if command.is_none() { return },
-            }
-        }
-        while let Ok(stale) = commands.try_recv() {
-            drop(stale);
-        }
-    }
-}
-
-/// One worker, from its first frame to its last. `Ok(None)`: it closed its socket, ask the exit status.
-async fn live(
-    config: &WorkerConfig,
-    child: &mut Child,
-    commands: &mut mpsc::Receiver<Command>,
-    reports: &mpsc::Sender<Report>,
-    had_served: &mut bool,
-) -> Result<Option<Cause>, Closed> {
-    let report = async |report| reports.send(report).await.map_err(|_| Closed);
-    report(Report::Loading { fraction: 0.0 }).await?;
-    if !child
-        .send(Command::Load(Box::new(config.load.clone())))
-        .await
-    {
-        return Ok(None);
-    }
-    let mut hello: Option<Hello> = None;
-    let mut sandbox: Option<Sandbox> = None;
-    let mut heard = Instant::now();
-    let mut pings = tokio::time::interval(config.step_stall / 4);
-    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let limit = if *had_served {
-            config.step_stall
-        } else {
-            config.load_stall
-        };
-        tokio::select! {
-            event = child.events.recv() => {
-                heard = Instant::now();
-                match event {
-                    None => return Ok(None),
-                    Some(Err(ReadError(reason))) => return Ok(Some(Cause::Protocol(reason))),
-                    Some(Ok(Event::Hello(found))) if found.protocol != PROTOCOL => {
-                        return Ok(Some(Cause::Protocol(format!(
-                            "worker speaks frames {}, this daemon {PROTOCOL}: install both from one package",
-                            found.protocol
-                        ))));
-                    }
-                    Some(Ok(Event::Hello(found))) => {
-                        info!(version = found.version, llama = found.llama, backends = ?found.backends, "worker started");
-                        hello = Some(found);
-                    }
-                    Some(Ok(Event::Sandboxed(found))) => {
-                        if !found.gaps.is_empty() {
-                            warn!(gaps = found.gaps.join("; "), "the worker's sandbox is not whole");
-                        }
-                        sandbox = Some(found);
-                    }
-                    Some(Ok(Event::LoadProgress { fraction })) => report(Report::Loading { fraction }).await?,
-                    Some(Ok(Event::LoadFailed { message })) => return Ok(Some(Cause::LoadFailed(message))),
-                    Some(Ok(Event::Loaded(loaded))) => {
-                        // A model that was opened outside a sandbox is none that we asked for.
-                        let (Some(hello), Some(sandbox)) = (hello.take(), sandbox.take()) else {
-                            return Ok(Some(Cause::Protocol("Loaded before Hello and Sandboxed".into())));
-                        };
-                        *had_served = true;
-                        let (hello, sandbox) = (Box::new(hello), Box::new(sandbox));
-                        report(Report::Serving { loaded, hello, sandbox }).await?;
-                        heard = Instant::now();
-                    }
-                    Some(Ok(Event::Pong(_))) => {}
-                    Some(Ok(event)) => {
-                        report(Report::Event(event)).await?;
-                        // The wait was ours, not the worker's.
-                        heard = Instant::now();
-                    }
-                }
-            }
-            command = commands.recv() => match command {
-                None => return Err(Closed),
-                Some(command) if *had_served => if !child.send(command).await { return Ok(None) },
-                Some(_) => {}
-            },
-            _ = pings.tick(), if *had_served => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
-            () = tokio::time::sleep_until(heard + limit) => return Ok(Some(Cause::Stalled(heard.elapsed()))),
-        }
-    }
+    let (orders, order_queue) = mpsc::channel(ORDERS);
+    let task = tokio::spawn(keeper::keep(config, order_queue, report_queue));
+    (Worker { reports, orders }, task)
 }

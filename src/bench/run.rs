@@ -138,7 +138,7 @@ async fn raw(
         ..worker_config(config, &choice)?
     };
     let (mut worker, keeper) = worker::spawn(settings);
-    let (hello, loaded) = serving(&mut worker).await?;
+    let (hello, loaded, commands) = serving(&mut worker).await?;
     let mut raw = Raw::default();
     let one = |n_prompt, n_gen, n_parallel| BenchSpec {
         n_prompt,
@@ -146,7 +146,7 @@ async fn raw(
         n_parallel,
     };
     // A first run warms caches and is not counted.
-    measure(&mut worker, one(64, 16, 1)).await?;
+    measure(&mut worker, &commands, one(64, 16, 1)).await?;
     let figures: [(&str, BenchSpec, &mut Option<f64>); 5] = [
         ("raw pp512", one(512, 0, 1), &mut raw.pp512_tok_s),
         ("raw tg128", one(0, N_GEN, 1), &mut raw.tg128_tok_s),
@@ -173,7 +173,7 @@ async fn raw(
         }
         let mut rates = Vec::new();
         for _ in 0..plan.n_runs {
-            let report = measure(&mut worker, spec).await?;
+            let report = measure(&mut worker, &commands, spec).await?;
             let (tokens, ms) = if spec.n_gen == 0 {
                 (spec.n_prompt * spec.n_parallel, report.prompt_ms)
             } else {
@@ -191,12 +191,19 @@ async fn raw(
     Ok((hello, loaded, raw))
 }
 
-async fn serving(worker: &mut Worker) -> anyhow::Result<(Hello, Loaded)> {
+type Commands = tokio::sync::mpsc::Sender<frames::Command>;
+
+async fn serving(worker: &mut Worker) -> anyhow::Result<(Hello, Loaded, Commands)> {
     let wait = async {
         loop {
             match worker.reports.recv().await {
-                Some(worker::Report::Serving { loaded, hello, .. }) => {
-                    return Ok((*hello, *loaded));
+                Some(worker::Report::Serving {
+                    loaded,
+                    hello,
+                    commands,
+                    ..
+                }) => {
+                    return Ok((*hello, *loaded, commands));
                 }
                 Some(worker::Report::Down(down)) => {
                     bail!(
@@ -215,9 +222,12 @@ async fn serving(worker: &mut Worker) -> anyhow::Result<(Hello, Loaded)> {
         .context("the model did not load in time")?
 }
 
-async fn measure(worker: &mut Worker, spec: BenchSpec) -> anyhow::Result<frames::BenchReport> {
-    worker
-        .commands
+async fn measure(
+    worker: &mut Worker,
+    commands: &Commands,
+    spec: BenchSpec,
+) -> anyhow::Result<frames::BenchReport> {
+    commands
         .send(frames::Command::Bench(spec))
         .await
         .context("the worker is gone")?;

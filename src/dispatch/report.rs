@@ -126,6 +126,7 @@ impl Node {
                 loaded,
                 hello,
                 sandbox,
+                ..
             } => {
                 info!(
                     model = loaded.name,
@@ -145,7 +146,7 @@ impl Node {
                 self.dirty.models = true;
                 self.set_mode(Mode::Serving, vec![]);
             }
-            Report::Event(_) => {}
+            Report::Event(_) | Report::SwitchFailed { .. } => {}
             Report::Down(down) => self.on_down(down),
         }
     }

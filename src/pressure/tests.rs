@@ -199,10 +199,8 @@ proptest! {
         let mut last: Option<Duration> = None;
         for reading in readings {
             if let Some(change) = play.read(reading) {
-                if change.to < change.from {
-                    if let Some(last) = last {
-                        prop_assert!(play.now - last >= thresholds().hold);
-                    }
+                if change.to < change.from && let Some(last) = last {
+                    prop_assert!(play.now - last >= thresholds().hold);
                 }
                 last = Some(play.now);
             }

@@ -1,0 +1,178 @@
+//! The keeper: one life after the other, and what is to be served next.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::life::{Closed, Failed, Ready, Served, load};
+use super::{Cause, Down, Order, Report, WorkerConfig};
+use crate::frames::LoadSpec;
+
+struct Keeper {
+    config: WorkerConfig,
+    orders: mpsc::Receiver<Order>,
+    reports: mpsc::Sender<Report>,
+    backoff: Backoff,
+    /// What to serve; none while resting.
+    target: Option<LoadSpec>,
+    /// Served before the target was ordered: comes back when that cannot be loaded.
+    before: Option<LoadSpec>,
+    /// Nobody gives orders any more.
+    unordered: bool,
+}
+
+pub(super) async fn keep(
+    config: WorkerConfig,
+    orders: mpsc::Receiver<Order>,
+    reports: mpsc::Sender<Report>,
+) {
+    let backoff = Backoff::new(config.backoff_min, config.backoff_max);
+    let keeper = Keeper {
+        target: Some(config.load.clone()),
+        config,
+        orders,
+        reports,
+        backoff,
+        before: None,
+        unordered: false,
+    };
+    // The receiver of reports is gone, and the workers with their futures.
+    let Err(Closed) = keeper.run().await;
+}
+
+impl Keeper {
+    async fn run(mut self) -> Result<std::convert::Infallible, Closed> {
+        loop {
+            let Some(spec) = self.target.clone() else {
+                self.pause(None).await?;
+                continue;
+            };
+            let reports = self.reports.clone();
+            let loading = load(self.config.clone(), spec.clone(), Some(reports.clone()));
+            let loaded = tokio::select! {
+                loaded = loading => loaded,
+                Some(order) = self.orders.recv(), if !self.unordered => {
+                    // Nothing was in that worker.
+                    self.obey(order);
+                    continue;
+                }
+                () = reports.closed() => return Err(Closed),
+            };
+            match loaded {
+                Ok(ready) => self.lives(ready).await?,
+                Err(failed) => self.not_loaded(failed).await?,
+            }
+        }
+    }
+
+    /// Serves with this worker and those that replace it, until one ends.
+    async fn lives(&mut self, mut ready: Ready) -> Result<(), Closed> {
+        loop {
+            let started = Instant::now();
+            self.before = None;
+            self.target = Some(ready.spec().clone());
+            let served = ready
+                .serve(&self.config, &mut self.orders, &self.reports)
+                .await;
+            let served = match served {
+                Ok(served) => served,
+                Err(Closed) => {
+                    ready.child.end().await;
+                    return Err(Closed);
+                }
+            };
+            match served {
+                Served::Ended(verdict) => {
+                    let (cause, stderr_tail) = ready.child.bury(verdict).await;
+                    let retry_in = self.backoff.after_life_of(started.elapsed());
+                    return self.down(cause, stderr_tail, retry_in, true).await;
+                }
+                Served::Ordered(order) => {
+                    let serving = ready.spec().clone();
+                    let cause = self.obey(order);
+                    self.before = Some(serving);
+                    let (cause, stderr_tail) = ready.child.bury(Some(cause)).await;
+                    return self.down(cause, stderr_tail, Duration::ZERO, true).await;
+                }
+                Served::Replaced(next) => {
+                    info!(model = next.spec().name, "model loaded beside the old one");
+                    let (cause, stderr_tail) = ready.child.bury(Some(Cause::Switched)).await;
+                    self.down(cause, stderr_tail, Duration::ZERO, true).await?;
+                    ready = *next;
+                }
+            }
+        }
+    }
+
+    async fn not_loaded(&mut self, failed: Failed) -> Result<(), Closed> {
+        if let (Some(before), Some(target)) = (self.before.take(), &self.target) {
+            let report = failed.switch(&target.name);
+            self.target = Some(before);
+            return self.reports.send(report).await.map_err(|_| Closed);
+        }
+        let retry_in = self.backoff.after_life_of(Duration::ZERO);
+        self.down(failed.cause, failed.stderr_tail, retry_in, false)
+            .await
+    }
+
+    /// Takes the order; says how the worker that was there ends.
+    fn obey(&mut self, order: Order) -> Cause {
+        match order {
+            Order::Serve { load, .. } => {
+                self.target = Some(*load);
+                Cause::Switched
+            }
+            Order::Rest { why } => {
+                self.target = None;
+                Cause::Rested(why)
+            }
+        }
+    }
+
+    async fn down(
+        &mut self,
+        cause: Cause,
+        stderr_tail: Vec<String>,
+        retry_in: Duration,
+        had_served: bool,
+    ) -> Result<(), Closed> {
+        if cause.on_purpose() {
+            info!(%cause, "worker ended");
+        } else {
+            warn!(%cause, retry_ms = retry_in.as_millis() as u64, "worker ended");
+        }
+        let down = Down {
+            cause,
+            stderr_tail,
+            retry_in,
+            had_served,
+        };
+        let told = self.reports.send(Report::Down(down)).await;
+        told.map_err(|_| Closed)?;
+        self.pause(Some(retry_in)).await
+    }
+
+    /// Waits for the time, or without one for ever; an order ends the wait.
+    async fn pause(&mut self, time: Option<Duration>) -> Result<(), Closed> {
+        let elapsed = async {
+            match time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // A pause of nothing ends at once; the order is found in the next life.
+            biased;
+            () = elapsed => {}
+            order = self.orders.recv(), if !self.unordered => match order {
+                Some(order) => { self.obey(order); }
+                None => self.unordered = true,
+            },
+            () = self.reports.closed() => return Err(Closed),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! One worker's life: [`load`] from its start to `Loaded`, then [`serve`] until something ends it.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::process::{Child, ReadError};
+use super::{COMMANDS, Cause, Order, Placing, Report, WorkerConfig};
+use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
+
+/// The receiver of reports has gone: end.
+pub(super) struct Closed;
+
+/// A worker with its model loaded.
+pub(super) struct Ready {
+    pub(super) child: Child,
+    loaded: Box<Loaded>,
+    hello: Box<Hello>,
+    sandbox: Box<Sandbox>,
+    spec: LoadSpec,
+}
+
+/// A worker that did not come that far.
+pub(super) struct Failed {
+    pub(super) cause: Cause,
+    pub(super) stderr_tail: Vec<String>,
+}
+
+/// Why a worker serves no more. The child is still to be buried.
+pub(super) enum Served {
+    /// It died, or must.
+    Ended(Option<Cause>),
+    /// The next one is loaded and takes its place.
+    Replaced(Box<Ready>),
+    /// To be ended first.
+    Ordered(Order),
+}
+
+type Loading = Pin<Box<dyn Future<Output = Result<Ready, Failed>> + Send>>;
+
+/// Starts a worker and loads a model in it. Dropping the future ends the worker.
+pub(super) async fn load(
+    config: WorkerConfig,
+    spec: LoadSpec,
+    progress: Option<mpsc::Sender<Report>>,
+) -> Result<Ready, Failed> {
+    let mut child =
+        Child::start(&config.program, spec.sandbox.as_ref()).map_err(|error| Failed {
+            cause: Cause::Spawn(format!("{}: {error}", config.program.display())),
+            stderr_tail: Vec::new(),
+        })?;
+    match until_loaded(&mut child, &spec, config.load_stall, progress).await {
+        Ok((hello, sandbox, loaded)) => Ok(Ready {
+            child,
+            loaded,
+            hello,
+            sandbox,
+            spec,
+        }),
+        Err(verdict) => {
+            let (cause, stderr_tail) = child.bury(verdict).await;
+            Err(Failed { cause, stderr_tail })
+        }
+    }
+}
+
+/// `Err(None)`: it closed its socket, ask the exit status.
+async fn until_loaded(
+    child: &mut Child,
+    spec: &LoadSpec,
+    stall: Duration,
+    progress: Option<mpsc::Sender<Report>>,
+) -> Result<(Box<Hello>, Box<Sandbox>, Box<Loaded>), Option<Cause>> {
+    // A full channel drops a figure of progress, which the next one replaces.
+    let tell = |fraction| {
+        if let Some(reports) = &progress {
+            let _ = reports.try_send(Report::Loading { fraction });
+        }
+    };
+    tell(0.0);
+    if !child.send(Command::Load(Box::new(spec.clone()))).await {
+        return Err(None);
+    }
+    let (mut hello, mut sandbox) = (None, None);
+    let mut heard = Instant::now();
+    loop {
+        let event = match tokio::time::timeout_at(heard + stall, child.events.recv()).await {
+            Err(_) => return Err(Some(Cause::Stalled(heard.elapsed()))),
+            Ok(None) => return Err(None),
+            Ok(Some(Err(ReadError(reason)))) => return Err(Some(Cause::Protocol(reason))),
+            Ok(Some(Ok(event))) => event,
+        };
+        heard = Instant::now();
+        match event {
+            Event::Hello(found) if found.protocol != PROTOCOL => {
+                return Err(Some(Cause::Protocol(format!(
+                    "worker speaks frames {}, this daemon {PROTOCOL}: install both from one package",
+                    found.protocol
+                ))));
+            }
+            Event::Hello(found) => {
+                info!(version = found.version, llama = found.llama, backends = ?found.backends, "worker started");
+                hello = Some(found);
+            }
+            Event::Sandboxed(found) => {
+                if !found.gaps.is_empty() {
+                    warn!(
+                        gaps = found.gaps.join("; "),
+                        "the worker's sandbox is not whole"
+                    );
+                }
+                sandbox = Some(found);
+            }
+            Event::LoadProgress { fraction } => tell(fraction),
+            Event::LoadFailed { message } => return Err(Some(Cause::LoadFailed(message))),
+            Event::Loaded(loaded) => {
+                // A model that was opened outside a sandbox is none that we asked for.
+                let (Some(hello), Some(sandbox)) = (hello.take(), sandbox.take()) else {
+                    let reason = "Loaded before Hello and Sandboxed";
+                    return Err(Some(Cause::Protocol(reason.into())));
+                };
+                return Ok((Box::new(hello), Box::new(sandbox), loaded));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Ready {
+    /// Reports that it serves, and serves until it ends or has to.
+    pub(super) async fn serve(
+        &mut self,
+        config: &WorkerConfig,
+        orders: &mut mpsc::Receiver<Order>,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<Served, Closed> {
+        let child = &mut self.child;
+        let (command_queue, mut commands) = mpsc::channel(COMMANDS);
+        let report = async |report| reports.send(report).await.map_err(|_| Closed);
+        report(Report::Serving {
+            loaded: self.loaded.clone(),
+            hello: self.hello.clone(),
+            sandbox: self.sandbox.clone(),
+            commands: command_queue,
+        })
+        .await?;
+        let mut heard = Instant::now();
+        let mut pings = tokio::time::interval(config.step_stall / 4);
+        pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next: Option<Loading> = None;
+        let (mut commanded, mut ordered) = (true, true);
+        loop {
+            tokio::select! {
+                event = child.events.recv() => {
+                    match event {
+                        None => return Ok(Served::Ended(None)),
+                        Some(Err(ReadError(reason))) => return Ok(Served::Ended(Some(Cause::Protocol(reason)))),
+                        Some(Ok(Event::Pong(_))) => {}
+                        Some(Ok(event)) => report(Report::Event(event)).await?,
+                    }
+                    // After the report: that wait was ours, not the worker's.
+                    heard = Instant::now();
+                }
+                command = commands.recv(), if commanded => match command {
+                    None => commanded = false,
+                    Some(command) => if !child.send(command).await { return Ok(Served::Ended(None)) },
+                },
+                order = orders.recv(), if ordered => match order {
+                    None => ordered = false,
+                    // What is served already is not loaded again; a switch under way ends.
+                    Some(Order::Serve { load, .. }) if *load == self.spec => next = None,
+                    Some(Order::Serve { load: spec, placing: Placing::Beside }) => {
+                        next = Some(Box::pin(load(config.clone(), *spec, None)));
+                    }
+                    Some(order) => return Ok(Served::Ordered(order)),
+                },
+                ready = async { next.as_mut().expect("polled only when there is one").await }, if next.is_some() => match ready {
+                    Ok(ready) => return Ok(Served::Replaced(Box::new(ready))),
+                    Err(failed) => {
+                        next = None;
+                        report(failed.switch(&self.spec.name)).await?;
+                    }
+                },
+                _ = pings.tick() => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
+                () = tokio::time::sleep_until(heard + config.step_stall) => {
+                    return Ok(Served::Ended(Some(Cause::Stalled(heard.elapsed()))));
+                }
+                () = reports.closed() => return Err(Closed),
+            }
+        }
+    }
+
+    /// What it was asked to load.
+    pub(super) fn spec(&self) -> &LoadSpec {
+        &self.spec
+    }
+}
+
+impl Failed {
+    /// As the report of a switch that did not happen.
+    pub(super) fn switch(self, name: &str) -> Report {
+        Report::SwitchFailed {
+            name: name.to_owned(),
+            reason: format!("the engine {}", self.cause),
+        }
+    }
+}

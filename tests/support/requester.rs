@@ -162,6 +162,10 @@ impl Client {
 
     /// Takes events until the condition holds.
     pub async fn until(&mut self, what: &str, mut done: impl FnMut(bool, &Self) -> bool) {
+        // What an earlier wait took may have been all there is.
+        if done(false, self) {
+            return;
+        }
         let wait = async {
             loop {
                 let event = self.inbox.recv().await.expect("the link is open");

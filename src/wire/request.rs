@@ -10,8 +10,10 @@
 
 mod fields;
 mod json;
+mod keys;
 mod messages;
 mod sampling;
+pub mod schema;
 #[cfg(test)]
 mod tests;
 
@@ -23,13 +25,14 @@ pub use self::sampling::SamplingOverrides;
 use self::{fields::Fields, messages::Message};
 use super::{
     error::{ApiError, Code},
-    topic::{Name, Op},
+    topic::Op,
 };
 use crate::frames::{Input, Sampling};
 
 /// What a request may be at most.
+// Missing keys are read as their defaults and unknown ones skipped: nodes of other versions have others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Limits {
     /// Bytes of a payload (default 262144).
     pub payload_bytes: usize,
@@ -43,15 +46,15 @@ pub struct Limits {
     pub stop: usize,
     /// Bytes of one stop string (default 256).
     pub stop_bytes: usize,
-    /// Tokens in `logit_bias` (default 1024).
+    /// Tokens in logit_bias (default 1024).
     pub logit_bias: usize,
-    /// Largest `coalesce_ms` (default 1000).
+    /// Largest coalesce_ms, milliseconds (default 1000).
     pub coalesce_ms_max: u32,
-    /// Largest `max_tokens` (default 32768); the model's context may allow less.
+    /// Largest max_tokens (default 32768); the model's context may allow less.
     pub max_tokens: u32,
-    /// Largest `deadline_ms` (default 86400000, a day).
+    /// Largest deadline_ms, milliseconds (default 86400000, a day).
     pub deadline_ms_max: u64,
-    /// Bytes of the one message that answers op `text` (default 1024); the rest is cut off.
+    /// Bytes of the one message that answers op text (default 1024); the rest is cut off.
     pub text_bytes: usize,
 }
 
@@ -92,6 +95,12 @@ impl Priority {
     /// All of them, the first to be served first.
     pub const ALL: [Self; 3] = [Self::Alarm, Self::Normal, Self::Batch];
 
+    const WORDS: [&str; 3] = [
+        Self::ALL[0].as_str(),
+        Self::ALL[1].as_str(),
+        Self::ALL[2].as_str(),
+    ];
+
     /// The word on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -111,12 +120,8 @@ impl FromStr for Priority {
             .into_iter()
             .find(|priority| priority.as_str() == text)
             .ok_or_else(|| {
-                let found = fields::quoted(text);
-                ApiError::new(
-                    Code::InvalidRequest,
-                    format!("priority is {found}, allowed are \"alarm\", \"normal\" and \"batch\""),
-                )
-                .with_param("priority")
+                let (found, words) = (fields::quoted(text), fields::listed(&Self::WORDS));
+                invalid(format!("priority is {found}, allowed are {words}")).with_param("priority")
             })
     }
 }
@@ -274,47 +279,42 @@ fn plain(op: Op, text: &str) -> Result<Request, ApiError> {
 }
 
 fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiError> {
-    let fields = Fields::new(&body);
-    fields::refuse_unserved(&fields)?;
-    let mut request = Request::new(op, input(op, &fields, limits)?);
-    request.model = fields.text("model", 1..=256)?;
-    request.sampling = sampling::read(&fields, limits)?;
-    request.stop = stop(&fields, limits)?;
-    request.max_tokens = max_tokens(&fields, limits)?;
-    request.ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
-    request.stream = fields.boolean("stream")?.unwrap_or(request.stream);
-    request.include_text = match fields.object("stream_options")? {
-        Some(options) => options.boolean("include_text")?.unwrap_or(false),
+    let fields = Fields::new(&body, limits);
+    fields.integer(&keys::N)?;
+    fields.integer(&keys::BEST_OF)?;
+    fields::refuse_unserved(&fields, keys::UNSERVED)?;
+    let mut request = Request::new(op, input(op, &fields)?);
+    request.model = fields.text(&keys::MODEL)?;
+    request.sampling = sampling::read(&fields)?;
+    request.stop = fields.stops(&keys::STOP)?;
+    request.max_tokens = max_tokens(&fields)?;
+    request.ignore_eos = fields.boolean(&keys::IGNORE_EOS)?.unwrap_or(false);
+    request.stream = fields.boolean(&keys::STREAM)?.unwrap_or(request.stream);
+    request.include_text = match fields.object(&keys::STREAM_OPTIONS)? {
+        Some(options) => options.boolean(&keys::INCLUDE_TEXT)?.unwrap_or(false),
         None => false,
     };
-    request.coalesce_ms = fields
-        .integer("coalesce_ms", 0..=limits.coalesce_ms_max.into())?
-        .map(|ms| u32::try_from(ms).expect("at most coalesce_ms_max, a u32"));
-    request.priority = match fields.text("priority", 0..=16)? {
+    request.coalesce_ms = fields.integer_u32(&keys::COALESCE_MS)?;
+    request.priority = match fields.word(&keys::PRIORITY)? {
         Some(word) => Some(word.parse()?),
         None => None,
     };
-    request.deadline_ms = fields.integer("deadline_ms", 1..=limits.deadline_ms_max)?;
-    request.keep_latest = fields.text("keep_latest", 1..=64)?;
-    if let Some(key) = &request.keep_latest {
-        Name::new(key).map_err(|error| {
-            invalid(format!("keep_latest is no valid key: {error}")).with_param("keep_latest")
-        })?;
-    }
+    request.deadline_ms = fields.integer(&keys::DEADLINE_MS)?;
+    request.keep_latest = fields.name(&keys::KEEP_LATEST)?;
     Ok(request)
 }
 
-fn input(op: Op, fields: &Fields<'_>, limits: &Limits) -> Result<Input, ApiError> {
-    let chat = || messages::read(fields, limits).map(|messages| messages::to_input(&messages));
+fn input(op: Op, fields: &Fields<'_>) -> Result<Input, ApiError> {
+    let chat = || messages::read(fields).map(|messages| messages::to_input(&messages));
     let prompt = || -> Result<Input, ApiError> {
-        let prompt = fields.text("prompt", 1..=limits.payload_bytes)?;
+        let prompt = fields.text(&keys::PROMPT)?;
         prompt
             .map(Input::Text)
             .ok_or_else(|| invalid("prompt is missing, expected a string").with_param("prompt"))
     };
     match op {
         Op::Complete => prompt(),
-        Op::Tokenize => match (fields.has("prompt"), fields.has("messages")) {
+        Op::Tokenize => match (fields.has(&keys::PROMPT), fields.has(&keys::MESSAGES)) {
             (true, true) => Err(invalid(
                 "both prompt and messages are given, expected one of them",
             )
@@ -326,25 +326,15 @@ fn input(op: Op, fields: &Fields<'_>, limits: &Limits) -> Result<Input, ApiError
     }
 }
 
-fn stop(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> {
-    let stop = fields.texts("stop", limits.stop, limits.stop_bytes)?;
-    match stop.iter().position(String::is_empty) {
-        Some(at) => Err(invalid(format!("stop string {at} is empty")).with_param("stop")),
-        None => Ok(stop),
-    }
-}
-
 /// `max_tokens`, or its newer name `max_completion_tokens`.
-fn max_tokens(fields: &Fields<'_>, limits: &Limits) -> Result<Option<u32>, ApiError> {
-    let read = |key| fields.integer(key, 1..=limits.max_tokens.into());
-    let found = match (read("max_tokens")?, read("max_completion_tokens")?) {
-        (Some(one), Some(other)) if one != other => {
-            return Err(invalid(format!(
-                "max_tokens is {one} and max_completion_tokens is {other}, expected one of them"
-            ))
-            .with_param("max_tokens"));
-        }
-        (one, other) => one.or(other),
-    };
-    Ok(found.map(|n| u32::try_from(n).expect("at most Limits::max_tokens, a u32")))
+fn max_tokens(fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
+    let older = fields.integer_u32(&keys::MAX_TOKENS)?;
+    let newer = fields.integer_u32(&keys::MAX_COMPLETION_TOKENS)?;
+    match (older, newer) {
+        (Some(one), Some(other)) if one != other => Err(invalid(format!(
+            "max_tokens is {one} and max_completion_tokens is {other}, expected one of them"
+        ))
+        .with_param("max_tokens")),
+        (one, other) => Ok(one.or(other)),
+    }
 }

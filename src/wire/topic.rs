@@ -27,6 +27,10 @@ pub const TOPIC_BYTES_MAX: usize = 512;
 pub const RESPONSE_TOPIC_BYTES_MAX: usize = 256;
 /// Longest name, id or root, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// The shape of a [`Name`], as a regular expression.
+pub const NAME_PATTERN: &str = "^[A-Za-z0-9_.-]{1,64}$";
+/// The shape of a [`RequestId`], as a regular expression.
+pub const ID_PATTERN: &str = "^[A-Za-z0-9_-]{1,64}$";
 /// The user of clients without credentials on loopback. Reserved, yet valid in topics.
 pub const LOCAL_USER: &str = "local";
 /// Words with a meaning in topics; no user, node or pool may have them as a name.

@@ -3,15 +3,20 @@
 use std::ops::RangeInclusive;
 
 use super::{
-    invalid,
+    Limits, invalid,
     json::{Object, Value},
+    keys::{Boolean, Integer, Key, NameText, Neutral, Real, Stops, Text, Unserved, Word},
 };
-use crate::wire::error::{ApiError, Code};
+use crate::wire::{
+    error::{ApiError, Code},
+    topic::Name,
+};
 
-/// An object of the body and the way to it, for errors.
+/// An object of the body, the way to it for errors, and the bounds of its values.
 pub(super) struct Fields<'a> {
     object: &'a Object,
     path: String,
+    limits: &'a Limits,
 }
 
 /// Largest integer that a JSON number with a fraction part still holds exactly.
@@ -25,6 +30,14 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
+/// `alarm, normal and batch`.
+pub(super) fn listed(words: &[&str]) -> String {
+    match words {
+        [rest @ .., last] if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        words => words.concat(),
+    }
+}
+
 /// Refuses NUL, which prompts have no use for and C strings end at.
 pub(super) fn check_text(text: &str, path: &str) -> Result<(), ApiError> {
     match text.find('\0') {
@@ -35,19 +48,26 @@ pub(super) fn check_text(text: &str, path: &str) -> Result<(), ApiError> {
 
 impl<'a> Fields<'a> {
     /// The body itself.
-    pub(super) fn new(object: &'a Object) -> Self {
+    pub(super) fn new(object: &'a Object, limits: &'a Limits) -> Self {
         Self {
             object,
             path: String::new(),
+            limits,
         }
     }
 
     /// An object inside; `path` as errors name it, e.g. `messages[3]`.
-    pub(super) fn at(object: &'a Object, path: impl Into<String>) -> Self {
+    pub(super) fn inside(&self, object: &'a Object, path: impl Into<String>) -> Self {
         Self {
             object,
             path: path.into(),
+            limits: self.limits,
         }
+    }
+
+    /// Bounds of the whole body.
+    pub(super) fn limits(&self) -> &'a Limits {
+        self.limits
     }
 
     /// The way to a key, e.g. `stream_options.include_text`.
@@ -60,8 +80,10 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of a key, unless null.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| **value != Value::Null)
+    pub(super) fn get<T>(&self, key: &Key<T>) -> Option<&'a Value> {
+        self.object
+            .get(key.name())
+            .filter(|value| **value != Value::Null)
     }
 
     /// All keys with their values.
@@ -70,7 +92,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Whether a key is given.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(super) fn has<T>(&self, key: &Key<T>) -> bool {
         self.get(key).is_some()
     }
 
@@ -87,22 +109,18 @@ impl<'a> Fields<'a> {
         )
     }
 
-    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, ApiError> {
+    pub(super) fn boolean(&self, key: &Key<Boolean>) -> Result<Option<bool>, ApiError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(found)) => Ok(Some(*found)),
-            Some(other) => Err(self.wrong_type(key, other, "true or false")),
+            Some(other) => Err(self.wrong_type(key.name(), other, "true or false")),
         }
     }
 
-    /// An integer in a range. A number with an empty fraction (`64.0`) is one, since some languages
-    /// have no other numbers.
-    pub(super) fn integer(
-        &self,
-        key: &str,
-        allowed: RangeInclusive<u64>,
-    ) -> Result<Option<u64>, ApiError> {
+    pub(super) fn integer(&self, key: &Key<Integer>) -> Result<Option<u64>, ApiError> {
+        let allowed = key.takes().0(self.limits);
         let (low, high) = (allowed.start(), allowed.end());
+        let name = key.name();
         let found = match self.get(key) {
             None => return Ok(None),
             Some(Value::Integer(found)) => *found,
@@ -111,27 +129,31 @@ impl<'a> Fields<'a> {
             }
             Some(Value::Real(found)) => {
                 return Err(self.error(
-                    key,
+                    name,
                     format_args!("is {found}, expected an integer from {low} to {high}"),
                 ));
             }
-            Some(other) => return Err(self.wrong_type(key, other, "an integer")),
+            Some(other) => return Err(self.wrong_type(name, other, "an integer")),
         };
         match u64::try_from(found) {
             Ok(found) if allowed.contains(&found) => Ok(Some(found)),
-            _ => Err(self.error(key, format_args!("is {found}, allowed are {low} to {high}"))),
+            _ => Err(self.error(
+                name,
+                format_args!("is {found}, allowed are {low} to {high}"),
+            )),
         }
     }
 
-    /// A number in a range.
-    pub(super) fn real(
-        &self,
-        key: &str,
-        allowed: &RangeInclusive<f32>,
-    ) -> Result<Option<f32>, ApiError> {
+    /// As [`Self::integer`], for keys whose largest value fits.
+    pub(super) fn integer_u32(&self, key: &Key<Integer>) -> Result<Option<u32>, ApiError> {
+        let found = self.integer(key)?;
+        Ok(found.map(|n| u32::try_from(n).expect("the key's range ends below 2^32")))
+    }
+
+    pub(super) fn real(&self, key: &Key<Real>) -> Result<Option<f32>, ApiError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => self.real_of(key, value, allowed).map(Some),
+            Some(value) => self.real_of(key.name(), value, &key.takes().0).map(Some),
         }
     }
 
@@ -140,34 +162,62 @@ impl<'a> Fields<'a> {
         &self,
         key: &str,
         value: &Value,
-        allowed: &RangeInclusive<f32>,
+        allowed: &RangeInclusive<f64>,
     ) -> Result<f32, ApiError> {
         let found = match value {
             Value::Integer(found) => *found as f64,
             Value::Real(found) => *found,
             other => return Err(self.wrong_type(key, other, "a number")),
         };
-        let (low, high) = (*allowed.start(), *allowed.end());
-        if found >= low.into() && found <= high.into() {
+        if allowed.contains(&found) {
             Ok(found as f32)
         } else {
+            let (low, high) = (allowed.start(), allowed.end());
             Err(self.error(key, format_args!("is {found}, allowed are {low} to {high}")))
         }
     }
 
-    /// A string without NUL, with this many bytes.
-    pub(super) fn text(
+    pub(super) fn text(&self, key: &Key<Text>) -> Result<Option<String>, ApiError> {
+        self.string(key, &key.takes().0(self.limits))
+    }
+
+    pub(super) fn word(&self, key: &Key<Word>) -> Result<Option<&'static str>, ApiError> {
+        let words = key.takes().0;
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Text(found)) => match words.iter().find(|word| *word == found) {
+                Some(word) => Ok(Some(word)),
+                None => {
+                    let (found, words) = (quoted(found), listed(words));
+                    Err(self.error(key.name(), format_args!("is {found}, allowed are {words}")))
+                }
+            },
+            Some(other) => Err(self.wrong_type(key.name(), other, "a string")),
+        }
+    }
+
+    pub(super) fn name(&self, key: &Key<NameText>) -> Result<Option<String>, ApiError> {
+        let found = self.string(key, &(0..=usize::MAX))?;
+        if let Some(text) = &found {
+            Name::new(text).map_err(|error| {
+                self.error(key.name(), format_args!("is no valid key: {error}"))
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn string<T>(
         &self,
-        key: &str,
-        bytes: RangeInclusive<usize>,
+        key: &Key<T>,
+        bytes: &RangeInclusive<usize>,
     ) -> Result<Option<String>, ApiError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Text(found)) => {
-                self.checked(key, found, &bytes)?;
+                self.checked(key.name(), found, bytes)?;
                 Ok(Some(found.clone()))
             }
-            Some(other) => Err(self.wrong_type(key, other, "a string")),
+            Some(other) => Err(self.wrong_type(key.name(), other, "a string")),
         }
     }
 
@@ -190,103 +240,89 @@ impl<'a> Fields<'a> {
     }
 
     /// A string, or an array of strings.
-    pub(super) fn texts(
-        &self,
-        key: &str,
-        n_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<String>, ApiError> {
+    pub(super) fn stops(&self, key: &Key<Stops>) -> Result<Vec<String>, ApiError> {
+        let (n_max, bytes) = (self.limits.stop, 1..=self.limits.stop_bytes);
+        let name = key.name();
         let items = match self.get(key) {
             None => return Ok(Vec::new()),
             Some(Value::Text(_)) => {
-                return Ok(self.text(key, 0..=bytes_max)?.into_iter().collect());
+                return Ok(self.string(key, &bytes)?.into_iter().collect());
             }
             Some(Value::Array(items)) => items,
             Some(other) => {
-                return Err(self.wrong_type(key, other, "a string or an array of strings"));
+                return Err(self.wrong_type(name, other, "a string or an array of strings"));
             }
         };
         if items.len() > n_max {
             let found = items.len();
             return Err(self.error(
-                key,
+                name,
                 format_args!("has {found} strings, at most {n_max} are allowed"),
             ));
         }
         let mut texts = Vec::with_capacity(items.len());
         for (at, item) in items.iter().enumerate() {
-            let key = format!("{key}[{at}]");
+            let name = format!("{name}[{at}]");
             let Value::Text(text) = item else {
-                return Err(self.wrong_type(&key, item, "a string"));
+                return Err(self.wrong_type(&name, item, "a string"));
             };
-            self.checked(&key, text, &(0..=bytes_max))?;
+            self.checked(&name, text, &bytes)?;
             texts.push(text.clone());
         }
         Ok(texts)
     }
 
-    pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>, ApiError> {
+    pub(super) fn object<T>(&self, key: &Key<T>) -> Result<Option<Fields<'a>>, ApiError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Fields::at(object, self.path_of(key)))),
-            Some(other) => Err(self.wrong_type(key, other, "an object")),
+            Some(Value::Object(object)) => Ok(Some(self.inside(object, self.path_of(key.name())))),
+            Some(other) => Err(self.wrong_type(key.name(), other, "an object")),
         }
     }
 
-    pub(super) fn array(&self, key: &str) -> Result<Option<&'a [Value]>, ApiError> {
+    pub(super) fn array<T>(&self, key: &Key<T>) -> Result<Option<&'a [Value]>, ApiError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(self.wrong_type(key, other, "an array")),
+            Some(other) => Err(self.wrong_type(key.name(), other, "an array")),
         }
     }
 }
 
 /// Refuses keys that would change the answer and cannot be honoured by this version. Their neutral
 /// values pass, since client libraries send them unasked.
-pub(super) fn refuse_unserved(fields: &Fields<'_>) -> Result<(), ApiError> {
-    fields.integer("n", 1..=1)?;
-    fields.integer("best_of", 1..=1)?;
-    let is_empty = |value: &Value| matches!(value, Value::Array(items) if items.is_empty());
-    let is_false = |value: &Value| *value == Value::Bool(false);
-    let is_word = |value: &Value, words: &[&str]| matches!(value, Value::Text(word) if words.contains(&word.as_str()));
-    for key in [
-        "tools",
-        "functions",
-        "tool_choice",
-        "function_call",
-        "response_format",
-        "json_schema",
-        "grammar",
-        "logprobs",
-        "top_logprobs",
-        "echo",
-        "suffix",
-        "modalities",
-        "audio",
-    ] {
-        let Some(value) = fields.get(key) else {
-            continue;
-        };
-        let is_neutral = match key {
-            "tools" | "functions" => is_empty(value),
-            "tool_choice" | "function_call" => is_word(value, &["none", "auto"]),
-            "response_format" => matches!(value, Value::Object(format)
-                if format.get("type").is_some_and(|kind| is_word(kind, &["text"]))),
-            "logprobs" | "echo" => is_false(value),
-            "top_logprobs" => *value == Value::Integer(0),
-            "grammar" | "suffix" => is_word(value, &[""]),
-            "modalities" => matches!(value, Value::Array(kinds)
-                if kinds.iter().all(|kind| is_word(kind, &["text"]))),
-            _ => false,
-        };
-        if !is_neutral {
+pub(super) fn refuse_unserved(
+    fields: &Fields<'_>,
+    unserved: &[Key<Unserved>],
+) -> Result<(), ApiError> {
+    for key in unserved {
+        if fields
+            .get(key)
+            .is_some_and(|value| !is_neutral(value, &key.takes().0))
+        {
+            let path = fields.path_of(key.name());
             return Err(ApiError::new(
                 Code::NotSupported,
-                format!("{key} is not supported by this version, leave it out"),
+                format!("{path} is not supported by this version, leave it out"),
             )
-            .with_param(key));
+            .with_param(path));
         }
     }
     Ok(())
+}
+
+fn is_neutral(value: &Value, neutral: &Neutral) -> bool {
+    let is_word = |value: &Value, words: &[&str]| matches!(value, Value::Text(word) if words.contains(&word.as_str()));
+    match neutral {
+        Neutral::Null => false,
+        Neutral::False => *value == Value::Bool(false),
+        Neutral::Zero => matches!(value, Value::Integer(0)) || *value == Value::Real(0.0),
+        Neutral::EmptyText => is_word(value, &[""]),
+        Neutral::EmptyArray => matches!(value, Value::Array(items) if items.is_empty()),
+        Neutral::Words(words) => is_word(value, words),
+        Neutral::TextFormat => matches!(value, Value::Object(format)
+            if format.get("type").is_some_and(|kind| is_word(kind, &["text"]))),
+        Neutral::TextOnly => matches!(value, Value::Array(kinds)
+            if kinds.iter().all(|kind| is_word(kind, &["text"]))),
+    }
 }

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Limits,
-    fields::{Fields, check_text, quoted},
+    fields::{Fields, check_text, quoted, refuse_unserved},
     invalid,
     json::Value,
+    keys,
 };
 use crate::{
     frames::Input,
@@ -46,79 +46,52 @@ impl<'a> Message<'a> {
 ///
 /// Content is a string or an array of `{"type":"text","text":…}` parts, which are joined by line
 /// feeds as llama.cpp does. Role `developer` becomes `system`, which is what chat templates know.
-pub(super) fn read(
-    fields: &Fields<'_>,
-    limits: &Limits,
-) -> Result<Vec<Message<'static>>, ApiError> {
-    let items = fields.array("messages")?.unwrap_or_default();
+pub(super) fn read(fields: &Fields<'_>) -> Result<Vec<Message<'static>>, ApiError> {
+    let key = keys::MESSAGES.name();
+    let items = fields.array(&keys::MESSAGES)?.unwrap_or_default();
     if items.is_empty() {
-        let hint = match fields.has("prompt") {
+        let hint = match fields.has(&keys::PROMPT) {
             true => "; prompt belongs to op complete",
             false => "",
         };
-        return Err(fields.error("messages", format_args!("is missing or empty{hint}")));
+        return Err(fields.error(key, format_args!("is missing or empty{hint}")));
     }
-    if items.len() > limits.messages {
-        let (found, allowed) = (items.len(), limits.messages);
+    let allowed = fields.limits().messages;
+    if items.len() > allowed {
+        let found = items.len();
         return Err(fields.error(
-            "messages",
+            key,
             format_args!("has {found} messages, at most {allowed} are allowed"),
         ));
     }
     let message = |(at, item): (usize, &Value)| match item {
-        Value::Object(object) => read_one(&Fields::at(object, format!("messages[{at}]")), limits),
+        Value::Object(object) => read_one(&fields.inside(object, format!("{key}[{at}]"))),
         other => Err(fields.error(
-            &format!("messages[{at}]"),
+            &format!("{key}[{at}]"),
             format_args!("is {}, expected an object", other.kind()),
         )),
     };
     items.iter().enumerate().map(message).collect()
 }
 
-fn read_one(fields: &Fields<'_>, limits: &Limits) -> Result<Message<'static>, ApiError> {
-    let role = fields
-        .text("role", 0..=limits.payload_bytes)?
-        .ok_or_else(|| fields.error("role", "is missing, expected a string"))?;
-    let role = match role.as_str() {
-        "system" | "developer" => "system",
-        "user" => "user",
-        "assistant" => "assistant",
-        "tool" => "tool",
-        other => {
-            return Err(fields.error(
-                "role",
-                format_args!(
-                    "is {}, allowed are system, developer, user, assistant and tool",
-                    quoted(other)
-                ),
-            ));
-        }
+fn read_one(fields: &Fields<'_>) -> Result<Message<'static>, ApiError> {
+    let role = match fields.word(&keys::ROLE)? {
+        None => return Err(fields.error("role", "is missing, expected a string")),
+        Some("developer") => "system",
+        Some(role) => role,
     };
-    for key in ["tool_calls", "function_call", "audio"] {
-        let is_empty = match fields.get(key) {
-            None => true,
-            Some(value) => matches!(value, Value::Array(items) if items.is_empty()),
-        };
-        if !is_empty {
-            let path = fields.path_of(key);
-            return Err(ApiError::new(
-                Code::NotSupported,
-                format!("{path} is not supported by this version, leave it out"),
-            )
-            .with_param(path));
-        }
-    }
+    refuse_unserved(fields, keys::MESSAGE_UNSERVED)?;
     Ok(Message {
         role: role.into(),
         content: content(fields)?.into(),
-        name: fields.text("name", 1..=64)?.map(Cow::Owned),
-        tool_call_id: fields.text("tool_call_id", 1..=64)?.map(Cow::Owned),
+        name: fields.text(&keys::NAME)?.map(Cow::Owned),
+        tool_call_id: fields.text(&keys::TOOL_CALL_ID)?.map(Cow::Owned),
     })
 }
 
 fn content(fields: &Fields<'_>) -> Result<String, ApiError> {
     const EXPECTED: &str = "expected a string or an array of text parts";
-    match fields.get("content") {
+    match fields.get(&keys::CONTENT) {
         None => Err(fields.error("content", format_args!("is missing, {EXPECTED}"))),
         Some(Value::Text(text)) => {
             let path = fields.path_of("content");
@@ -128,7 +101,8 @@ fn content(fields: &Fields<'_>) -> Result<String, ApiError> {
         Some(Value::Array(parts)) => {
             let mut texts = Vec::with_capacity(parts.len());
             for (at, part) in parts.iter().enumerate() {
-                texts.push(text_part(part, fields.path_of(&format!("content[{at}]")))?);
+                let path = fields.path_of(&format!("content[{at}]"));
+                texts.push(text_part(fields, part, path)?);
             }
             Ok(texts.join("\n"))
         }
@@ -138,14 +112,15 @@ fn content(fields: &Fields<'_>) -> Result<String, ApiError> {
     }
 }
 
-fn text_part(part: &Value, path: String) -> Result<String, ApiError> {
+fn text_part(message: &Fields<'_>, part: &Value, path: String) -> Result<String, ApiError> {
     let Value::Object(object) = part else {
         let kind = part.kind();
         return Err(invalid(format!("{path} is {kind}, expected an object")).with_param(path));
     };
-    let part = Fields::at(object, path);
-    match part.get("type") {
-        Some(Value::Text(kind)) if kind == "text" => {}
+    let part = message.inside(object, path);
+    match part.get(&keys::PART_TYPE) {
+        Some(Value::Text(kind)) if keys::PART_TYPE.takes().0.contains(&kind.as_str()) => {}
+        // An image, say: well-formed, and more than this version can do.
         Some(Value::Text(kind)) => {
             let path = part.path_of("type");
             let kind = quoted(kind);
@@ -157,7 +132,7 @@ fn text_part(part: &Value, path: String) -> Result<String, ApiError> {
         }
         _ => return Err(part.error("type", "is missing or no string, expected \"text\"")),
     }
-    part.text("text", 0..=usize::MAX)?
+    part.text(&keys::PART_TEXT)?
         .ok_or_else(|| part.error("text", "is missing, expected a string"))
 }
 

@@ -1,10 +1,12 @@
 //! Keys of a body that choose how tokens are drawn, with their ranges.
 
-use std::ops::RangeInclusive;
-
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use super::{Limits, fields::Fields};
+use super::{
+    Limits,
+    fields::Fields,
+    keys::{self, Integer, Key, Real},
+};
 use crate::{
     frames::{Sampling, Token},
     wire::error::ApiError,
@@ -30,16 +32,6 @@ pub struct SamplingOverrides {
     /// By token id, each once; empty: the defaults'.
     pub logit_bias: Vec<(Token, f32)>,
 }
-
-// Ranges of OpenAI's API where it has the key; elsewhere what llama.cpp makes sense of.
-const TEMPERATURE: RangeInclusive<f32> = 0.0..=2.0;
-const SHARE: RangeInclusive<f32> = 0.0..=1.0;
-const REPEAT_PENALTY: RangeInclusive<f32> = 0.1..=10.0;
-const ADDED_PENALTY: RangeInclusive<f32> = -2.0..=2.0;
-const LOGIT_BIAS: RangeInclusive<f32> = -100.0..=100.0;
-const TOP_K: RangeInclusive<u64> = 0..=1_000_000;
-/// Penalties walk over this many tokens at each draw.
-const REPEAT_LAST_N: RangeInclusive<u64> = 0..=4096;
 
 /// The chain of llama.cpp's server where nobody says otherwise.
 pub(super) fn builtin() -> Sampling {
@@ -79,33 +71,30 @@ impl SamplingOverrides {
 }
 
 /// Reads the sampling keys of a body.
-pub(super) fn read(fields: &Fields<'_>, limits: &Limits) -> Result<SamplingOverrides, ApiError> {
-    let count = |key, range| {
-        let found = fields.integer(key, range)?;
-        Ok::<_, ApiError>(found.map(|n| u32::try_from(n).expect("both ranges end below 2^32")))
-    };
+pub(super) fn read(fields: &Fields<'_>) -> Result<SamplingOverrides, ApiError> {
     Ok(SamplingOverrides {
-        temperature: fields.real("temperature", &TEMPERATURE)?,
-        top_k: count("top_k", TOP_K)?,
-        top_p: fields.real("top_p", &SHARE)?,
-        min_p: fields.real("min_p", &SHARE)?,
-        repeat_penalty: fields.real("repeat_penalty", &REPEAT_PENALTY)?,
-        repeat_last_n: count("repeat_last_n", REPEAT_LAST_N)?,
-        frequency_penalty: fields.real("frequency_penalty", &ADDED_PENALTY)?,
-        presence_penalty: fields.real("presence_penalty", &ADDED_PENALTY)?,
-        seed: fields.integer("seed", 0..=u64::MAX)?,
-        logit_bias: logit_bias(fields, limits)?,
+        temperature: fields.real(&keys::TEMPERATURE)?,
+        top_k: fields.integer_u32(&keys::TOP_K)?,
+        top_p: fields.real(&keys::TOP_P)?,
+        min_p: fields.real(&keys::MIN_P)?,
+        repeat_penalty: fields.real(&keys::REPEAT_PENALTY)?,
+        repeat_last_n: fields.integer_u32(&keys::REPEAT_LAST_N)?,
+        frequency_penalty: fields.real(&keys::FREQUENCY_PENALTY)?,
+        presence_penalty: fields.real(&keys::PRESENCE_PENALTY)?,
+        seed: fields.integer(&keys::SEED)?,
+        logit_bias: logit_bias(fields)?,
     })
 }
 
 /// `{"15043": -100}`: token ids as strings, as OpenAI has it. Sorted by id.
-fn logit_bias(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<(Token, f32)>, ApiError> {
-    let Some(biases) = fields.object("logit_bias")? else {
+fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(Token, f32)>, ApiError> {
+    let Some(biases) = fields.object(&keys::LOGIT_BIAS)? else {
         return Ok(Vec::new());
     };
     let biases = biases.entries();
-    if biases.len() > limits.logit_bias {
-        let (found, allowed) = (biases.len(), limits.logit_bias);
+    let allowed = fields.limits().logit_bias;
+    if biases.len() > allowed {
+        let found = biases.len();
         return Err(fields.error(
             "logit_bias",
             format_args!("has {found} tokens, at most {allowed} are allowed"),
@@ -127,7 +116,11 @@ fn logit_bias(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<(Token, f32)>,
         })?;
         list.push((
             id,
-            fields.real_of(&format!("logit_bias.{key}"), value, &LOGIT_BIAS)?,
+            fields.real_of(
+                &format!("logit_bias.{key}"),
+                value,
+                &keys::LOGIT_BIAS.takes().0,
+            )?,
         ));
     }
     list.sort_unstable_by_key(|&(id, _)| id);
@@ -138,38 +131,38 @@ fn logit_bias(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<(Token, f32)>,
 pub(super) fn over_builtin<'de, D: Deserializer<'de>>(from: D) -> Result<Sampling, D::Error> {
     let overrides = SamplingOverrides::deserialize(from)?;
     let sampling = overrides.over(builtin());
-    let reals = [
-        ("temperature", sampling.temperature, TEMPERATURE),
-        ("top_p", sampling.top_p, SHARE),
-        ("min_p", sampling.min_p, SHARE),
-        ("repeat_penalty", sampling.repeat_penalty, REPEAT_PENALTY),
-        (
-            "frequency_penalty",
-            sampling.frequency_penalty,
-            ADDED_PENALTY,
-        ),
-        ("presence_penalty", sampling.presence_penalty, ADDED_PENALTY),
+    let reals: [(&Key<Real>, f32); 6] = [
+        (&keys::TEMPERATURE, sampling.temperature),
+        (&keys::TOP_P, sampling.top_p),
+        (&keys::MIN_P, sampling.min_p),
+        (&keys::REPEAT_PENALTY, sampling.repeat_penalty),
+        (&keys::FREQUENCY_PENALTY, sampling.frequency_penalty),
+        (&keys::PRESENCE_PENALTY, sampling.presence_penalty),
     ];
+    let reals = reals.map(|(key, found)| (key.name(), found, &key.takes().0));
+    let bias = &keys::LOGIT_BIAS;
     let biases = sampling
         .logit_bias
         .iter()
-        .map(|&(_, bias)| ("logit_bias", bias, LOGIT_BIAS));
+        .map(|&(_, found)| (bias.name(), found, &bias.takes().0));
     // TOML has NaN, which no range contains.
     for (key, found, allowed) in reals.into_iter().chain(biases) {
-        if !allowed.contains(&found) {
+        if !allowed.contains(&found.into()) {
             let (low, high) = (allowed.start(), allowed.end());
             return Err(D::Error::custom(format_args!(
                 "{key} is {found}, allowed are {low} to {high}"
             )));
         }
     }
-    let counts = [
-        ("top_k", sampling.top_k, TOP_K),
-        ("repeat_last_n", sampling.repeat_last_n, REPEAT_LAST_N),
+    let counts: [(&Key<Integer>, u32); 2] = [
+        (&keys::TOP_K, sampling.top_k),
+        (&keys::REPEAT_LAST_N, sampling.repeat_last_n),
     ];
-    for (key, found, allowed) in counts {
+    for (key, found) in counts {
+        // Neither range depends on the limits.
+        let allowed = key.takes().0(&Limits::default());
         if !allowed.contains(&found.into()) {
-            let (low, high) = (allowed.start(), allowed.end());
+            let (key, low, high) = (key.name(), allowed.start(), allowed.end());
             return Err(D::Error::custom(format_args!(
                 "{key} is {found}, allowed are {low} to {high}"
             )));

@@ -285,3 +285,17 @@ fn configured_defaults_may_be_partial_and_are_checked() {
         );
     }
 }
+
+/// 0.1 has no exact f32, so a range kept in f32 began a little above it.
+#[test]
+fn the_ends_of_a_range_are_inside_it() {
+    for keys in [
+        json!({"repeat_penalty": 0.1}),
+        json!({"repeat_penalty": 10}),
+        json!({"temperature": 0}),
+        json!({"temperature": 2.0}),
+        json!({"top_logprobs": 0.0}),
+    ] {
+        assert!(chat_with(&keys).is_ok(), "{keys}");
+    }
+}

@@ -157,7 +157,11 @@ fn values_out_of_range_are_named_with_what_is_allowed() {
             "stop[1]",
             "stop[1] is a number, expected a string",
         ),
-        (json!({"stop": ["a", ""]}), "stop", "stop string 1 is empty"),
+        (
+            json!({"stop": ["a", ""]}),
+            "stop[1]",
+            "stop[1] has 0 bytes, allowed are 1 to 256",
+        ),
         (
             json!({"stop": vec!["a"; 17]}),
             "stop",
@@ -166,7 +170,7 @@ fn values_out_of_range_are_named_with_what_is_allowed() {
         (
             json!({"stop": "a".repeat(257)}),
             "stop",
-            "stop has 257 bytes, allowed are 0 to 256",
+            "stop has 257 bytes, allowed are 1 to 256",
         ),
         (
             json!({"logit_bias": {"x": 1}}),
@@ -206,7 +210,7 @@ fn values_out_of_range_are_named_with_what_is_allowed() {
         (
             json!({"priority": "high"}),
             "priority",
-            "priority is \"high\", allowed are \"alarm\", \"normal\" and \"batch\"",
+            "priority is \"high\", allowed are alarm, normal and batch",
         ),
         (
             json!({"deadline_ms": 0}),

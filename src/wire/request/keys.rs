@@ -1,0 +1,266 @@
+//! Keys of a JSON body: what each is for, and which values it takes.
+//!
+//! One table for three readers: [`super::fields`] reads values through a key and can look for nothing
+//! else, [`super::schema`] describes the same keys for the published contract, and a person finds here
+//! what a body may say. A key is made in this file only, and each list of keys is published: what the
+//! node reads and what it says that it reads cannot differ.
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use super::{Limits, Priority};
+
+/// A key of an object, and the kind of its values.
+#[derive(Debug)]
+pub(super) struct Key<T> {
+    name: &'static str,
+    about: &'static str,
+    takes: T,
+}
+
+impl<T> Key<T> {
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The kind of values, with their bounds.
+    pub(super) fn takes(&self) -> &T {
+        &self.takes
+    }
+}
+
+/// A kind of values.
+pub(super) trait Kind: Sync {
+    /// Its JSON Schema.
+    fn schema(&self, limits: &Limits) -> Value;
+}
+
+/// A key whatever its kind, for the published lists.
+pub(super) trait AnyKey: Sync {
+    fn name(&self) -> &'static str;
+    /// For the programmer of a device; units are named.
+    fn about(&self) -> &'static str;
+    fn kind(&self) -> &dyn Kind;
+}
+
+impl<T: Kind> AnyKey for Key<T> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn kind(&self) -> &dyn Kind {
+        &self.takes
+    }
+}
+
+/// `true` or `false`.
+#[derive(Debug)]
+pub(super) struct Boolean;
+
+/// A whole number; `64.0` is one as well, since some languages have no other numbers.
+#[derive(Debug)]
+pub(super) struct Integer(pub(super) fn(&Limits) -> RangeInclusive<u64>);
+
+/// A number.
+#[derive(Debug)]
+pub(super) struct Real(pub(super) RangeInclusive<f64>);
+
+/// A string without NUL, with so many bytes.
+#[derive(Debug)]
+pub(super) struct Text(pub(super) fn(&Limits) -> RangeInclusive<usize>);
+
+/// One of these words.
+#[derive(Debug)]
+pub(super) struct Word(pub(super) &'static [&'static str]);
+
+/// A string shaped like the names in topics.
+#[derive(Debug)]
+pub(super) struct NameText;
+
+/// A string that is not empty, or an array of such.
+#[derive(Debug)]
+pub(super) struct Stops;
+
+/// An object from token ids to numbers.
+#[derive(Debug)]
+pub(super) struct Biases(pub(super) RangeInclusive<f64>);
+
+/// An array of objects with the keys of [`MESSAGE`].
+#[derive(Debug)]
+pub(super) struct Messages;
+
+/// A string, or an array of objects with the keys of [`PART`].
+#[derive(Debug)]
+pub(super) struct Content;
+
+/// An object with the keys of [`STREAM_OPTIONS`].
+#[derive(Debug)]
+pub(super) struct Options;
+
+/// A key that would change the answer and that this version cannot honour. Client libraries send it
+/// with a value that changes nothing, and that passes.
+#[derive(Debug)]
+pub(super) struct Unserved(pub(super) Neutral);
+
+/// The value that changes nothing. `null` always does nothing.
+#[derive(Debug)]
+pub(super) enum Neutral {
+    Null,
+    False,
+    Zero,
+    EmptyText,
+    EmptyArray,
+    /// One of these words.
+    Words(&'static [&'static str]),
+    /// `{"type": "text"}`.
+    TextFormat,
+    /// An array of nothing but `"text"`.
+    TextOnly,
+}
+
+/// Declares the keys of one object, and the list of them.
+macro_rules! keys {
+    ($(#[$doc:meta])* $list:ident: $($key:ident = $name:literal $takes:ident $(($value:expr))?, $about:literal;)*) => {
+        $(pub(super) const $key: Key<$takes> =
+            Key { name: $name, about: $about, takes: $takes $(($value))? };)*
+        $(#[$doc])*
+        pub(super) const $list: &[&dyn AnyKey] = &[$(&$key),*];
+    };
+}
+
+keys! {
+    /// What is asked; [`super::input`] knows which op wants which.
+    INPUT:
+    MESSAGES = "messages" Messages,
+        "The conversation so far.";
+    PROMPT = "prompt" Text(|limits| 1..=limits.payload_bytes),
+        "Text that is continued or tokenized as it stands, without a chat template.";
+}
+
+keys! {
+    /// How it is to be answered: every op reads these, though `tokenize` has no use for most.
+    BODY:
+    MODEL = "model" Text(|_| 1..=256),
+        "A name from the node's `models`, at most 256 bytes. Absent: the user's default, else the active one.";
+    MAX_TOKENS = "max_tokens" Integer(|limits| 1..=limits.max_tokens.into()),
+        "Most tokens to make. Absent: the user's default. The model's context may allow less.";
+    MAX_COMPLETION_TOKENS = "max_completion_tokens" Integer(|limits| 1..=limits.max_tokens.into()),
+        "Newer name of max_tokens. Where both are given they must be equal.";
+    TEMPERATURE = "temperature" Real(0.0..=2.0),
+        "0 always takes the best token. Absent: 0.8, unless configured.";
+    TOP_K = "top_k" Integer(|_| 0..=1_000_000),
+        "Only so many best tokens are drawn from; 0: off. Absent: 40, unless configured.";
+    TOP_P = "top_p" Real(0.0..=1.0),
+        "Only the best tokens that together have this probability are drawn from; 1: off. Absent: 0.95, unless configured.";
+    MIN_P = "min_p" Real(0.0..=1.0),
+        "Tokens less likely than this share of the best one are not drawn; 0: off. Absent: 0.05, unless configured.";
+    REPEAT_PENALTY = "repeat_penalty" Real(0.1..=10.0),
+        "Divides the logits of tokens that came before; 1: off. Absent: 1, unless configured.";
+    // Penalties walk over this many tokens at each draw.
+    REPEAT_LAST_N = "repeat_last_n" Integer(|_| 0..=4096),
+        "Tokens that the penalties look back on; 0: none. Absent: 64, unless configured.";
+    FREQUENCY_PENALTY = "frequency_penalty" Real(-2.0..=2.0),
+        "Taken from a token's logit for each time it came before; 0: off. Absent: 0, unless configured.";
+    PRESENCE_PENALTY = "presence_penalty" Real(-2.0..=2.0),
+        "Taken from a token's logit when it came before; 0: off. Absent: 0, unless configured.";
+    SEED = "seed" Integer(|_| 0..=u64::MAX),
+        "Same seed, same draw. Absent: a new one for each request.";
+    LOGIT_BIAS = "logit_bias" Biases(-100.0..=100.0),
+        "Token id, as a string, to what is added to its logit.";
+    STOP = "stop" Stops,
+        "Text, or texts, that end the answer and are not part of it; each at most 256 bytes unless the node's limits differ.";
+    IGNORE_EOS = "ignore_eos" Boolean,
+        "Go on when the model would end; for measurements. Absent: false.";
+    STREAM = "stream" Boolean,
+        "true: chunks, then a final; false: one answer. Absent: true.";
+    STREAM_OPTIONS = "stream_options" Options,
+        "More on the stream.";
+    COALESCE_MS = "coalesce_ms" Integer(|limits| 0..=limits.coalesce_ms_max.into()),
+        "Milliseconds for which text may be joined before it is sent; 0: a message for each token. Absent: 40, unless configured.";
+    PRIORITY = "priority" Word(&Priority::WORDS),
+        "Which request goes first; the node's configuration says who may claim which. Absent: normal.";
+    DEADLINE_MS = "deadline_ms" Integer(|limits| 1..=limits.deadline_ms_max),
+        "Milliseconds from acceptance after which the answer is worthless.";
+    KEEP_LATEST = "keep_latest" NameText,
+        "A later request of the same user with the same key replaces this one while it waits.";
+    N = "n" Integer(|_| 1..=1),
+        "Answers wanted; only one is made.";
+    BEST_OF = "best_of" Integer(|_| 1..=1),
+        "Answers to choose from; only one is made.";
+}
+
+/// Tools are chosen by nobody where there are none.
+const NO_CHOICE: &[&str] = &["none", "auto"];
+
+const fn unserved(name: &'static str, neutral: Neutral) -> Key<Unserved> {
+    let about = match neutral {
+        Neutral::TextFormat | Neutral::TextOnly => "Only text is supported by this version.",
+        _ => "Not supported by this version; only a value that changes nothing passes.",
+    };
+    Key {
+        name,
+        about,
+        takes: Unserved(neutral),
+    }
+}
+
+/// Keys of a body that OpenAI's servers know and this version does not serve.
+pub(super) const UNSERVED: &[Key<Unserved>] = &[
+    unserved("tools", Neutral::EmptyArray),
+    unserved("functions", Neutral::EmptyArray),
+    unserved("tool_choice", Neutral::Words(NO_CHOICE)),
+    unserved("function_call", Neutral::Words(NO_CHOICE)),
+    unserved("response_format", Neutral::TextFormat),
+    unserved("json_schema", Neutral::Null),
+    unserved("grammar", Neutral::EmptyText),
+    unserved("logprobs", Neutral::False),
+    unserved("top_logprobs", Neutral::Zero),
+    unserved("echo", Neutral::False),
+    unserved("suffix", Neutral::EmptyText),
+    unserved("modalities", Neutral::TextOnly),
+    unserved("audio", Neutral::Null),
+];
+
+/// The same in a message.
+pub(super) const MESSAGE_UNSERVED: &[Key<Unserved>] = &[
+    unserved("tool_calls", Neutral::EmptyArray),
+    unserved("function_call", Neutral::EmptyArray),
+    unserved("audio", Neutral::EmptyArray),
+];
+
+keys! {
+    /// Keys of a message that every message has.
+    MESSAGE:
+    ROLE = "role" Word(&["system", "developer", "user", "assistant", "tool"]),
+        "Who speaks; developer is another word for system.";
+    CONTENT = "content" Content,
+        "What was said: text, or parts of text that are joined by line feeds.";
+}
+
+keys! {
+    /// Keys of a message that may be absent.
+    MESSAGE_MORE:
+    NAME = "name" Text(|_| 1..=64),
+        "Name of the speaker, at most 64 bytes, for chat templates that show it.";
+    TOOL_CALL_ID = "tool_call_id" Text(|_| 1..=64),
+        "The call that a tool's message answers, at most 64 bytes.";
+}
+
+keys! {
+    /// Keys of a part of a message's content.
+    PART:
+    PART_TYPE = "type" Word(&["text"]), "Kind of part; only text is supported by this version.";
+    PART_TEXT = "text" Text(|_| 0..=usize::MAX), "The text.";
+}
+
+keys! {
+    /// Keys of `stream_options`.
+    STREAM_KEYS:
+    INCLUDE_TEXT = "include_text" Boolean,
+        "The final of a stream repeats the whole text, in orinoco.text. Absent: false.";
+}

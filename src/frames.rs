@@ -10,6 +10,7 @@
 pub mod codec;
 mod plan;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
@@ -198,7 +199,7 @@ pub struct Sandbox {
 }
 
 /// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// The GPU when there is one; with a GPU present, anything less than all layers on it is an error.
@@ -288,17 +289,17 @@ pub struct Loaded {
 }
 
 /// Bytes that llama.cpp holds in one kind of buffer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BufferUse {
     /// llama.cpp's name, e.g. `CPU`, `CUDA0`.
     pub buffer: String,
     /// Whether it is host memory.
     pub host: bool,
-    /// Weights.
+    /// Weights of the model, bytes.
     pub weights_bytes: u64,
-    /// KV cache.
+    /// KV cache, bytes.
     pub kv_bytes: u64,
-    /// Compute buffers.
+    /// Compute buffers, bytes.
     pub compute_bytes: u64,
 }
 

@@ -11,8 +11,9 @@ use crate::frames::{Command, JobKey};
 use crate::link::{Message, Publish};
 use crate::store::{self, StoreError};
 use crate::wire::error::{ApiError, Code};
+use crate::wire::reply;
 
-use super::job::{self, Address, Ending, Phase, Replay};
+use super::job::{Address, Ending, Phase, Replay};
 use super::{Answered, Asked, Dispatch, STORE_RETRY, intake};
 
 /// What the store answered.
@@ -303,7 +304,7 @@ impl store::FinalMessage {
                 response_topic: None,
                 correlation: self.correlation,
                 content_type: self.content_type,
-                message_expiry_s: Some(job::RESPONSE_EXPIRY_SECONDS),
+                message_expiry_s: Some(reply::EXPIRY_SECONDS),
                 user: self.user,
                 payload_utf8: true,
             },

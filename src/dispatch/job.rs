@@ -9,7 +9,7 @@ use super::output::Output;
 use crate::frames::{self, Finish, JobKey, Resume, Timings, Token};
 use crate::link::{AckToken, Props, Publish};
 use crate::wire::error::ApiError;
-use crate::wire::reply::{Accepted, End, Form, Outgoing, Replier};
+use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Replier};
 use crate::wire::request::Request;
 use crate::wire::topic::{Name, Op, RequestId};
 
@@ -21,9 +21,6 @@ pub(super) struct Address {
     pub(super) topic: String,
     pub(super) correlation: Option<Bytes>,
 }
-
-/// Responses that nobody fetched are dropped by the broker after the time for which we could repeat them.
-pub(super) const RESPONSE_EXPIRY_SECONDS: u32 = 600;
 
 impl Address {
     /// The packet for one reply.
@@ -48,7 +45,7 @@ impl Address {
                 response_topic: None,
                 correlation: self.correlation.clone(),
                 content_type: Some(reply.content_type.to_owned()),
-                message_expiry_s: Some(RESPONSE_EXPIRY_SECONDS),
+                message_expiry_s: Some(reply::EXPIRY_SECONDS),
                 user,
                 payload_utf8: true,
             },

@@ -5,12 +5,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal $status:literal $kind:literal),* $(,)?) => {
         /// What went wrong, in one stable word.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        #[schemars(transform = tell_status)]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
         }
@@ -144,17 +146,7 @@ impl ApiError {
 
 impl Serialize for ApiError {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        /// OpenAI's order of keys; `param` is null there when it does not apply.
-        #[derive(Serialize)]
-        struct Object<'a> {
-            message: &'a str,
-            r#type: &'static str,
-            code: Code,
-            param: Option<&'a str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            retry_after_ms: Option<u64>,
-        }
-        Object {
+        ErrorObject {
             message: &self.message,
             r#type: self.code.kind(),
             code: self.code,
@@ -163,4 +155,56 @@ impl Serialize for ApiError {
         }
         .serialize(serializer)
     }
+}
+
+/// What went wrong, as OpenAI has it.
+// Its order of keys as well; `param` is null there when it does not apply.
+#[derive(Serialize, JsonSchema)]
+#[schemars(extend("allOf" = kinds_of_codes()))]
+pub(super) struct ErrorObject<'a> {
+    /// A sentence for a person: what was found, what is expected, what to do. It may change.
+    message: &'a str,
+    /// Kind of error, which its code decides.
+    r#type: &'static str,
+    /// One stable word for programs.
+    code: Code,
+    /// The key at fault, e.g. messages[2].content; null where there is none.
+    param: Option<&'a str>,
+    /// Milliseconds after which the same request, with the same id, may succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+}
+
+/// Puts the status beside each code of the published schema.
+fn tell_status(schema: &mut schemars::Schema) {
+    let Some(serde_json::Value::Array(codes)) = schema.get_mut("oneOf") else {
+        return;
+    };
+    for entry in codes {
+        let code = Code::ALL
+            .iter()
+            .find(|code| entry["const"] == code.as_str());
+        let about = entry["description"].as_str().unwrap_or_default();
+        if let Some(code) = code {
+            entry["description"] = format!("{}: {about}", code.status()).into();
+        }
+    }
+}
+
+/// Which `type` a code has, as conditions of a JSON Schema.
+fn kinds_of_codes() -> Vec<serde_json::Value> {
+    let mut kinds: Vec<_> = Code::ALL.iter().map(|code| code.kind()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let rule = |kind: &str| {
+        let codes: Vec<_> = Code::ALL
+            .iter()
+            .filter(|code| code.kind() == kind)
+            .collect();
+        serde_json::json!({
+            "if": {"properties": {"code": {"enum": codes}}},
+            "then": {"properties": {"type": {"const": kind}}},
+        })
+    };
+    kinds.into_iter().map(rule).collect()
 }

@@ -24,6 +24,7 @@ use super::{
 use crate::frames::{Finish, Timings, Token};
 
 pub mod body;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,9 @@ use body::{Choice, Delta, Failure, Message, Orinoco, Response, Tokens, Usage};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
+/// Answers that nobody fetched are dropped by the broker after this time, for which a finished id is
+/// answered again as well.
+pub const EXPIRY_SECONDS: u32 = 600;
 /// Status of `accepted`.
 const ACCEPTED: u16 = 202;
 const OK: u16 = 200;

@@ -1,14 +1,20 @@
 //! What a node tells about itself in retained documents: [`Status`], [`Info`], [`Models`], [`State`].
 //!
-//! Readers ignore keys they do not know. What a board does not have is absent, never zero.
+//! Readers ignore keys they do not know. What a board does not have is absent, never zero. The comments
+//! on types and fields are published with their schemas, for the programmer of a device.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PROTOCOL, request::Limits, topic::Op};
+use super::{
+    PROTOCOL, SHA256_PATTERN,
+    request::Limits,
+    topic::{NAME_PATTERN, Op},
+};
 use crate::frames::{self, Backend, BufferUse, Hello, Loaded};
 
-/// `{r}/v1/{n}/status`: whether the node is there. `offline` is also its last will.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether the node is there; offline is also its last will.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Whether it takes requests.
     pub state: Presence,
@@ -19,7 +25,7 @@ pub struct Status {
 }
 
 /// Whether a node takes requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
     /// It does.
@@ -30,25 +36,27 @@ pub enum Presence {
     Offline,
 }
 
-/// `{r}/v1/{n}/info`: what the node is. Changes with its software and its model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What the node is. Changes with its software and its model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Info {
-    /// Version of the contract, [`PROTOCOL`].
+    /// Version of this contract: the number before the dot is the one in the topics, the one after it counts additions.
+    #[schemars(regex(pattern = r"^1\.[0-9]+$"))]
     pub protocol: String,
     /// Version of the daemon.
     pub version: String,
     /// The node's name.
+    #[schemars(regex(pattern = NAME_PATTERN))]
     pub node: String,
     /// Pools that it takes requests from; absent when in none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<String>,
     /// Ops that are served.
     pub ops: Vec<Op>,
-    /// Bounds of requests.
+    /// Bounds of requests on this node.
     pub limits: Limits,
-    /// The board.
+    /// The board that it runs on.
     pub hardware: Hardware,
-    /// The engine; absent until a worker said hello.
+    /// The engine that runs the model; absent until a worker said hello.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
 }
@@ -70,7 +78,7 @@ impl Info {
 }
 
 /// The board, as far as it is known.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hardware {
     /// From the device tree, e.g. `NVIDIA Jetson Orin NX`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,27 +87,27 @@ pub struct Hardware {
     pub arch: String,
     /// Cores that may be used.
     pub n_cores: u32,
-    /// MemTotal.
+    /// Memory of the board, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// The GPU.
+    /// Name of the GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
 }
 
 /// The worker program, and the proof of where its model runs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Engine {
-    /// Its version.
+    /// Version of the worker.
     pub version: String,
-    /// Which llama.cpp.
+    /// Version of llama.cpp in it.
     pub llama: String,
     /// Compute backends compiled in.
     pub backends: Vec<String>,
     /// What holds it in; absent in versions before it was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<Sandbox>,
-    /// Absent while no model is loaded.
+    /// Where the model runs; absent while none is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offload: Option<Offload>,
 }
@@ -128,10 +136,10 @@ impl Engine {
 }
 
 /// What holds the worker in, so that a hostile model or prompt that takes it over gets nowhere.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Sandbox {
-    /// In one word.
+    /// How much of it there is, in one word.
     pub state: Held,
     /// ABI of Landlock, which rules over files; absent where no rule is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +153,7 @@ pub struct Sandbox {
 }
 
 /// How much of a sandbox there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Held {
     /// Files and system calls.
@@ -175,51 +183,52 @@ impl Sandbox {
 }
 
 /// Where the loaded model runs, measured and not assumed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Offload {
-    /// As configured.
+    /// Which device was asked for.
     pub backend: Backend,
     /// Layers of the model.
     pub n_layers: u32,
-    /// Of those, on a GPU.
+    /// Of those, layers on a GPU.
     pub n_layers_gpu: u32,
-    /// 1 when one device runs all of it.
+    /// Parts that the compute graph was split into; 1 when one device runs all of it.
     pub n_graph_splits: u32,
-    /// Bytes by buffer type.
+    /// Memory held, by type of buffer.
     pub buffers: Vec<BufferUse>,
 }
 
-/// `{r}/v1/{n}/models`: what can be asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which models can be asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Models {
-    /// The loaded one; absent when none is.
+    /// The model that is loaded; absent when none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<String>,
-    /// All on this node.
+    /// All models on this node.
     pub models: Vec<Model>,
 }
 
 /// One model. Keys beyond the name are known once it was loaded or looked into.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Model {
     /// The value for `model` in requests.
     pub name: String,
-    /// Size of the file.
+    /// Size of the file, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_bytes: Option<u64>,
     /// SHA-256 of the file, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = SHA256_PATTERN))]
     pub sha256: Option<String>,
-    /// llama.cpp's line, e.g. `llama 135M Q4_1`.
+    /// Architecture, size and quantization in llama.cpp's words, e.g. `llama 135M Q4_1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Parameters.
+    /// Number of parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_params: Option<u64>,
     /// Tokens that one request may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_ctx_seq: Option<u32>,
-    /// Requests side by side.
+    /// Requests that are answered side by side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_seq_max: Option<u32>,
     /// Chat template family, `gguf` or `none`.
@@ -243,18 +252,19 @@ impl Model {
     }
 }
 
-/// `{r}/v1/{n}/state`: what the node does now, and why.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What the node does now, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct State {
-    /// In one word.
+    /// What it does, in one word.
     pub mode: Mode,
     /// The model that is loaded or being loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Sentences for a technician; empty while all is well.
+    /// Sentences for a technician that say why; empty while all is well.
     pub reasons: Vec<String>,
-    /// How far loading is, 0.0 to 1.0; absent unless `loading`.
+    /// How far loading is, 0 to 1; absent unless something is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub load_progress: Option<f32>,
     /// When the mode began, unix milliseconds.
     pub since_ms: u64,
@@ -264,7 +274,7 @@ pub struct State {
 }
 
 /// Whether a node takes requests from its pools. Requests to the node itself are another matter.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolIntake {
     /// The broker deals requests to it.
     pub taking: bool,
@@ -273,7 +283,7 @@ pub struct PoolIntake {
 }
 
 /// What a node does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The daemon has just started.

@@ -19,6 +19,7 @@ mod tests;
 
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::sampling::SamplingOverrides;
@@ -31,7 +32,7 @@ use crate::frames::{Input, Sampling};
 
 /// What a request may be at most.
 // Missing keys are read as their defaults and unknown ones skipped: nodes of other versions have others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
     /// Bytes of a payload (default 262144).
@@ -268,7 +269,11 @@ fn invalid(message: impl Into<String>) -> ApiError {
 
 fn plain(op: Op, text: &str) -> Result<Request, ApiError> {
     fields::check_text(text, "payload")?;
-    if text.trim().is_empty() {
+    // A byte order mark says nothing either.
+    if text
+        .trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+        .is_empty()
+    {
         return Err(invalid("payload has no text, expected a prompt"));
     }
     let input = match op {

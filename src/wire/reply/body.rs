@@ -1,48 +1,61 @@
 //! JSON bodies of answers, for both directions: the node writes them, clients read them.
 //!
 //! Order of fields is order on the wire. Texts are borrowed where a body is written. Readers ignore
-//! keys that they do not know, since later versions may add some.
+//! keys that they do not know, since later versions may add some. The comments on types and fields are
+//! published with their schemas, for the programmer of a device.
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::rules;
 
 use crate::{
     frames::{Timings, Token},
-    wire::error::ApiError,
+    wire::{
+        SHA256_PATTERN,
+        error::{ApiError, ErrorObject},
+        topic::{ID_PATTERN, NAME_PATTERN},
+    },
 };
 
-/// `chat.completion.chunk`, `chat.completion` or `text_completion`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A message of an answer: accepted (seq 0), a chunk of text, or the final.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("allOf" = rules::response()))]
 pub struct Response<'a> {
     /// The request's id.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub id: Cow<'a, str>,
-    /// Which of the three.
+    /// `chat.completion.chunk` in a stream, `chat.completion` as a whole, `text_completion` for op complete.
+    #[schemars(extend("enum" = ["chat.completion.chunk", "chat.completion", "text_completion"]))]
     pub object: Cow<'a, str>,
-    /// Unix seconds.
+    /// When the request was accepted, unix seconds.
     pub created: u64,
     /// Model that answers.
     pub model: Cow<'a, str>,
     /// Always one.
     pub choices: [Choice<'a>; 1],
-    /// Counts, in the final.
+    /// Counts of tokens, in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// Rises by one with each message of an attempt, from 0.
+    /// Rises by one with each message of an attempt, from 0, which is accepted.
     pub seq: u64,
     /// Nothing follows.
     #[serde(rename = "final")]
     pub is_final: bool,
-    /// Text of lower attempts is void.
+    /// From 1; rises when the node began the answer anew, and text of lower attempts is void.
+    #[schemars(range(min = 1))]
     pub attempt: u32,
     /// What OpenAI has no place for.
     pub orinoco: Orinoco<'a>,
 }
 
-/// The one choice: `delta`, `message` or `text`, by the kind of object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The one choice: delta, message or text, by the kind of object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Choice<'a> {
     /// Always 0.
+    #[schemars(extend("const" = 0))]
     pub index: u32,
     /// Of a chat in pieces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,8 +66,9 @@ pub struct Choice<'a> {
     /// Of a completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Cow<'a, str>>,
-    /// `stop`, `length` or `cancelled` in the final, else null.
+    /// In the final why the answer ended, else null. length: max_tokens or the context is used up.
     #[serde(default)]
+    #[schemars(extend("enum" = ["stop", "length", "cancelled", null]))]
     pub finish_reason: Option<Cow<'a, str>>,
 }
 
@@ -71,31 +85,33 @@ impl<'a> Choice<'a> {
 }
 
 /// What came since the last chunk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Delta<'a> {
-    /// `assistant`, in `accepted`.
+    /// Who speaks, in accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("const" = "assistant"))]
     pub role: Option<Cow<'a, str>>,
-    /// Text.
+    /// The text; empty in accepted, absent in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Cow<'a, str>>,
 }
 
 /// A whole answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Message<'a> {
-    /// `assistant`.
+    /// Who speaks.
+    #[schemars(extend("const" = "assistant"))]
     pub role: Cow<'a, str>,
-    /// Text.
+    /// The whole text.
     pub content: Cow<'a, str>,
 }
 
 /// Counts of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub completion_tokens: u64,
     /// Both.
     pub total_tokens: u64,
@@ -104,9 +120,9 @@ pub struct Usage {
 }
 
 /// More on the prompt's tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PromptDetails {
-    /// Found in the KV cache.
+    /// Of the prompt's tokens, those found in the cache.
     pub cached_tokens: u64,
 }
 
@@ -125,84 +141,101 @@ impl Usage {
 }
 
 /// What OpenAI has no place for. Absent keys do not apply to the message.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Orinoco<'a> {
-    /// Node that answers; in every message, since in a pool two may.
+    /// Node that answers; in every message, since of a pool two may.
+    #[schemars(regex(pattern = NAME_PATTERN))]
     pub node: Cow<'a, str>,
-    /// Jobs before this one; in `accepted`.
+    /// Requests before this one; in accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u64>,
-    /// Messages with text before this final.
+    /// Messages with text before this final; in the final of a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_chunks: Option<u64>,
-    /// SHA-256 of the whole text, hexadecimal.
+    /// SHA-256 of the whole text, hexadecimal; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = SHA256_PATTERN))]
     pub text_sha256: Option<Cow<'a, str>>,
-    /// The whole text, when asked for.
+    /// The whole text, where stream_options.include_text asked for it; in the final of a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Cow<'a, str>>,
-    /// From acceptance to the first token.
+    /// Milliseconds from acceptance to the first token; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
     pub ttft_ms: Option<f64>,
-    /// From acceptance to the end.
+    /// Milliseconds from acceptance to the end; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
     pub total_ms: Option<f64>,
-    /// Reading the prompt.
+    /// Milliseconds that reading the prompt took; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
     pub prefill_ms: Option<f64>,
-    /// From the first token to the last.
+    /// Milliseconds from the first token to the last; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
     pub decode_ms: Option<f64>,
-    /// Tokens a second, from the first token to the last; absent below two tokens.
+    /// Tokens a second, from the first token to the last; in the final, absent below two tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
     pub tok_s: Option<f64>,
-    /// Times that the answer went on in another worker.
+    /// Times that the answer went on in another worker process, with nothing lost or repeated; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<u32>,
-    /// The text was cut to a limit.
+    /// True where the text was cut to a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncated: Option<bool>,
 }
 
 /// The final of a request that was refused or failed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure<'a> {
     /// What went wrong.
+    #[schemars(with = "ErrorObject<'_>")]
     pub error: Cow<'a, ApiError>,
     /// The request's id.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub id: Cow<'a, str>,
-    /// As in [`Response`].
+    /// One more than that of the message before it; 0 where the request was refused at once.
     pub seq: u64,
     /// Always true.
     #[serde(rename = "final")]
+    #[schemars(extend("const" = true))]
     pub is_final: bool,
-    /// As in [`Response`].
+    /// From 1; rises when the node began the answer anew.
+    #[schemars(range(min = 1))]
     pub attempt: u32,
     /// The node, and nothing else.
     pub orinoco: Orinoco<'a>,
 }
 
 /// The answer to `tokenize`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tokens<'a> {
     /// The request's id.
+    #[schemars(regex(pattern = ID_PATTERN))]
     pub id: Cow<'a, str>,
-    /// `tokenize`.
+    /// Always `tokenize`.
+    #[schemars(extend("const" = "tokenize"))]
     pub object: Cow<'a, str>,
     /// Unix seconds.
     pub created: u64,
     /// Model whose vocabulary it is.
     pub model: Cow<'a, str>,
-    /// Ids.
+    /// The ids of the tokens.
+    #[schemars(with = "Vec<Token>", inner(range(min = 0)))]
     pub tokens: Cow<'a, [Token]>,
-    /// How many.
+    /// How many they are.
     pub n_tokens: u64,
     /// Always 0.
+    #[schemars(extend("const" = 0))]
     pub seq: u64,
     /// Always true.
     #[serde(rename = "final")]
+    #[schemars(extend("const" = true))]
     pub is_final: bool,
-    /// As in [`Response`].
+    /// From 1; rises when the node began the answer anew.
+    #[schemars(range(min = 1))]
     pub attempt: u32,
     /// The node, and nothing else.
     pub orinoco: Orinoco<'a>,

@@ -14,6 +14,9 @@ use crate::wire::topic::{NAME_PATTERN, Op};
 
 /// Texts reach C code, where NUL would end them.
 const NO_NUL: &str = r"^[^\x00]*$";
+/// Unicode's white space, and the byte order mark; ECMA's `\s` lacks one of them.
+const BLANK: &str =
+    r"\x09-\x0d\x20\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff";
 /// Non-negative and in its only spelling.
 const TOKEN_ID: &str = "^(0|[1-9][0-9]{0,9})$";
 
@@ -42,7 +45,7 @@ pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
 pub fn text_body(limits: &Limits) -> Value {
     json!({
         "type": "string", "minLength": 1, "maxLength": limits.payload_bytes,
-        "pattern": r"^[^\x00]*[^\x00\s][^\x00]*$",
+        "pattern": format!(r"^[^\x00]*[^\x00{BLANK}][^\x00]*$"),
     })
 }
 
@@ -192,9 +195,13 @@ impl Kind for keys::Unserved {
             Neutral::EmptyArray => json!({"type": "array", "maxItems": 0}),
             Neutral::Words(words) => json!({"type": "string", "enum": words}),
             Neutral::TextFormat => json!({
-                "type": "object", "required": ["type"], "properties": {"type": {"const": "text"}},
+                "type": "object", "required": ["type"], "properties": {
+                    "type": {"type": "string", "const": "text", "description": "Kind of format."},
+                },
             }),
-            Neutral::TextOnly => json!({"type": "array", "items": {"const": "text"}}),
+            Neutral::TextOnly => {
+                json!({"type": "array", "items": {"type": "string", "const": "text"}})
+            }
         }
     }
 }

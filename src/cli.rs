@@ -14,6 +14,7 @@ mod configuration;
 mod models;
 mod output;
 mod run;
+mod schema;
 mod user;
 
 use std::ffi::OsString;
@@ -95,6 +96,7 @@ enum Command {
     Broker(broker::Args),
     Bench(bench::Args),
     Config(configuration::Args),
+    Schema(schema::Args),
     /// Print a completion script for a shell
     #[command(after_help = "\
 EXAMPLES
@@ -128,7 +130,7 @@ impl Cli {
     /// The exit code, after every problem was printed.
     pub fn load(&self, environment: &Environment) -> Result<Config, ExitCode> {
         let sources = match self.command {
-            Command::Completions { .. } => Sources::defaults(),
+            Command::Completions { .. } | Command::Schema(_) => Sources::defaults(),
             // The daemon has read the configuration and hands over what the broker needs.
             Command::Broker(ref args) if args.settings_from_stdin => Sources::defaults(),
             _ => self.sources(environment),
@@ -210,6 +212,7 @@ impl Cli {
             Command::Broker(args) => broker::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config),
             Command::Config(args) => configuration::run(&args, &config),
+            Command::Schema(args) => schema::run(&args),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "orinoco", &mut script);

@@ -9,6 +9,7 @@ pub mod board;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod contract;
 pub mod daemon;
 pub mod dispatch;
 pub mod frames;

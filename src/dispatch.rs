@@ -22,8 +22,11 @@ mod job;
 pub mod output;
 pub mod pools;
 pub mod queue;
+pub mod quotas;
+mod refusals;
 mod report;
 mod settings;
+mod tokens;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,14 +44,16 @@ use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::{Report, Worker};
 use durable::{StoreDone, stored_id};
-use intake::Tokenizing;
 use job::{Cancel, Ending, Job, Phase};
 use pools::Pools;
 
 use queue::{Queue, Verdict};
+use quotas::Quotas;
+use refusals::Ignored;
 use report::Node;
 pub use report::retained;
 pub use settings::{Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+use tokens::Tokenizing;
 
 /// A user's request id: what makes a job the same job.
 type Asked = (Name, RequestId);
@@ -110,6 +115,8 @@ struct Dispatch {
     clock: Clock,
     queue: Queue,
     queued_bytes: usize,
+    quotas: Quotas,
+    ignored: Ignored,
     tokenizing: HashMap<JobKey, Tokenizing>,
     next_key: u64,
     store_work: JoinSet<StoreDone>,
@@ -252,6 +259,8 @@ impl Dispatch {
             clock,
             queue: Queue::default(),
             queued_bytes: 0,
+            quotas: Quotas::default(),
+            ignored: Ignored::default(),
             tokenizing: HashMap::new(),
             next_key: 1,
             store_work: JoinSet::new(),

@@ -68,6 +68,8 @@ const PURE: &[&str] = &[
     "src/board/text",
     "src/contract",
     "src/dispatch/pools/policy.rs",
+    "src/dispatch/queue",
+    "src/dispatch/quotas",
     "src/frames.rs",
     "src/ledger",
     "src/offload",

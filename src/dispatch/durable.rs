@@ -94,7 +94,7 @@ impl Dispatch {
                 self.open
                     .remove(&(job.address.user.clone(), job.address.id.clone()));
                 self.queue.remove(key);
-                self.queued_bytes -= job.body_bytes;
+                self.left(&job);
                 if let Some(pools) = &mut self.pools {
                     pools.store_was_full();
                 }
@@ -124,8 +124,8 @@ impl Dispatch {
                 let Some(job) = self.jobs.remove(&key) else {
                     return;
                 };
+                self.left(&job);
                 let asked = (job.address.user, job.address.id);
-                self.queued_bytes -= job.body_bytes;
                 self.open.remove(&asked);
                 self.answered.insert(
                     asked.clone(),

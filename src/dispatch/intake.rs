@@ -1,34 +1,27 @@
 //! A packet becomes a job, a repeat of what was said, a cancel, or an error final.
 //!
-//! Bounds are checked in this order: retained flag, topic, op, response topic, repeat, size and shape of
-//! the body, model, room; of a pool also whether this node takes more. What is refused gets its error final first and its PUBACK after, so that a
-//! requester always hears why and no window sticks.
+//! Bounds are checked in this order: retained flag, topic, the user's rate, op, response topic, repeat, size
+//! and shape of the body, model, room; of a pool also whether this node takes more. What is refused gets its
+//! error final first and its PUBACK after (`refusals`), so that no window sticks.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::durable::{StoreDone, too_large};
+use super::durable::StoreDone;
 use super::job::{Address, Cancel, Ending, Job, Phase};
 use super::output::Output;
 use super::queue::Order;
-use super::{Answered, Asked, BACKLOG_MAX, Dispatch, api_error, digest_of};
-use crate::frames::{self, Command, Finish, JobError, JobKey, Timings, Token};
+use super::tokens::Tokenizing;
+use super::{Answered, Asked, BACKLOG_MAX, Dispatch, digest_of};
+use crate::frames::{Finish, JobKey, Timings, Token};
 use crate::link::{AckToken, Message};
 use crate::store;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply::{Form, Replier};
 use crate::wire::request::{self, Request};
 use crate::wire::topic::{Incoming, Name, Op, RequestId};
-
-/// Tokenizations under way; more are refused, they are cheap to repeat.
-const TOKENIZING_MAX: usize = 64;
-
-/// A question about tokens, answered without the store: asking again costs nothing.
-pub(super) struct Tokenizing {
-    pub(super) address: Address,
-    pub(super) replier: Replier,
-    pub(super) ack: AckToken,
-}
 
 /// A request whose topic is in order.
 struct Arrived {
@@ -53,15 +46,12 @@ impl Dispatch {
             return;
         }
         if message.retain {
-            warn!(
-                topic = message.topic,
-                "retained request ignored: it would be asked again at each start"
-            );
+            self.ignore("it is retained, and would be asked again at each start");
             return self.acknowledge(Some(message.ack));
         }
         match self.settings.names.parse(&message.topic) {
             Err(error) => {
-                warn!(%error, "message ignored");
+                self.ignore(&error.to_string());
                 self.acknowledge(Some(message.ack));
             }
             Ok(Incoming::Cancel { user, id }) => {
@@ -102,6 +92,11 @@ impl Dispatch {
             1,
             self.clock.now_ms(),
         );
+        let limits = self.settings.user(&address.user).limits;
+        let (bytes, now) = (message.payload.len(), Instant::now().into_std());
+        if let Err(excess) = self.quotas.arrive(&address.user, &limits, bytes, now) {
+            return self.refuse_excess(&address, &replier, &excess.to_error(), message.ack);
+        }
         let refusal = if let Some(name) = unknown {
             let ops = "chat, complete, text, text-stream, tokenize, cancel";
             Some(ApiError::new(
@@ -175,8 +170,13 @@ impl Dispatch {
                 request.input,
             );
         }
-        if let Some(error) = self.no_room(message.payload.len()) {
+        if let Some(reason) = self.node.no_model() {
+            let text = format!("no model serves: {reason}");
+            let error = ApiError::new(Code::NoModel, text).with_retry(10_000);
             return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
+        if let Err(error) = self.room(&address.user, message.payload.len()) {
+            return self.refuse_excess(&address, &replier, &error, message.ack);
         }
         let order = self.next_key;
         let attempt = store::FIRST_ATTEMPT;
@@ -235,32 +235,6 @@ impl Dispatch {
         Ok(request)
     }
 
-    /// Why nothing can be taken now, if so.
-    fn no_room(&self, body_bytes: usize) -> Option<ApiError> {
-        if let Some(reason) = self.node.no_model() {
-            return Some(
-                ApiError::new(Code::NoModel, format!("no model serves: {reason}"))
-                    .with_retry(10_000),
-            );
-        }
-        let (jobs, bytes) = (self.settings.queue_jobs_max, self.settings.queue_bytes_max);
-        if self.jobs.len() >= jobs {
-            let text = format!(
-                "{} requests are waiting or running, at most {jobs} are taken",
-                self.jobs.len()
-            );
-            return Some(ApiError::new(Code::QueueFull, text).with_retry(1000));
-        }
-        if self.queued_bytes + body_bytes > bytes {
-            let text = format!(
-                "waiting requests hold {} bytes, at most {bytes} are kept",
-                self.queued_bytes
-            );
-            return Some(ApiError::new(Code::QueueFull, text).with_retry(1000));
-        }
-        None
-    }
-
     /// A job with its place in the queue.
     fn take(
         &mut self,
@@ -275,7 +249,7 @@ impl Dispatch {
         let form = Form::of(op, request.stream, record.accept.as_deref());
         let replier = self.replier(&address.id, op, form, place.attempt, record.accepted_at_ms);
         let coalesce = request.coalesce_ms.map_or(self.settings.coalesce, |ms| {
-            std::time::Duration::from_millis(ms.into())
+            Duration::from_millis(ms.into())
         });
         let coalesce_bytes = if coalesce.is_zero() {
             1
@@ -287,7 +261,10 @@ impl Dispatch {
         self.open
             .insert((address.user.clone(), address.id.clone()), key);
         self.queued_bytes += record.body.len();
-        self.queue.push(place.order, key);
+        self.quotas.entered(&address.user, record.body.len());
+        let running_max = self.settings.user(&address.user).limits.running_jobs_max;
+        self.queue
+            .push(place.order, key, &address.user, running_max);
         debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
         self.jobs.insert(
             key,
@@ -452,66 +429,6 @@ impl Dispatch {
         }
     }
 
-    fn tokenize(&mut self, tokenizing: Tokenizing, input: frames::Input) {
-        let error = if self.node.slots().is_none() {
-            Some(ApiError::new(Code::ModelLoading, "the model is being loaded").with_retry(1000))
-        } else if self.tokenizing.len() >= TOKENIZING_MAX {
-            Some(ApiError::new(Code::QueueFull, "too many tokenizations at once").with_retry(100))
-        } else {
-            None
-        };
-        if let Some(error) = error {
-            return self.refuse(
-                &tokenizing.address,
-                &tokenizing.replier,
-                &error,
-                Some(tokenizing.ack),
-            );
-        }
-        let job = self.new_key();
-        if self
-            .commands
-            .try_send(Command::Tokenize { job, input })
-            .is_err()
-        {
-            let error = ApiError::new(Code::QueueFull, "the engine is busy").with_retry(100);
-            return self.refuse(
-                &tokenizing.address,
-                &tokenizing.replier,
-                &error,
-                Some(tokenizing.ack),
-            );
-        }
-        self.tokenizing.insert(job, tokenizing);
-    }
-
-    pub(super) fn on_tokenized(&mut self, job: JobKey, ids: Result<Vec<Token>, JobError>) {
-        let Some(Tokenizing {
-            address,
-            replier,
-            ack,
-        }) = self.tokenizing.remove(&job)
-        else {
-            return;
-        };
-        match ids {
-            Ok(ids) => {
-                let reply = replier.tokens(&ids);
-                let publish = address.publish(self.settings.names.node(), reply, None);
-                let (found, allowed) = (
-                    publish.packet_bytes(),
-                    self.link.packet_bytes_max() as usize,
-                );
-                if found > allowed {
-                    return self.refuse(&address, &replier, &too_large(found, allowed), Some(ack));
-                }
-                self.send(publish);
-                self.acknowledge(Some(ack));
-            }
-            Err(error) => self.refuse(&address, &replier, &api_error(&error), Some(ack)),
-        }
-    }
-
     fn cancel(&mut self, asked: Asked) {
         let Some(key) = self.open.get(&asked) else {
             debug!(user = %asked.0, id = %asked.1, "nothing to cancel");
@@ -531,20 +448,6 @@ impl Dispatch {
         } else {
             job.cancel = Cancel::Wanted;
         }
-    }
-
-    /// An error final for something that never became a job, then its PUBACK.
-    pub(super) fn refuse(
-        &mut self,
-        address: &Address,
-        replier: &Replier,
-        error: &ApiError,
-        ack: Option<AckToken>,
-    ) {
-        info!(user = %address.user, id = %address.id, code = error.code.as_str(), "request refused");
-        let publish = address.publish(self.settings.names.node(), replier.error(0, error), None);
-        self.send(publish);
-        self.acknowledge(ack);
     }
 
     fn replier(

@@ -8,10 +8,14 @@ fn keys(n: u64) -> Vec<JobKey> {
     (0..n).map(JobKey).collect()
 }
 
+fn user(name: &str) -> Name {
+    Name::new(name).unwrap()
+}
+
 fn queue_of(n: u64) -> Queue {
     let mut queue = Queue::default();
     for job in keys(n) {
-        queue.push(job.0, job);
+        queue.push(job.0, job, &user("ann"), None);
     }
     queue
 }
@@ -90,13 +94,94 @@ fn a_job_is_tried_at_most_eight_times() {
     assert_eq!(tries, DEATHS_MAX);
 }
 
+/// Jobs of users in the order of their acceptance, e.g. "aab".
+fn queue_by_users(users: &str) -> Queue {
+    let mut queue = Queue::default();
+    for (order, name) in users.chars().enumerate() {
+        let order = order as u64;
+        queue.push(order, JobKey(order), &user(&name.to_string()), None);
+    }
+    queue
+}
+
+/// The users of the jobs that enter one worker with one sequence, each ending before the next.
+fn served(queue: &mut Queue, users: &str) -> String {
+    let mut served = String::new();
+    while let Some(job) = queue.next(1) {
+        queue.remove(job);
+        served.push(users.chars().nth(job.0 as usize).unwrap());
+    }
+    served
+}
+
+#[test]
+fn users_take_turns_whatever_the_order_in_which_they_came() {
+    for (came, expected) in [
+        ("aaaab", "abaaa"),
+        ("aaaabb", "ababaa"),
+        ("abcabc", "abcabc"),
+        ("aaabbbc", "abcabab"),
+    ] {
+        assert_eq!(served(&mut queue_by_users(came), came), expected, "{came}");
+    }
+}
+
+#[test]
+fn who_comes_into_a_full_queue_is_next() {
+    let mut queue = queue_of(100);
+    let running = fill(&mut queue, 4);
+    queue.push(100, JobKey(100), &user("bob"), None);
+    assert_eq!(queue.position(JobKey(100)), Some(0));
+    queue.remove(running[0]);
+    assert_eq!(queue.next(4), Some(JobKey(100)));
+}
+
+#[test]
+fn a_user_with_as_many_running_as_it_may_lets_others_pass() {
+    let mut queue = Queue::default();
+    for order in 0..3 {
+        queue.push(order, JobKey(order), &user("ann"), Some(1));
+    }
+    assert_eq!(fill(&mut queue, 4), [JobKey(0)]);
+    queue.push(3, JobKey(3), &user("bob"), None);
+    assert_eq!(fill(&mut queue, 4), [JobKey(3)]);
+    queue.remove(JobKey(0));
+    assert_eq!(fill(&mut queue, 4), [JobKey(1)]);
+}
+
+#[test]
+fn what_began_goes_on_before_others_begin() {
+    let mut queue = queue_by_users("aab");
+    assert_eq!(fill(&mut queue, 2), [JobKey(0), JobKey(2)]);
+    queue.push(3, JobKey(3), &user("c"), None);
+    queue.worker_died(false);
+    assert_eq!(queue.position(JobKey(2)), Some(1));
+    assert_eq!(fill(&mut queue, 3), [JobKey(0), JobKey(2), JobKey(3)]);
+}
+
+#[test]
+fn what_is_put_back_has_its_turn_again() {
+    let mut queue = queue_by_users("aab");
+    for _ in 0..3 {
+        assert_eq!(queue.next(1), Some(JobKey(0)));
+        queue.put_back(JobKey(0));
+    }
+    assert_eq!(served(&mut queue, "aab"), "aba");
+}
+
 proptest! {
     #[test]
     fn no_job_is_lost_doubled_or_run_beside_a_suspect(
-        n_jobs in 1u64..20, n_seq_max in 1usize..8, events in prop::collection::vec(0u8..4, 0..200),
+        users in prop::collection::vec(0usize..4, 1..20),
+        n_seq_max in 1usize..8,
+        events in prop::collection::vec(0u8..4, 0..200),
     ) {
-        let mut queue = queue_of(n_jobs);
-        let mut alive: BTreeSet<JobKey> = keys(n_jobs).into_iter().collect();
+        let mut queue = Queue::default();
+        for (order, of) in users.iter().enumerate() {
+            let order = order as u64;
+            queue.push(order, JobKey(order), &user(["a", "b", "c", "d"][*of]), None);
+        }
+        let mut alive: BTreeSet<JobKey> = keys(users.len() as u64).into_iter().collect();
         let mut inside: BTreeSet<JobKey> = BTreeSet::new();
         for event in events {
             for job in fill(&mut queue, n_seq_max) {
@@ -106,6 +191,9 @@ proptest! {
             prop_assert!(inside.len() <= 1 || inside.iter().all(|job| !queue.is_suspect(*job)));
             prop_assert_eq!(queue.waiting() + queue.running(), alive.len());
             prop_assert!(alive.is_empty() || !inside.is_empty(), "work is conserved");
+            let suspects = alive.iter().any(|job| queue.is_suspect(*job));
+            let free = inside.len() < n_seq_max && queue.waiting() > 0;
+            prop_assert!(!free || suspects, "a sequence is free while a job waits");
             match (event, inside.first().copied()) {
                 (0 | 1, _) => {
                     for (job, verdict) in queue.worker_died(event == 1) {
@@ -117,6 +205,71 @@ proptest! {
                 (_, Some(job)) => { queue.put_back(job); inside.remove(&job); }
                 (_, None) => {}
             }
+        }
+        for job in alive {
+            queue.remove(job);
+        }
+        prop_assert!(queue.users.is_empty() && queue.begun.is_empty(), "nothing stays behind");
+    }
+
+    /// Between two turns of a user that waits, every other has at most one.
+    #[test]
+    fn nobody_has_two_turns_while_another_waits(
+        users in prop::collection::vec(0usize..5, 1..60), later in prop::collection::vec(0usize..5, 0..60),
+    ) {
+        let names = ["a", "b", "c", "d", "e"];
+        let mut queue = Queue::default();
+        let mut of = Vec::new();
+        let push = |queue: &mut Queue, of: &mut Vec<usize>, name: usize| {
+            let order = of.len() as u64;
+            queue.push(order, JobKey(order), &user(names[name]), None);
+            of.push(name);
+        };
+        for name in users {
+            push(&mut queue, &mut of, name);
+        }
+        let mut later = later.into_iter();
+        let mut since = [[0usize; 5]; 5]; // since[a][b]: turns of b since a's last, while a waits
+        while let Some(job) = queue.next(1) {
+            let served = of[job.0 as usize];
+            queue.remove(job);
+            for waits in 0..5 {
+                let has_waiting = queue.users.get(names[waits]).is_some_and(|u| !u.fresh.is_empty());
+                if waits == served || !has_waiting {
+                    since[waits] = [0; 5];
+                } else {
+                    since[waits][served] += 1;
+                    prop_assert!(since[waits][served] <= 1, "{} before {}", names[served], names[waits]);
+                }
+            }
+            if let Some(name) = later.next() {
+                push(&mut queue, &mut of, name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_position_is_how_many_go_before(
+        users in prop::collection::vec(0usize..4, 1..30), n_begun in 0usize..4, n_served in 0usize..6,
+    ) {
+        let mut queue = Queue::default();
+        for (order, of) in users.iter().enumerate() {
+            let order = order as u64;
+            queue.push(order, JobKey(order), &user(["a", "b", "c", "d"][*of]), None);
+        }
+        for _ in 0..n_served {
+            if let Some(job) = queue.next(1) {
+                queue.remove(job);
+            }
+        }
+        fill(&mut queue, n_begun);
+        queue.worker_died(false);
+        let told: BTreeSet<_> = keys(users.len() as u64)
+            .into_iter()
+            .filter_map(|job| Some((queue.position(job)?, job)))
+            .collect();
+        for (n, job) in fill(&mut queue, usize::MAX).into_iter().enumerate() {
+            prop_assert!(told.contains(&(n, job)), "{n} {job:?} {told:?}");
         }
     }
 }

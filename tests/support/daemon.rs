@@ -65,6 +65,9 @@ impl Site {
         ));
         settings.push(format!("paths.models_dir={}", models_dir().display()));
         settings.push("mqtt.backoff_ms_max=500".into());
+        // Tests ask hundreds of times at once, in the name of one user; limits have tests of their own.
+        settings.push("defaults.requests_per_minute_max=0".into());
+        settings.push("defaults.queue_jobs_max=1000".into());
         // Tests run side by side: threads that wait for one another would wait for other tests too.
         settings.push("engine.n_threads=1".into());
         let (worker, model) = match engine {

@@ -25,6 +25,8 @@ pub struct Client {
     pub bare: BTreeMap<String, Vec<Bytes>>,
     /// Finals by request id: every different payload that said `final`.
     pub finals: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    /// Requests before each one, as `accepted` said.
+    pub queued: BTreeMap<String, u64>,
     /// What broke the contract.
     pub faults: Vec<String>,
     /// Correlation data of all answers.
@@ -58,6 +60,7 @@ impl Client {
             answers: BTreeMap::new(),
             bare: BTreeMap::new(),
             finals: BTreeMap::new(),
+            queued: BTreeMap::new(),
             faults: Vec::new(),
             correlations: Vec::new(),
             documents: BTreeMap::new(),
@@ -228,6 +231,13 @@ impl Client {
                 .entry(last.clone())
                 .or_default()
                 .insert(message.payload.to_vec());
+        }
+        let document: Option<serde_json::Value> = serde_json::from_slice(&message.payload).ok();
+        if let Some(queue) = document
+            .as_ref()
+            .and_then(|d| d["orinoco"]["queue"].as_u64())
+        {
+            self.queued.insert(last.clone(), queue);
         }
         let answer = self.answers.entry(last.clone()).or_default();
         match answer.hear(&message.payload) {

@@ -16,6 +16,7 @@
 
 pub mod limits;
 mod reader;
+mod reason;
 mod tensors;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,9 +24,10 @@ pub(crate) mod tests;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reader::Bounded;
+pub use reason::{GgufError, Reason};
 use tensors::Tensors;
 
 /// What a technician wants to know of a model file, checked and harmless to print.
@@ -51,120 +53,6 @@ pub struct Header {
     pub n_tensors: u32,
     /// Length of the file.
     pub file_bytes: u64,
-}
-
-/// Why a file is not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum GgufError {
-    /// The file cannot be read.
-    #[error("read {path}: {source}")]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is not a model that may be opened.
-    #[error("{path} is refused: {reason} (at byte {at})")]
-    Refused {
-        /// Which file.
-        path: PathBuf,
-        /// How far it was read.
-        at: u64,
-        /// What was found, and what was expected.
-        reason: Reason,
-    },
-}
-
-/// What is wrong with a header.
-#[derive(Debug, thiserror::Error)]
-#[expect(
-    missing_docs,
-    reason = "each message says what the variant and its fields are"
-)]
-pub enum Reason {
-    #[error("read: {0}")]
-    Io(#[from] std::io::Error),
-    #[error("the file ends inside its header: the copy is incomplete")]
-    Truncated,
-    #[error("the header is longer than {max} bytes")]
-    HeaderTooLong { max: u64 },
-    #[error("it begins with {:?}, a GGUF file begins with \"GGUF\"", String::from_utf8_lossy(.found))]
-    Magic { found: [u8; 4] },
-    #[error("GGUF version {found}, expected 2 or 3")]
-    Version { found: u32 },
-    #[error("big-endian GGUF, this machine is little-endian")]
-    BigEndian,
-    #[error("{found} {what}, expected {min} to {max}")]
-    Count {
-        what: &'static str,
-        found: u64,
-        min: u64,
-        max: u64,
-    },
-    #[error("{what} of {found} bytes, at most {max} are taken")]
-    StringTooLong {
-        what: &'static str,
-        found: u64,
-        max: u64,
-    },
-    #[error("{what} {found:?} holds other characters than printable ASCII, or none")]
-    Characters { what: &'static str, found: String },
-    #[error("two values for the key {key}")]
-    DuplicateKey { key: String },
-    #[error("two tensors named {name}")]
-    DuplicateTensor { name: String },
-    #[error("{key} has value type {found}, GGUF has 0 to 12")]
-    ValueType { key: String, found: u32 },
-    #[error("{key} is an array of arrays")]
-    NestedArray { key: String },
-    #[error("{key} is {found}, expected {expected}")]
-    WrongType {
-        key: String,
-        found: &'static str,
-        expected: &'static str,
-    },
-    #[error("{key} = {found}, expected {expected}")]
-    Value {
-        key: String,
-        found: String,
-        expected: String,
-    },
-    #[error("no {key}")]
-    Missing { key: String },
-    #[error("tokenizer.ggml.{array} has {found} entries, the vocabulary has {n_vocab}")]
-    VocabLength {
-        array: &'static str,
-        found: u64,
-        n_vocab: u64,
-    },
-    #[error("token {index} is marked as a byte but is not written as <0xNN>")]
-    ByteToken { index: u64 },
-    #[error("tensor {name} has {found} dimensions, expected 1 to 4")]
-    Dimensions { name: String, found: u32 },
-    #[error("tensor {name}: dimension of length 0")]
-    ZeroDimension { name: String },
-    #[error("tensor {name} is larger than any file")]
-    TooLarge { name: String },
-    #[error("tensor {name} has type {found}, which this version of llama.cpp does not know")]
-    TensorType { name: String, found: u32 },
-    #[error("tensor {name}: rows of {row} elements do not divide into blocks of {block} ({quant})")]
-    Blocks {
-        name: String,
-        row: u64,
-        block: u64,
-        quant: &'static str,
-    },
-    #[error("tensor {name} lies at offset {found}, expected {expected}")]
-    Offset {
-        name: String,
-        found: u64,
-        expected: u64,
-    },
-    #[error("the tensors end at byte {end}, the file at byte {file_bytes}: the copy is incomplete")]
-    PastTheEnd { end: u64, file_bytes: u64 },
-    #[error("a {found}, expected a whole text model")]
-    Kind { found: String },
 }
 
 /// Judges the header of the file at `path`.
@@ -239,6 +127,7 @@ fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Rea
 
     meta.check_kind()?;
     let arch = meta.architecture()?;
+    meta.check_tokenizer()?;
     Ok(Header {
         n_ctx_train: meta.u32_within(
             &format!("{arch}.context_length"),
@@ -319,6 +208,7 @@ struct Metadata {
     arch: Option<Vec<u8>>,
     name: Option<Vec<u8>>,
     kind: Option<Vec<u8>>,
+    tokenizer: Option<Vec<u8>>,
     has_chat_template: bool,
     n_tokens: Option<u64>,
     n_scores: Option<u64>,
@@ -352,6 +242,7 @@ impl Metadata {
             "general.architecture" => &mut self.arch,
             "general.name" => &mut self.name,
             "general.type" => &mut self.kind,
+            "tokenizer.ggml.model" => &mut self.tokenizer,
             key if key.starts_with("tokenizer.chat_template") => {
                 self.has_chat_template |= key == "tokenizer.chat_template";
                 return bytes.skip_string("a chat template", limits::TEMPLATE_BYTES_MAX);
@@ -419,8 +310,8 @@ impl Metadata {
                 expect(STRING, "strings")?;
                 self.n_tokens = Some(n);
                 for _ in 0..n {
-                    let token = bytes.string("a token", limits::TOKEN_BYTES_MAX)?;
-                    self.written_as_byte.push(is_byte_token(&token));
+                    let token = bytes.short("a token", limits::TOKEN_BYTES_MAX)?;
+                    self.written_as_byte.push(token.is_some_and(is_byte_token));
                 }
             }
             "tokenizer.ggml.token_type" => {
@@ -507,7 +398,28 @@ impl Metadata {
                 expected: "1 to 64 of a-z 0-9 - _".into(),
             });
         }
-        ascii(KEY, arch)
+        let arch = ascii(KEY, arch)?;
+        match limits::ARCHITECTURES.contains(&arch.as_str()) {
+            true => Ok(arch),
+            false => Err(Reason::Unserved {
+                key: KEY,
+                found: arch,
+                served: "decoders of text in wide use are",
+            }),
+        }
+    }
+
+    fn check_tokenizer(&self) -> Result<(), Reason> {
+        const KEY: &str = "tokenizer.ggml.model";
+        match self.tokenizer.as_deref().and_then(printable) {
+            None => Err(Reason::Missing { key: KEY.into() }),
+            Some(found) if limits::TOKENIZERS.contains(&found.as_str()) => Ok(()),
+            Some(found) => Err(Reason::Unserved {
+                key: KEY,
+                found,
+                served: "\"gemma4\", \"gpt2\" and \"llama\" are",
+            }),
+        }
     }
 
     fn u32_within(&self, key: &str, min: u64, max: u64) -> Result<u32, Reason> {
@@ -575,8 +487,13 @@ fn value_size(key: &str, value_type: u32) -> Result<u64, Reason> {
 }
 
 fn ascii(what: &'static str, bytes: Vec<u8>) -> Result<String, Reason> {
+    // A plain loop: this package is compiled for size, and a header may have four million of these bytes.
+    let mut is_fine = !bytes.is_empty();
+    for byte in &bytes {
+        is_fine &= matches!(*byte, b'!'..=b'~');
+    }
     match String::from_utf8(bytes) {
-        Ok(text) if !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic()) => Ok(text),
+        Ok(text) if is_fine => Ok(text),
         Ok(text) => Err(Reason::Characters { what, found: text }),
         Err(e) => Err(Reason::Characters {
             what,
@@ -586,6 +503,6 @@ fn ascii(what: &'static str, bytes: Vec<u8>) -> Result<String, Reason> {
 }
 
 /// `<0x0A>`: llama.cpp turns the two digits into a byte without looking at them (llama.cpp#25969).
-fn is_byte_token(token: &[u8]) -> bool {
+fn is_byte_token(token: [u8; 6]) -> bool {
     matches!(token, [b'<', b'0', b'x', a, b, b'>'] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
 }

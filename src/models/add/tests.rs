@@ -1,5 +1,5 @@
 use super::*;
-use crate::models::gguf::tests::Gguf;
+use crate::models::gguf::tests::writer::Gguf;
 use crate::models::{Catalogue, Record};
 
 /// A source file, and a directory for models that does not exist yet.

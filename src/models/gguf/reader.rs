@@ -52,6 +52,20 @@ impl<R: Read> Bounded<R> {
         Ok(text)
     }
 
+    /// A string of exactly `N` bytes; `None` for one of another length, which is skipped.
+    pub(super) fn short<const N: usize>(
+        &mut self,
+        what: &'static str,
+        max: u64,
+    ) -> Result<Option<[u8; N]>, Reason> {
+        let length = self.length(what, max)?;
+        if length == N as u64 {
+            return self.array().map(Some);
+        }
+        self.skip(length)?;
+        Ok(None)
+    }
+
     pub(super) fn skip_string(&mut self, what: &'static str, max: u64) -> Result<(), Reason> {
         let length = self.length(what, max)?;
         self.skip(length)

@@ -344,6 +344,9 @@ impl Dispatch {
                 n_cached,
             }) => {
                 if let Some(job) = self.jobs.get_mut(&job) {
+                    if job.n_prompt == 0 {
+                        job.n_prompt = prompt_ids.len() as u32;
+                    }
                     job.prompt_ids = prompt_ids;
                     job.n_cached = n_cached;
                 }
@@ -390,7 +393,11 @@ impl Dispatch {
     }
 
     fn on_worker_down(&mut self, down: &crate::worker::Down) {
-        for (key, verdict) in self.queue.worker_died(down.cause.by_itself()) {
+        let verdicts = match down.cause.on_purpose() {
+            true => self.queue.worker_left(),
+            false => self.queue.worker_died(down.cause.by_itself()),
+        };
+        for (key, verdict) in verdicts {
             let Some(job) = self.jobs.get_mut(&key) else {
                 continue;
             };
@@ -455,14 +462,15 @@ impl Dispatch {
 
     /// Hands waiting jobs to the worker while it has sequences free.
     fn submit(&mut self) {
-        let Some(n_seq_max) = self.node.slots() else {
+        let Some((n_seq_max, model)) = self.node.serving() else {
             return;
         };
         while let Some(key) = self.queue.next(n_seq_max) {
-            let Some(job) = self.jobs.get(&key) else {
+            let Some(job) = self.jobs.get_mut(&key) else {
                 self.queue.remove(key);
                 continue;
             };
+            job.served_by(&model);
             if self
                 .commands
                 .try_send(Command::Submit(Box::new(job.command())))

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -320,6 +320,8 @@ pub struct Job {
     pub ignore_eos: bool,
     /// Where another worker left off.
     pub resume: Option<Resume>,
+    /// What another model made of the answer.
+    pub head: Option<Head>,
 }
 
 /// What a prompt is made of.
@@ -348,6 +350,16 @@ pub struct Resume {
     pub output_ids: Vec<Token>,
     /// Bytes of text already handed out.
     pub text_bytes: u64,
+}
+
+/// The answer so far, when another model takes it over. Ids of one vocabulary mean nothing in another, so the
+/// text is tokenized behind the prompt; in [`Resume::prompt_ids`] it is part of the prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Text already handed out. It is not made again.
+    pub text: String,
+    /// Tokens that it took, of [`Job::max_tokens`].
+    pub n_output: u32,
 }
 
 /// The sampling chain, in this order: logit bias, penalties, top_k, top_p, min_p, temperature, draw.

@@ -274,6 +274,7 @@ mod tests {
                 total_ms: 2.0,
                 n_chunks: seq - 1,
                 resumed: 0,
+                parts: Vec::new(),
                 include_text: false,
                 text_sha256: Sha256::digest(text).into(),
                 truncated: false,

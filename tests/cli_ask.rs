@@ -151,6 +151,7 @@ fn end(finish: Finish, text: &str) -> End {
         total_ms: 25.0,
         n_chunks: 1,
         resumed: 0,
+        parts: Vec::new(),
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,

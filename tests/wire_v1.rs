@@ -101,6 +101,7 @@ fn end(finish: Finish) -> End {
         total_ms: 35.123_456,
         n_chunks: 2,
         resumed: 0,
+        parts: Vec::new(),
         include_text: false,
         text_sha256: std::array::from_fn(|at| at as u8),
         truncated: false,

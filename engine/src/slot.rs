@@ -75,9 +75,10 @@ impl Slot {
             )));
         }
         let room = limits.n_ctx_seq as usize - n_prompt;
+        let n_before = job.head.as_ref().map_or(0, |head| head.n_output);
         let n_output_max = match job.max_tokens as usize {
             0 => room,
-            n => n.min(room),
+            n => n.saturating_sub(n_before as usize).min(room),
         };
         let mut sampler = Sampler::new(job.sampling.clone());
         for token in &prompt {
@@ -97,7 +98,7 @@ impl Slot {
             unsent_text: String::new(),
             timings: Timings {
                 n_prompt: n_prompt as u32,
-                n_output: output.len() as u32,
+                n_output: n_before + output.len() as u32,
                 ..Timings::default()
             },
             prefill_began: None,

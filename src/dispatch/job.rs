@@ -6,10 +6,10 @@ use sha2::Digest as _;
 use tokio::time::Instant;
 
 use super::output::Output;
-use crate::frames::{self, Finish, JobKey, Resume, Timings, Token};
+use crate::frames::{self, Finish, Head, JobKey, Resume, Timings, Token};
 use crate::link::{AckToken, Props, Publish};
 use crate::wire::error::ApiError;
-use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Replier};
+use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Part, Replier};
 use crate::wire::request::Request;
 use crate::wire::topic::{Name, Op, RequestId};
 
@@ -102,6 +102,14 @@ pub(super) struct Job {
     pub(super) prompt_ids: Vec<Token>,
     pub(super) output_ids: Vec<Token>,
     pub(super) n_cached: u32,
+    /// Model whose ids these are.
+    pub(super) ids_of: String,
+    /// Text and tokens by models before that one.
+    pub(super) head: Option<Head>,
+    /// Who wrote what, before `ids_of`.
+    pub(super) parts: Vec<Part>,
+    /// Tokens of the prompt alone.
+    pub(super) n_prompt: u32,
     /// Times that another worker took over.
     pub(super) resumed: u32,
     pub(super) phase: Phase,
@@ -116,7 +124,7 @@ impl Job {
         let resume = (!self.prompt_ids.is_empty()).then(|| Resume {
             prompt_ids: self.prompt_ids.clone(),
             output_ids: self.output_ids.clone(),
-            text_bytes: self.output.text().len() as u64,
+            text_bytes: (self.output.text().len() - self.head_bytes()) as u64,
         });
         frames::Job {
             job: self.key,
@@ -126,7 +134,48 @@ impl Job {
             max_tokens: self.request.max_tokens.unwrap_or(0),
             ignore_eos: self.request.ignore_eos,
             resume,
+            head: self.head.clone(),
         }
+    }
+
+    /// The model that serves now is this one. Where it is another than before, what was made goes on as text;
+    /// ids whose text was still held back are made again.
+    pub(super) fn served_by(&mut self, model: &str) {
+        if self.ids_of == model {
+            return;
+        }
+        let before = std::mem::replace(&mut self.ids_of, model.to_owned());
+        self.prompt_ids.clear();
+        let ids = std::mem::take(&mut self.output_ids);
+        let text = self.output.text();
+        let written = text.len() - self.head_bytes();
+        if written == 0 {
+            return;
+        }
+        self.parts.push(Part {
+            model: before,
+            text_bytes: written as u64,
+        });
+        let n_before = self.head.as_ref().map_or(0, |head| head.n_output);
+        self.head = Some(Head {
+            text: text.to_owned(),
+            n_output: n_before + ids.len() as u32,
+        });
+    }
+
+    fn head_bytes(&self) -> usize {
+        self.head.as_ref().map_or(0, |head| head.text.len())
+    }
+
+    /// Who wrote what, up to now.
+    fn parts(&self) -> Vec<Part> {
+        let mut parts = self.parts.clone();
+        let text_bytes = (self.output.text().len() - self.head_bytes()) as u64;
+        if text_bytes > 0 {
+            let model = self.ids_of.clone();
+            parts.push(Part { model, text_bytes });
+        }
+        parts
     }
 
     /// New ids and text; ignored once the job has ended.
@@ -198,6 +247,7 @@ impl Job {
                 };
                 let mut timings = *timings;
                 timings.n_cached = self.n_cached;
+                timings.n_prompt = self.n_prompt;
                 self.replier.end(
                     seq,
                     &End {
@@ -208,6 +258,7 @@ impl Job {
                         total_ms: millis(now - self.arrived),
                         n_chunks: self.output.n_chunks(),
                         resumed: self.resumed,
+                        parts: self.parts(),
                         include_text: self.request.include_text,
                         text_sha256: sha2::Sha256::digest(text).into(),
                         truncated: kept.len() < text.len(),

@@ -172,10 +172,7 @@ impl Queue {
 
     /// The worker died. Every running job gets its verdict; those to be tried again wait at their place.
     pub fn worker_died(&mut self, by_itself: bool) -> Vec<(JobKey, Verdict)> {
-        let is_running = |(job, entry): (&JobKey, &Entry)| {
-            matches!(entry.place, Place::Running { .. }).then_some(*job)
-        };
-        let running: Vec<JobKey> = self.jobs.iter().filter_map(is_running).collect();
+        let running = self.running_jobs();
         let alone = running.len() == 1;
         let mut verdicts = Vec::with_capacity(running.len());
         for job in running {
@@ -200,6 +197,26 @@ impl Queue {
             verdicts.push((job, verdict));
         }
         verdicts
+    }
+
+    /// The worker was ended on purpose, which counts against nobody: every running job waits at its place.
+    pub fn worker_left(&mut self) -> Vec<(JobKey, Verdict)> {
+        let running = self.running_jobs();
+        for job in &running {
+            self.leave(*job);
+            self.wait(*job, true);
+        }
+        running
+            .into_iter()
+            .map(|job| (job, Verdict::Again))
+            .collect()
+    }
+
+    fn running_jobs(&self) -> Vec<JobKey> {
+        let is_running = |(job, entry): (&JobKey, &Entry)| {
+            matches!(entry.place, Place::Running { .. }).then_some(*job)
+        };
+        self.jobs.iter().filter_map(is_running).collect()
     }
 
     /// The oldest job of the user whose turn is longest ago, among those who may have one more running.

@@ -77,6 +77,12 @@ impl Node {
         self.loaded.as_ref().map(|loaded| loaded.n_seq_max as usize)
     }
 
+    /// Sequences of the serving worker and its model's name; `None` while none serves.
+    pub(super) fn serving(&self) -> Option<(usize, String)> {
+        let loaded = self.loaded.as_ref()?;
+        Some((loaded.n_seq_max as usize, loaded.name.clone()))
+    }
+
     /// Whether a request may name this model.
     pub(super) fn has_model(&self, name: &str) -> bool {
         name == self.model || name == "default"

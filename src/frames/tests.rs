@@ -64,9 +64,12 @@ fn job() -> impl Strategy<Value = Job> {
         any::<u32>(),
         any::<bool>(),
         proptest::option::of(resume),
+        proptest::option::of(
+            (any::<String>(), any::<u32>()).prop_map(|(text, n_output)| Head { text, n_output }),
+        ),
     );
     (job_key(), input(), sampling(), rest).prop_map(
-        |(job, input, sampling, (stop, max_tokens, ignore_eos, resume))| Job {
+        |(job, input, sampling, (stop, max_tokens, ignore_eos, resume, head))| Job {
             job,
             input,
             sampling,
@@ -74,6 +77,7 @@ fn job() -> impl Strategy<Value = Job> {
             max_tokens,
             ignore_eos,
             resume,
+            head,
         },
     )
 }

@@ -28,6 +28,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+pub use body::Part;
 use body::{Choice, Delta, Failure, Message, Orinoco, Response, Tokens, Usage};
 
 const JSON: &str = "application/json";
@@ -124,6 +125,8 @@ pub struct End {
     pub n_chunks: u64,
     /// Times that the job went on in another worker.
     pub resumed: u32,
+    /// Who wrote what, in order; more than one entry after a switch of models.
+    pub parts: Vec<Part>,
     /// The final of a stream repeats the text.
     pub include_text: bool,
     /// SHA-256 of the whole text, before any cut.
@@ -343,6 +346,7 @@ impl Replier {
             decode_ms: Some(round(decode_ms)),
             tok_s,
             resumed: Some(end.resumed),
+            parts: (end.parts.len() > 1).then(|| end.parts.clone()),
             truncated: end.truncated.then_some(true),
             ..self.orinoco()
         }

@@ -16,7 +16,14 @@ impl Run<'_> {
         let prompt = match &job.resume {
             // Ids, never text again: tokenizing the text could cut it differently.
             Some(resume) => Ok(resume.prompt_ids.clone()),
-            None => self.tokens_of(&job.input),
+            None => self.tokens_of(&job.input).and_then(|mut prompt| {
+                if let Some(head) = &job.head {
+                    // Another model's words: no special token is read out of them.
+                    let ids = self.decoder.tokenize(&head.text, false, false);
+                    prompt.extend(ids.map_err(JobError::Input)?);
+                }
+                Ok(prompt)
+            }),
         };
         match prompt.and_then(|prompt| Slot::new(job, prompt, self.decoder)) {
             Ok((slot, Taken::More)) => self.waiting.push_back(slot),

@@ -159,6 +159,7 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         max_tokens,
         ignore_eos: false,
         resume: None,
+        head: None,
     }
 }
 

@@ -216,6 +216,7 @@ pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
         max_tokens,
         ignore_eos: false,
         resume: None,
+        head: None,
     }
 }
 

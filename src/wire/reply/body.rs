@@ -140,6 +140,15 @@ impl Usage {
     }
 }
 
+/// A part of an answer, by one model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Part {
+    /// The model's name.
+    pub model: String,
+    /// Bytes of text that it wrote.
+    pub text_bytes: u64,
+}
+
 /// What OpenAI has no place for. Absent keys do not apply to the message.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Orinoco<'a> {
@@ -182,6 +191,9 @@ pub struct Orinoco<'a> {
     /// Times that the answer went on in another worker process, with nothing lost or repeated; in the final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<u32>,
+    /// Which model wrote which part of the answer, in order; only when it was more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<Part>>,
     /// True where the text was cut to a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncated: Option<bool>,

@@ -31,6 +31,7 @@ fn end(finish: Finish, text: &str) -> End {
         total_ms: 30.0,
         n_chunks: 2,
         resumed: 0,
+        parts: Vec::new(),
         include_text: false,
         text_sha256: [7; 32],
         truncated: false,

@@ -24,6 +24,7 @@ mod layers;
 mod mqtt;
 mod node;
 mod pools;
+mod power;
 mod problem;
 mod reader;
 mod requests;
@@ -32,6 +33,7 @@ mod show;
 mod tests;
 mod users;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
@@ -40,6 +42,7 @@ pub use layers::{Flag, Place, Sources};
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
 pub use pools::PoolsConfig;
+pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
 pub use problem::{Entry, Problem};
 pub use requests::RequestsConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
@@ -64,6 +67,10 @@ pub struct Config {
     pub models: ModelsConfig,
     /// The worker process and its loop.
     pub engine: EngineConfig,
+    /// How the model follows the power mode.
+    pub power: PowerConfig,
+    /// What serves in which power mode: the operator's own, before those of [`shipped_profiles`].
+    pub profiles: BTreeMap<String, ProfileConfig>,
     /// Limits and timing of requests.
     pub requests: RequestsConfig,
     /// Groups of nodes that share requests.
@@ -101,6 +108,8 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let broker = BrokerConfig::read(&mut root, &paths);
     let models = ModelsConfig::read(&mut root, &paths);
     let engine = EngineConfig::read(&mut root);
+    let power = PowerConfig::read(&mut root, &paths);
+    let profiles = power::read_profiles(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
     let pools = PoolsConfig::read(&mut root);
     let store = StoreConfig::read(&mut root);
@@ -119,6 +128,8 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         broker,
         models,
         engine,
+        power,
+        profiles,
         requests,
         pools,
         store,

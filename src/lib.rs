@@ -22,6 +22,7 @@ pub mod pressure;
 pub mod process;
 pub mod receive;
 pub mod runtime_file;
+pub mod selection;
 pub mod store;
 pub mod users;
 pub mod wire;

@@ -29,6 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["access", "frames", "wire"]),
     ("logging", &["config"]),
     ("models", &["config", "frames", "wire"]),
+    ("selection", &["board", "config", "frames"]),
     ("broker", &["access", "config", "process", "users", "wire"]),
     ("worker", &["config", "frames", "process"]),
     (
@@ -75,6 +76,7 @@ const PURE: &[&str] = &[
     "src/offload",
     "src/pressure",
     "src/receive",
+    "src/selection",
     "src/wire",
     "engine/src/prefix",
     "engine/src/sampling",

@@ -18,6 +18,8 @@ use orinoco::board::thermal::junction_millicelsius;
 use orinoco::board::throttle::OverCurrent;
 use orinoco::board::watch::{PowerWatch, WatchConfig};
 use orinoco::board::{Faults, Root, cgroup, swap};
+use orinoco::config::{Sources, load, shipped_profiles};
+use orinoco::selection::{Site, candidates};
 use support::board::Tree;
 use tokio::sync::watch;
 
@@ -516,6 +518,77 @@ fn every_variant_can_be_read_as_a_whole() {
             n_faults.iter().sum::<usize>() <= 1,
             "{name}: one thing is broken at most"
         );
+    }
+}
+
+/// Model and sequences in each mode, with every model of the profiles at hand and all of it fitting.
+fn choices(board: &str) -> Vec<String> {
+    let tree = Tree::new(board);
+    let profiles = shipped_profiles(board);
+    let models = profiles
+        .values()
+        .map(|profile| profile.model.clone())
+        .collect();
+    let config = load(&Sources::defaults()).unwrap().power;
+    let mut shown = Vec::new();
+    for name in ranking(&tree) {
+        tree.set_mode(&name);
+        let site = Site {
+            caps: present(&tree).caps,
+            mode: Some(&name),
+            models: &models,
+            n_seq_max: 8,
+            fits: &|_| true,
+            pinned: None,
+        };
+        let best = candidates(&config, &profiles, &[], &site).remove(0);
+        shown.push(format!("{name}: {} x{}", best.model, best.n_seq_max));
+    }
+    shown
+}
+
+#[test]
+fn shipped_profiles_give_every_mode_its_model() {
+    assert_eq!(
+        choices("orin-nano-8gb"),
+        [
+            "7W: Qwen3-1.7B-Q4_K_M x2",
+            "15W: Qwen3-1.7B-Q4_K_M x4",
+            "25W: Llama-3.2-3B-Instruct-Q4_K_M x4",
+            "MAXN_SUPER: Llama-3.2-3B-Instruct-Q4_K_M x4",
+        ]
+    );
+    assert_eq!(
+        choices("orin-nx-16gb"),
+        [
+            "10W: Qwen3-1.7B-Q4_K_M x4",
+            "15W: Qwen3-1.7B-Q4_K_M x4",
+            "25W: Llama-3.2-3B-Instruct-Q4_K_M x2",
+            "40W: Hermes-3-Llama-3.1-8B.Q4_K_M x4",
+            "MAXN_SUPER: Hermes-3-Llama-3.1-8B.Q4_K_M x4",
+        ]
+    );
+    assert_eq!(
+        choices("agx-orin-64gb"),
+        [
+            "MODE_15W: Qwen3-1.7B-Q4_K_M x8",
+            "MODE_30W: Llama-3.2-3B-Instruct-Q4_K_M x8",
+            "MODE_50W: Hermes-3-Llama-3.1-8B.Q4_K_M x8",
+            "MAXN: Hermes-3-Llama-3.1-8B.Q4_K_M x8",
+        ]
+    );
+}
+
+#[test]
+fn shipped_profiles_fit_their_board() {
+    // What the board has to give less what must stay free (7 % of memory, at least 512 MiB).
+    for board in ["orin-nano-8gb", "agx-orin-64gb"] {
+        let memory = memory::read(&Tree::new(board).root()).unwrap();
+        let reserve = (memory.total_bytes / 100 * 7).max(512 << 20);
+        for (name, profile) in shipped_profiles(board) {
+            let needs = profile.memory_bytes.unwrap().value;
+            assert!(needs + reserve <= memory.available_bytes, "{board} {name}");
+        }
     }
 }
 

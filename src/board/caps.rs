@@ -4,21 +4,29 @@
 //! memory clock, which bounds how fast tokens are made, then by cores, then by CPU clock. Ids and the watts
 //! in names take no part: on an NX the mode `25W` has a GPU of 408 MHz and `15W` one of 612.
 
+use serde::{Deserialize, Serialize};
+
 /// Clusters counted where nothing says how many there are, so that products compare by clock alone.
 const N_TPCS_UNKNOWN: u32 = 8;
 
 /// What is allowed; `None`: no cap, or not known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Caps {
     /// GPU clock, Hz.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_hz: Option<u64>,
     /// Texture processing clusters of the GPU (256 CUDA cores each on Orin) that are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub n_tpcs: Option<u32>,
     /// Memory clock, Hz.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub emc_hz: Option<u64>,
     /// CPU cores that are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub n_cores: Option<u32>,
     /// Highest CPU clock of any cluster, kHz.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_khz: Option<u64>,
 }
 

@@ -16,7 +16,7 @@ const SWITCH: &[(&str, Switch)] = &[
     ("off", Switch::Off),
 ];
 
-const KV_TYPE: &[(&str, KvType)] = &[
+pub(super) const KV_TYPE: &[(&str, KvType)] = &[
     ("f32", KvType::F32),
     ("f16", KvType::F16),
     ("q8_0", KvType::Q8_0),

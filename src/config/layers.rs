@@ -113,7 +113,7 @@ pub(super) fn merge(sources: &Sources, report: &mut Report) -> Map<String, Value
     let sections: Vec<String> = default
         .keys()
         .cloned()
-        .chain(["models", "users"].map(String::from))
+        .chain(["models", "profiles", "users"].map(String::from))
         .collect();
 
     let mut builder = config::Config::builder().add_source(Fragment(default));
@@ -184,7 +184,7 @@ pub(super) fn merge(sources: &Sources, report: &mut Report) -> Map<String, Value
     }
 }
 
-fn parse(
+pub(super) fn parse(
     origin: &str,
     text: &str,
 ) -> Result<Map<String, Value>, Box<dyn std::error::Error + Send + Sync>> {

@@ -82,8 +82,12 @@ fn the_commented_examples_are_valid_and_name_only_real_keys() {
     let mut in_example = false;
     for line in DEFAULT_TOML.lines() {
         let code = line.strip_prefix("# ").filter(|_| line.starts_with('#'));
-        in_example = code
-            .is_some_and(|c| in_example || c.starts_with("[models.") || c.starts_with("[users."));
+        in_example = code.is_some_and(|c| {
+            in_example
+                || c.starts_with("[models.")
+                || c.starts_with("[profiles.")
+                || c.starts_with("[users.")
+        });
         if let Some(code) = code.filter(|_| in_example) {
             example.push_str(code);
             example.push('\n');

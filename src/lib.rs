@@ -23,6 +23,7 @@ pub mod process;
 pub mod receive;
 pub mod runtime_file;
 pub mod selection;
+pub mod secret;
 pub mod store;
 pub mod users;
 pub mod wire;

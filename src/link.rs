@@ -34,13 +34,16 @@
 mod backoff;
 mod config;
 mod connection;
+mod ended;
 mod excess;
 mod flight;
 mod flow;
 mod inbox;
 mod packet;
 mod poll;
+mod relay;
 mod switch;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -52,6 +55,7 @@ use tokio::task::AbortHandle;
 pub use config::{Credentials, LinkConfig};
 pub use inbox::Inbox;
 pub use packet::{Invalid, Message, PACKET_BYTES_MAX, Props, Publish};
+pub use tls::{IdentityFiles, TlsError, TlsFiles};
 
 /// What a link reports. The order is that of the events.
 #[derive(Debug)]

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use rumqttc::NetworkOptions;
 use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill, LastWillProperties};
+use rumqttc::{NetworkOptions, Transport};
 
 use super::packet::Publish;
+use super::tls::TlsFiles;
 
 /// Name and password for CONNECT.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct LinkConfig {
     pub client_id: String,
     /// None connects without a user name.
     pub credentials: Option<Credentials>,
+    /// None speaks in clear.
+    pub tls: Option<TlsFiles>,
     /// At least 5 s (rumqttc's minimum).
     pub keep_alive: Duration,
     /// Largest packet taken; announced to the broker, which then withholds larger ones.
@@ -50,7 +53,7 @@ pub struct LinkConfig {
     pub clean_start: bool,
     /// How long the broker keeps the session without a connection.
     pub session_expiry: Duration,
-    /// Limit for TCP connect and CONNACK together.
+    /// Limit for TCP connect, TLS handshake and CONNACK together.
     pub connect_timeout: Duration,
     /// Longest time that a write, an acknowledgement or a ping may take before the connection is
     /// given up. Longer than the largest packet needs on the slowest network.
@@ -83,6 +86,7 @@ impl LinkConfig {
             port,
             client_id: client_id.into(),
             credentials: None,
+            tls: None,
             keep_alive: Duration::from_secs(20),
             packet_bytes_max: 1 << 20,
             inflight: 64,
@@ -121,8 +125,13 @@ impl LinkConfig {
         self
     }
 
-    pub(super) fn options(&self) -> MqttOptions {
-        let mut options = MqttOptions::new(&self.client_id, &self.host, self.port);
+    /// `relay`: the local socket that leads to the broker, when the way there is not plain TCP.
+    pub(super) fn options(&self, relay: Option<&str>) -> MqttOptions {
+        let host = relay.unwrap_or(&self.host);
+        let mut options = MqttOptions::new(&self.client_id, host, self.port);
+        if relay.is_some() {
+            options.set_transport(Transport::Unix);
+        }
         let mut properties = ConnectProperties::new();
         properties.session_expiry_interval =
             Some(u32::try_from(self.session_expiry.as_secs()).unwrap_or(u32::MAX));

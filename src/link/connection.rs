@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, Packet, Subscribe};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, Request, StateError};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Subscribe};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, Request};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, random};
+use super::ended::{Cause, Ended};
 use super::excess::Excess;
 use super::flight::Flights;
 use super::flow::{Flow, Limits, feed, forward_acks, too_large, watch};
 use super::inbox::{NoRoom, Outlet};
 use super::packet::Publish;
 use super::poll::Poll;
+use super::relay::Relay;
 use super::switch::{filter, follow};
+use super::tls::{Tls, TlsFiles};
 use super::{AckToken, Close, Inbound, LinkConfig, Shared};
 
 /// Requests that wait between our futures and rumqttc. Small: what is here is lost to QoS 0.
@@ -58,60 +61,6 @@ struct Life {
     up: bool,
 }
 
-/// How a connection, or the attempt at one, ended.
-#[derive(Debug)]
-pub(super) enum Ended {
-    Lost {
-        reason: String,
-        /// The broker said so.
-        taken_over: bool,
-        /// The broker closed the connection, as far as rumqttc knows without a reason.
-        by_broker: bool,
-    },
-    /// We sent DISCONNECT.
-    Closed,
-    /// The inbox was dropped.
-    Unread,
-}
-
-impl Ended {
-    pub(super) fn lost(reason: impl Into<String>) -> Ended {
-        Ended::Lost {
-            reason: reason.into(),
-            taken_over: false,
-            by_broker: false,
-        }
-    }
-}
-
-impl From<ConnectionError> for Ended {
-    fn from(error: ConnectionError) -> Ended {
-        let taken_over = matches!(
-            error,
-            ConnectionError::MqttState(StateError::ServerDisconnect {
-                reason_code: DisconnectReasonCode::SessionTakenOver,
-                ..
-            })
-        );
-        let by_broker = matches!(
-            error,
-            ConnectionError::MqttState(
-                StateError::ConnectionAborted | StateError::Io(_) | StateError::Deserialization(_)
-            )
-        );
-        let reason = if taken_over {
-            "another client connected with the same client id".to_owned()
-        } else {
-            error.to_string()
-        };
-        Ended::Lost {
-            reason,
-            taken_over,
-            by_broker,
-        }
-    }
-}
-
 impl Session {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.backoff_min, self.config.backoff_max);
@@ -126,12 +75,8 @@ impl Session {
             let mut life = Life::default();
             let ended = self.connect_and_serve(&mut life).await;
             self.flights.connection_lost();
-            let (mut reason, mut taken_over, by_broker) = match ended {
-                Ended::Lost {
-                    reason,
-                    taken_over,
-                    by_broker,
-                } => (reason, taken_over, by_broker),
+            let (mut reason, cause) = match ended {
+                Ended::Lost { reason, cause } => (reason, cause),
                 Ended::Closed => {
                     if let Some(closing) = self.closing {
                         // The caller may have stopped waiting.
@@ -142,8 +87,10 @@ impl Session {
                 Ended::Unread => return,
             };
             let served = life.since.map_or(Duration::ZERO, |since| since.elapsed());
+            let by_broker = cause == Cause::ByBroker;
             let thrown_out = by_broker && life.since.is_some() && served < THROWN_OUT;
             n_thrown_out = if thrown_out { n_thrown_out + 1 } else { 0 };
+            let mut taken_over = cause == Cause::TakenOver;
             if n_thrown_out >= THROWN_OUT_TIMES {
                 taken_over = true;
                 reason = format!(
@@ -174,15 +121,18 @@ impl Session {
 
     /// Ends only with the connection.
     async fn connect_and_serve(&mut self, life: &mut Life) -> Ended {
-        let (client, mut event_loop) = AsyncClient::new(self.config.options(), HANDOVER);
-        let connected = tokio::select! {
-            connected = timeout(self.config.connect_timeout, event_loop.poll()) => connected,
+        let opened = tokio::select! {
+            opened = timeout(self.config.connect_timeout, Opened::open(&self.config)) => opened,
             () = self.outlet.closed() => return Ended::Unread,
         };
-        let connack = match connected {
-            Ok(Ok(Event::Incoming(Packet::ConnAck(connack)))) => connack,
-            Ok(Ok(event)) => return Ended::lost(format!("expected CONNACK, found {event:?}")),
-            Ok(Err(error)) => return error.into(),
+        let Opened {
+            client,
+            mut event_loop,
+            connack,
+            secured,
+        } = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(ended)) => return ended,
             Err(_) => {
                 return Ended::lost(format!(
                     "no CONNACK from {}:{} within {:?}",
@@ -241,7 +191,9 @@ impl Session {
         };
         info!(
             session_present = connack.session_present,
-            number, "broker connected"
+            tls = secured.is_some(),
+            number,
+            "broker connected"
         );
         let ended = tokio::select! {
             biased;
@@ -257,6 +209,118 @@ impl Session {
         self.subscribed |= poll.up;
         poll.rest(&mut event_loop);
         self.flights = flow.into_flights();
-        ended
+        drop(event_loop);
+        match secured {
+            Some(secured) => secured.end(ended).await,
+            None => ended,
+        }
+    }
+}
+
+/// A connection with its CONNACK.
+struct Opened {
+    client: AsyncClient,
+    event_loop: EventLoop,
+    connack: ConnAck,
+    secured: Option<Secured>,
+}
+
+impl Opened {
+    async fn open(config: &LinkConfig) -> Result<Opened, Ended> {
+        let secured = match &config.tls {
+            Some(files) => Some(Secured::open(config, files).await.map_err(Ended::lost)?),
+            None => None,
+        };
+        let relay = secured.as_ref().map(|secured| secured.relay.address());
+        let (client, mut event_loop) = AsyncClient::new(config.options(relay), HANDOVER);
+        let ended = match event_loop.poll().await {
+            Ok(Event::Incoming(Packet::ConnAck(connack))) => {
+                return Ok(Opened {
+                    client,
+                    event_loop,
+                    connack,
+                    secured,
+                });
+            }
+            Ok(event) => return Err(Ended::lost(format!("expected CONNACK, found {event:?}"))),
+            Err(error) => Ended::from(error),
+        };
+        drop(event_loop);
+        Err(match secured {
+            Some(secured) => secured.end_without_connack(ended).await,
+            None => in_clear(ended, config.port),
+        })
+    }
+}
+
+/// TLS below rumqttc.
+struct Secured {
+    tls: Tls,
+    relay: Relay,
+}
+
+impl Secured {
+    async fn open(config: &LinkConfig, files: &TlsFiles) -> Result<Secured, String> {
+        let (files, host) = (files.clone(), config.host.clone());
+        let tls = tokio::task::spawn_blocking(move || Tls::load(&files, &host))
+            .await
+            .map_err(|error| format!("read the TLS files: {error}"))?
+            .map_err(|error| error.to_string())?;
+        let stream = tls.connect(&config.host, config.port).await?;
+        let relay = Relay::start(stream).map_err(|error| format!("local socket: {error}"))?;
+        Ok(Secured { tls, relay })
+    }
+
+    /// Sends what rumqttc wrote last, and says what TLS knows of the end. rumqttc's side is closed.
+    async fn end(self, ended: Ended) -> Ended {
+        match ended {
+            Ended::Closed => {
+                self.relay.end().await;
+                Ended::Closed
+            }
+            Ended::Lost {
+                reason,
+                cause: Cause::ByBroker,
+            } => {
+                let error = self.relay.end().await;
+                let by_tls = error.and_then(|error| self.tls.explain(&error));
+                Ended::Lost {
+                    reason: by_tls.unwrap_or(reason),
+                    cause: Cause::ByBroker,
+                }
+            }
+            // Nothing to wait for: the broker is silent, or the inbox was dropped.
+            ended => ended,
+        }
+    }
+
+    /// As [`Secured::end`]; the broker may have closed the connection for our certificate's sake.
+    async fn end_without_connack(self, ended: Ended) -> Ended {
+        let is_unexplained = matches!(
+            &ended,
+            Ended::Lost {
+                cause: Cause::ByBroker,
+                ..
+            }
+        );
+        let Some(guess) = self.tls.after_handshake().filter(|_| is_unexplained) else {
+            return self.end(ended).await;
+        };
+        let error = self.relay.end().await;
+        let by_tls = error.and_then(|error| self.tls.explain(&error));
+        Ended::lost(by_tls.unwrap_or_else(|| guess.into()))
+    }
+}
+
+/// A port for TLS closes a connection that begins with CONNECT, or answers it with an alert.
+fn in_clear(ended: Ended, port: u16) -> Ended {
+    match ended {
+        Ended::Lost {
+            reason,
+            cause: Cause::ByBroker,
+        } => Ended::lost(format!(
+            "{reason}, without CONNACK; is {port} a port for TLS?"
+        )),
+        ended => ended,
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::connection::Ended;
+use super::ended::Ended;
 use super::flight::Flights;
 use super::inbox::Outlet;
 use super::packet::{PACKET_BYTES_MAX, Publish};

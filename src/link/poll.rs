@@ -9,7 +9,7 @@ use rumqttc::v5::{Event, EventLoop, Request};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::connection::Ended;
+use super::ended::Ended;
 use super::excess::{self, Excess};
 use super::flow::Flow;
 use super::inbox::{NoRoom, Outlet};

@@ -10,7 +10,7 @@ use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::connection::Ended;
+use super::ended::Ended;
 use super::flow::Flow;
 use super::inbox::{NoRoom, Outlet};
 use super::poll::{Poll, refusals};

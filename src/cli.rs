@@ -89,7 +89,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
-    Ask(ask::Args),
+    Ask(Box<ask::Args>),
     Models(models::Args),
     User(user::Args),
     Acl(acl::Args),
@@ -205,7 +205,7 @@ impl Cli {
     pub fn run(self, config: Config) -> ExitCode {
         let done = match self.command {
             Command::Run(_) => run::run(config),
-            Command::Ask(args) => ask::run(args, &config),
+            Command::Ask(args) => ask::run(*args, &config),
             Command::Models(args) => models::run(args, &config),
             Command::User(args) => user::run(args, &config),
             Command::Acl(args) => acl::run(&args, &config),

@@ -39,7 +39,7 @@ use std::path::Path;
 pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
 pub use environment::Environment;
 pub use layers::{Flag, Place, Sources};
-pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig};
+pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
 pub use pools::PoolsConfig;
 pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
@@ -100,7 +100,7 @@ pub struct ConfigError {
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let mut report = Report::default();
     let tree = layers::merge(sources, &mut report);
-    let mut root = reader::Root::new(tree, &sources.working_dir, &mut report);
+    let mut root = reader::Root::new(tree, sources, &mut report);
 
     let node = NodeConfig::read(&mut root);
     let paths = PathsConfig::read(&mut root);

@@ -10,6 +10,7 @@
 
 mod accounts;
 mod broker_child;
+mod credentials;
 mod hardware;
 mod settings;
 
@@ -24,12 +25,13 @@ use tracing::{error, info, warn};
 use crate::config::{BrokerMode, Config};
 use crate::dispatch::{self, Control, Parts};
 use crate::link;
-use crate::runtime_file::{Runtime, RuntimeFile};
+use crate::runtime_file::{self, Runtime, RuntimeFile};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Name, Names};
 use crate::{store, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
+pub use credentials::unusable_files;
 pub use settings::{Choice, choose as choose_model, worker as worker_config};
 
 /// Last messages, `offline` among them, must be acknowledged within this time.
@@ -120,6 +122,13 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             .as_ref()
             .map_or(config.mqtt.port, |broker| broker.address.port()),
         own_broker: broker.is_some(),
+        tls: match (&broker, &config.mqtt.tls) {
+            (None, Some(tls)) => Some(runtime_file::Tls {
+                ca_file: tls.ca_file.clone(),
+                server_name: tls.server_name.clone(),
+            }),
+            _ => None,
+        },
         pid: std::process::id(),
     };
     let runtime_file = RuntimeFile::write(&config.paths.state_dir, &runtime)

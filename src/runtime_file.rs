@@ -28,8 +28,21 @@ pub struct Runtime {
     pub port: u16,
     /// The broker is its own child.
     pub own_broker: bool,
+    /// How its broker is spoken to; absent: in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// Its process.
     pub pid: u32,
+}
+
+/// TLS to the daemon's broker, as far as it concerns others: not who the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// The authorities that may speak for the broker.
+    pub ca_file: PathBuf,
+    /// Name in the broker's certificate, when it is not the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
 }
 
 /// Why the file could not be used.
@@ -122,6 +135,7 @@ mod tests {
             host: "127.0.0.1".into(),
             port: 1883,
             own_broker: true,
+            tls: None,
             pid: 1,
         };
         assert_eq!(read(dir.path()).unwrap(), None);

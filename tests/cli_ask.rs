@@ -377,6 +377,7 @@ fn the_daemon_of_this_machine_is_found_by_its_runtime_file() {
         host: "127.0.0.1".into(),
         port: site.address.port(),
         own_broker: true,
+        tls: None,
         pid: std::process::id(),
     };
     let _file = RuntimeFile::write(site.state.path(), &runtime).unwrap();

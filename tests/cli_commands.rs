@@ -1,5 +1,7 @@
 //! The program as a person runs it: what it prints, and how it exits.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -202,16 +204,19 @@ fn users_are_added_listed_and_removed_and_only_a_made_password_is_printed() {
     assert_eq!(stdout(&made).trim().len(), 24, "{}", stderr(&made));
     let file = dir.path().join("password");
     std::fs::write(&file, "hunter2\n").unwrap();
-    let given = orinoco(
-        dir.path(),
-        &[
-            "user",
-            "add",
-            "hmi",
-            "--password-file",
-            file.to_str().unwrap(),
-        ],
+    let file = file.to_str().unwrap();
+    let add = || orinoco(dir.path(), &["user", "add", "hmi", "--password-file", file]);
+    let mode = |mode| std::fs::set_permissions(file, Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let open = add();
+    assert_eq!(open.status.code(), Some(1));
+    assert!(
+        stderr(&open).contains("others can read it"),
+        "{}",
+        stderr(&open)
     );
+    mode(0o600);
+    let given = add();
     assert_eq!((stdout(&given), given.status.code()), ("", Some(0)));
     assert_eq!(
         stdout(&orinoco(dir.path(), &["user", "list"])),

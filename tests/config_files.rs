@@ -82,7 +82,7 @@ fn problems_of_all_files_are_reported_together() {
     );
     for expected in [
         "the configuration has 6 problems".to_owned(),
-        format!("{main}: mqtt.port = \"1883\": expected an integer from 1 to 65535"),
+        format!("{main}: mqtt.port = \"1883\": expected an integer from 0 to 65535"),
         format!("{main}: mqtt.hosst: no such key; did you mean host?"),
         format!("{main}: webui: no such section; there are "),
         format!("{ten}: TOML parse error at line 1"),

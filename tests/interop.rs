@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -30,6 +31,7 @@ async fn foreign_clients_are_served_through_mosquitto_with_our_access_rules() {
     let mosquitto = Mosquitto::start(&[("daemon", "daemon-secret"), ("plc-3", "plc-secret")]).await;
     let password_file = mosquitto.dir.path().join("daemon.password");
     fs::write(&password_file, "daemon-secret\n").expect("a temporary folder takes a file");
+    fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).expect("it is ours");
     let daemon = Daemon::start(&[
         ("broker.mode", "external"),
         ("mqtt.host", "127.0.0.1"),

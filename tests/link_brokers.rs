@@ -4,14 +4,17 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "support/client.rs"]
 mod client;
 
 use std::time::{Duration, Instant};
 
 use broker::{DAEMON_PASSWORD, Embedded, Mosquitto};
+use certificates::{Authority, Validity};
 use client::{LIMIT, QUIET, config, message, nothing_received, received, up, wait_for};
-use orinoco::link::{self, Credentials, Inbound, Inbox, LinkConfig, Props, Publish};
+use orinoco::link::{self, Credentials, Inbound, Inbox, LinkConfig, Props, Publish, TlsFiles};
 use tokio::time::timeout;
 
 /// A link of the daemon: it may use everything below the root on both brokers.
@@ -308,11 +311,17 @@ async fn every_publish_arrives_while_mosquitto_is_restarted_twice() {
 }
 
 /// One-way latency of a chunk from try_publish to the reader, at the cadence of a fast model.
-async fn measure_latency(name: &str, port: u16, at_least_once: bool) {
+async fn measure_latency(name: &str, port: u16, tls: Option<TlsFiles>, at_least_once: bool) {
     const N: usize = 500;
-    let (_reader, mut inbox) = link::spawn(daemon(port, "reader", &["orinoco/v1/resp/ann/#"]));
+    let (_reader, mut inbox) = link::spawn(LinkConfig {
+        tls: tls.clone(),
+        ..daemon(port, "reader", &["orinoco/v1/resp/ann/#"])
+    });
     up(&mut inbox).await;
-    let (writer, mut events) = link::spawn(daemon(port, "writer", &[]));
+    let (writer, mut events) = link::spawn(LinkConfig {
+        tls,
+        ..daemon(port, "writer", &[])
+    });
     up(&mut events).await;
     let started = Instant::now();
     let writing = async {
@@ -366,8 +375,17 @@ async fn measure_latency(name: &str, port: u16, at_least_once: bool) {
 async fn latency_of_a_chunk() {
     let mosquitto = Mosquitto::start().await;
     let embedded = Embedded::start().await;
+    let plant = Authority::new("plant");
+    plant.server("broker", &["127.0.0.1"], Validity::Now);
+    let folder = plant.folder().display();
+    let encrypted = Mosquitto::start_with(&format!(
+        "certfile {folder}/broker.pem\nkeyfile {folder}/broker.key\nallow_anonymous true\n"
+    ))
+    .await;
     for at_least_once in [false, true] {
-        measure_latency("Mosquitto", mosquitto.port(), at_least_once).await;
-        measure_latency("embedded", embedded.port(), at_least_once).await;
+        measure_latency("Mosquitto", mosquitto.port(), None, at_least_once).await;
+        let files = Some(plant.trusted());
+        measure_latency("Mosquitto, TLS", encrypted.port(), files, at_least_once).await;
+        measure_latency("embedded", embedded.port(), None, at_least_once).await;
     }
 }

@@ -157,9 +157,17 @@ pub fn mosquitto_conf(conf: &MosquittoConf<'_>) -> String {
 #   mode = \"external\"
 #   [mqtt]
 #   username = \"{daemon}\"
-#   password_file = \"/etc/orinoco/mqtt.password\"
+#   password_file = \"/etc/orinoco/mqtt.password\"      # mode 0600, or 0640 when root owns it
 
-# Devices on the site's network need a listener on its address, with TLS; see mosquitto.conf(5).
+# Devices on the site's network need a listener on its address, with TLS. With the last two lines each
+# client, the daemon too (\"{daemon}\"), is who its certificate says, and needs no password.
+#
+#   listener 8883 192.0.2.7
+#   certfile /etc/mosquitto/certs/broker.pem
+#   keyfile /etc/mosquitto/certs/broker.key
+#   cafile /etc/mosquitto/certs/ca.pem
+#   require_certificate true
+#   use_identity_as_username true
 listener {port} 127.0.0.1
 
 # Who a client is decides which topics it has, so nobody is anonymous.

@@ -30,12 +30,15 @@ const PROMPT_BYTES_MAX: u64 = 16 << 20;
 /// The answer goes to stdout, what it took to stderr. Ctrl-C cancels the request.
 /// Exit codes: 0 answered, 1 refused or failed, 69 nobody answers, 130 cancelled.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("proof").multiple(true)))]
 #[command(after_help = "\
 EXAMPLES
   orinoco ask \"Why does pump 3 vibrate?\"
   orinoco ask --system \"Answer in one sentence.\" --max-tokens 60 \"What is MQTT?\"
   journalctl -u pump3 -n 50 | orinoco ask -
   orinoco ask --host broker.lan --node press-7 --user me --password-file me.password \"Hello\"
+  orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --password-file - \"Hello\"
+  orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --cert-file me.pem --key-file me.key \"Hello\"
   orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
 pub(super) struct Args {
     /// The question; - reads it from standard input
@@ -46,15 +49,24 @@ pub(super) struct Args {
     /// Host of the broker [default: the daemon's, or mqtt.host]
     #[arg(long)]
     host: Option<String>,
-    /// Port of the broker [default: the daemon's, or mqtt.port]
+    /// Port of the broker [default: the daemon's, or mqtt.port]; with TLS usually 8883
     #[arg(long)]
     port: Option<u16>,
     /// MQTT user [default: none, which works on loopback while no users were added]
-    #[arg(long, requires = "password_file")]
+    #[arg(long, requires = "proof")]
     user: Option<String>,
     /// File with the password on its first line; - is standard input
-    #[arg(long, requires = "user", value_name = "FILE")]
+    #[arg(long, requires = "user", value_name = "FILE", group = "proof")]
     password_file: Option<PathBuf>,
+    /// Speak TLS, and trust the authorities in this PEM file [default: as the daemon does, or mqtt.tls_ca_file]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Your certificate, for a broker that asks for one; --user is the name in it
+    #[arg(long, requires_all = ["key_file", "user"], value_name = "FILE", group = "proof")]
+    cert_file: Option<PathBuf>,
+    /// The key of your certificate
+    #[arg(long, requires = "cert_file", value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// Model to answer [default: the one loaded]
     #[arg(long)]
     model: Option<String>,

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use super::{output, user};
+use super::output;
 use crate::access;
 use crate::broker::{self, PortChoice};
 use crate::config::{BrokerStorage, Config};
-use crate::daemon;
+use crate::{daemon, secret};
 
 /// Run the embedded MQTT broker alone (broker.mode = "unit")
 ///
@@ -49,7 +49,7 @@ fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
         ),
     };
     let daemon_password = match (config.mqtt.username.as_deref(), &config.mqtt.password_file) {
-        (Some(access::DAEMON), Some(file)) => Some(user::password_from(file)?),
+        (Some(access::DAEMON), Some(file)) => Some(secret::password(file)?),
         // Then the daemon is refused; users can still connect, e.g. to try out their rules.
         _ => None,
     };

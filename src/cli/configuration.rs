@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::output;
+use super::{exit, output};
 use crate::config::{Config, DEFAULT_TOML};
+use crate::daemon;
 
 /// Check the configuration, or show what is in force
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,8 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Name every mistake; exit code 78 when there is one
+    ///
+    /// Files of passwords and certificates are read too: run it as the user of the daemon.
     #[command(after_help = "\
 EXAMPLES
   orinoco config check
@@ -45,6 +48,11 @@ EXAMPLES
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Check => {
+            let unusable = daemon::unusable_files(config);
+            if !unusable.is_empty() {
+                unusable.iter().for_each(output::complain_of);
+                return Ok(ExitCode::from(exit::CONFIG));
+            }
             let own = || config.entries.iter().filter(|entry| !entry.is_inherited);
             let changed = own().filter(|entry| entry.origin != "default").count();
             output::answer(&format!(

@@ -1,7 +1,6 @@
 //! `orinoco user`: the accounts of the embedded broker.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -10,10 +9,8 @@ use clap::Subcommand;
 use super::output;
 use crate::access::Role;
 use crate::config::Config;
+use crate::secret;
 use crate::users::{self, Added, Users};
-
-/// Longest first line that is read as a password, bytes; the users file has a smaller limit and says so.
-const PASSWORD_LINE_BYTES_MAX: u64 = 4096;
 
 /// Add, remove or list the users of the embedded broker
 #[derive(Debug, clap::Args)]
@@ -75,7 +72,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
         } => {
             users::check_name(&name)?;
             let (password, is_made) = match password_file {
-                Some(path) => (password_from(&path)?, false),
+                Some(path) => (secret::password(&path)?, false),
                 None => (make_password()?, true),
             };
             let added = users::add(&file, &name, &password, role)?;
@@ -113,19 +110,4 @@ fn make_password() -> anyhow::Result<String> {
     let mut random = [0_u8; 12];
     getrandom::fill(&mut random).context("failed to make a password")?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The first line of a file, or of standard input for `-`, without its end.
-pub(super) fn password_from(path: &Path) -> anyhow::Result<String> {
-    let line = match path.to_str() {
-        Some("-") => first_line(std::io::stdin().lock()),
-        _ => std::fs::File::open(path).and_then(first_line),
-    };
-    line.with_context(|| format!("failed to read a password from {}", path.display()))
-}
-
-fn first_line(input: impl Read) -> std::io::Result<String> {
-    let mut line = String::new();
-    BufReader::new(input.take(PASSWORD_LINE_BYTES_MAX)).read_line(&mut line)?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

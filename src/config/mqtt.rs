@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::Root;
+use super::reader::{Root, Section};
 use super::{NodeConfig, PathsConfig};
 
 /// `[mqtt]`: how the daemon reaches its broker.
@@ -12,13 +12,16 @@ use super::{NodeConfig, PathsConfig};
 pub struct MqttConfig {
     /// Not read with [`BrokerMode::Child`].
     pub host: String,
-    /// Not read with [`BrokerMode::Child`].
+    /// Never 0. Not read with [`BrokerMode::Child`].
     pub port: u16,
+    /// `None`: in clear. Not read with [`BrokerMode::Child`].
+    pub tls: Option<TlsConfig>,
     /// Never empty.
     pub client_id: String,
-    /// Account on an external broker; `None`: the daemon's own credential.
+    /// Account on the broker; `None`: none, or the one in the client certificate. Not read with
+    /// [`BrokerMode::Child`].
     pub username: Option<String>,
-    /// File with the password on its first line.
+    /// File with the password on its first line; `None` without a `username`.
     pub password_file: Option<PathBuf>,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
@@ -44,17 +47,29 @@ pub struct MqttConfig {
     pub outbox_messages_max: usize,
 }
 
+/// `mqtt.tls = "on"`: certificates as PEM files, which this module does not open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The authorities that may have issued the broker's certificate.
+    pub ca_file: PathBuf,
+    /// Our certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Name in the broker's certificate; `None`: `host`.
+    pub server_name: Option<String>,
+}
+
 impl MqttConfig {
     pub(super) fn read(root: &mut Root<'_>, node: &NodeConfig) -> Self {
         let mut section = root.section("mqtt");
-        let config = Self {
+        let mut config = Self {
             host: section.checked("host", check_host).unwrap_or_default(),
-            port: section.integer("port", 1..=65535),
+            port: section.integer("port", 0..=65535),
             client_id: section
                 .optional_text("client_id", 256)
                 .unwrap_or_else(|| format!("orinoco-{}", node.name)),
             username: section.optional_text("username", 256),
-            password_file: section.path("password_file"),
+            password_file: section.path_or_credential("password_file", "mqtt.password"),
+            tls: read_tls(&mut section),
             // The client library panics below 5 seconds.
             keep_alive: section.seconds("keep_alive_seconds", 5..=3600),
             session_expiry: section.seconds("session_expiry_seconds", 0..=i64::from(u32::MAX)),
@@ -95,8 +110,65 @@ impl MqttConfig {
                 "expected a username beside it, or no file".into(),
             );
         }
+        if config.port == 0 {
+            // As registered with IANA: mqtt and secure-mqtt.
+            config.port = if config.tls.is_some() { 8883 } else { 1883 };
+        }
         config
     }
+}
+
+/// The keys of TLS. Those that only TLS would read are mistakes without it: somebody believes that the
+/// connection is encrypted.
+fn read_tls(section: &mut Section<'_>) -> Option<TlsConfig> {
+    let is_on = section.choice("tls", &[("off", false), ("on", true)]);
+    let ca_file = section.path_or_credential("tls_ca_file", "mqtt.ca.pem");
+    let cert_file = section.path_or_credential("tls_cert_file", "mqtt.cert.pem");
+    let key_file = section.path_or_credential("tls_key_file", "mqtt.key.pem");
+    let server_name = section
+        .checked("tls_server_name", |name| match name {
+            "" => Ok(None),
+            name => check_host(name).map(Some),
+        })
+        .flatten();
+    if !is_on {
+        let given = [
+            ("tls_ca_file", ca_file.is_some()),
+            ("tls_cert_file", cert_file.is_some()),
+            ("tls_key_file", key_file.is_some()),
+            ("tls_server_name", server_name.is_some()),
+        ];
+        for (key, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+            section.contradiction(key, "mqtt.tls", "expected tls = \"on\" beside it".into());
+        }
+        return None;
+    }
+    for (key, other, is_alone) in [
+        (
+            "tls_cert_file",
+            "tls_key_file",
+            cert_file.is_some() && key_file.is_none(),
+        ),
+        (
+            "tls_key_file",
+            "tls_cert_file",
+            key_file.is_some() && cert_file.is_none(),
+        ),
+    ] {
+        if is_alone {
+            section.contradiction(key, "", format!("expected {other} beside it"));
+        }
+    }
+    if ca_file.is_none() {
+        let advice = "expected the authorities that may speak for the broker, as PEM; those of the \
+                      public internet are in /etc/ssl/certs/ca-certificates.crt";
+        section.contradiction("tls_ca_file", "mqtt.tls", advice.into());
+    }
+    Some(TlsConfig {
+        ca_file: ca_file?,
+        identity: cert_file.zip(key_file),
+        server_name,
+    })
 }
 
 /// `[broker]`: the broker that comes with Orinoco.

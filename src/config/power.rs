@@ -4,19 +4,19 @@
 //! same rules; an operator may copy one to `config.d/` and change it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use config::Map;
 
 use crate::frames::KvType;
 
-use super::PathsConfig;
 use super::engine::KV_TYPE;
 use super::layers;
 use super::node::check_name;
 use super::problem::{Problem, Report};
 use super::reader::{Root, Section};
+use super::{PathsConfig, Sources};
 
 /// Profiles that come with the program, by the name of their board.
 const SHIPPED: &[(&str, &str)] = &[
@@ -242,7 +242,11 @@ fn read_shipped(name: &str, text: &str) -> Result<BTreeMap<String, ProfileConfig
             Err(e) => report.problem(Problem::file(&origin, e.to_string())),
         }
     }
-    let profiles = read_profiles(&mut Root::new(tree, Path::new("/"), &mut report));
+    let nowhere = Sources {
+        working_dir: PathBuf::from("/"),
+        ..Sources::defaults()
+    };
+    let profiles = read_profiles(&mut Root::new(tree, &nowhere, &mut report));
     match report.into_parts().1 {
         problems if problems.is_empty() => Ok(profiles),
         problems => Err(problems),

@@ -12,24 +12,23 @@ use std::time::Duration;
 use config::{Map, Value, ValueKind};
 
 use super::problem::{Entry, Problem, Report, Unknown, nearest, toml_of, toml_of_text};
-use super::{layers, read_bounded};
+use super::{Sources, layers, read_bounded};
 
 /// The merged tree, sections taken one by one.
 pub(super) struct Root<'r> {
     tree: Map<String, Value>,
     working_dir: PathBuf,
+    credentials_dir: Option<PathBuf>,
     report: &'r mut Report,
 }
 
 impl<'r> Root<'r> {
-    pub(super) fn new(
-        tree: Map<String, Value>,
-        working_dir: &Path,
-        report: &'r mut Report,
-    ) -> Self {
+    pub(super) fn new(tree: Map<String, Value>, sources: &Sources, report: &'r mut Report) -> Self {
+        let credentials_dir = sources.environment.get("CREDENTIALS_DIRECTORY");
         Self {
             tree,
-            working_dir: working_dir.to_owned(),
+            working_dir: sources.working_dir.clone(),
+            credentials_dir: credentials_dir.map(PathBuf::from),
             report,
         }
     }
@@ -46,6 +45,7 @@ impl<'r> Root<'r> {
             inherited: BTreeMap::new(),
             origin: layers::DEFAULT.into(),
             working_dir: &self.working_dir,
+            credentials_dir: self.credentials_dir.as_deref(),
             report: self.report,
         }
     }
@@ -97,6 +97,7 @@ impl<'r> Root<'r> {
             inherited: parent.clone(),
             origin: named.origin.clone(),
             working_dir: &self.working_dir,
+            credentials_dir: self.credentials_dir.as_deref(),
             report: self.report,
         }
     }
@@ -116,6 +117,7 @@ impl<'r> Root<'r> {
             inherited: parent.clone(),
             origin: named.origin.clone(),
             working_dir: &self.working_dir,
+            credentials_dir: self.credentials_dir.as_deref(),
             report: &mut report,
         };
         read(&mut section)
@@ -171,6 +173,7 @@ pub(super) struct Section<'r> {
     inherited: BTreeMap<String, Value>,
     origin: String,
     working_dir: &'r Path,
+    credentials_dir: Option<&'r Path>,
     report: &'r mut Report,
 }
 
@@ -382,6 +385,23 @@ impl Section<'_> {
                 None
             }
         }
+    }
+
+    /// A path; where the key names none, that of the systemd credential `name`, if the service was handed
+    /// one (systemd.exec(5), LoadCredential=).
+    pub(super) fn path_or_credential(&mut self, key: &'static str, name: &str) -> Option<PathBuf> {
+        if let Some(path) = self.path(key) {
+            return Some(path);
+        }
+        let path = self.credentials_dir?.join(name);
+        if !path.exists() {
+            return None;
+        }
+        if let Some(entry) = self.report.entries.last_mut() {
+            entry.value = toml_of_text(&path.to_string_lossy());
+            entry.origin = format!("systemd credential {name}");
+        }
+        Some(path)
     }
 
     /// The text of the file that the key names, at most `bytes_max` bytes; `""` is none.

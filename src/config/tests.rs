@@ -600,3 +600,116 @@ mod random {
         }
     }
 }
+
+// TLS, and what systemd hands over.
+
+fn tls(keys: &[(&str, &str)]) -> Sources {
+    keys.iter()
+        .fold(Sources::defaults(), |sources, (key, value)| {
+            sources.set(&format!("mqtt.{key}"), value)
+        })
+}
+
+#[test]
+fn tls_takes_its_own_port_and_all_of_its_files() {
+    let keys = [("tls", "on"), ("tls_ca_file", "/ca.pem")];
+    let config = load(&tls(&keys)).unwrap();
+    assert_eq!(config.mqtt.port, 8883);
+    let expected = TlsConfig {
+        ca_file: "/ca.pem".into(),
+        identity: None,
+        server_name: None,
+    };
+    assert_eq!(config.mqtt.tls, Some(expected));
+    let more = [
+        ("tls_cert_file", "/me.pem"),
+        ("tls_key_file", "/me.key"),
+        ("tls_server_name", "broker.lan"),
+        ("port", "1884"),
+    ];
+    let config = load(&tls(&[&keys[..], &more].concat())).unwrap();
+    let expected = TlsConfig {
+        ca_file: "/ca.pem".into(),
+        identity: Some(("/me.pem".into(), "/me.key".into())),
+        server_name: Some("broker.lan".into()),
+    };
+    assert_eq!((config.mqtt.port, config.mqtt.tls), (1884, Some(expected)));
+    assert_eq!((defaults().mqtt.port, defaults().mqtt.tls), (1883, None));
+}
+
+#[test]
+fn tls_without_authorities_or_with_half_an_identity_is_refused() {
+    let [problem] = &problems(&tls(&[("tls", "on")]))[..] else {
+        panic!("one problem");
+    };
+    assert!(
+        problem.contains("mqtt.tls_ca_file") && problem.contains("ca-certificates.crt"),
+        "{problem}"
+    );
+    for (key, other) in [
+        ("tls_cert_file", "tls_key_file"),
+        ("tls_key_file", "tls_cert_file"),
+    ] {
+        let keys = [("tls", "on"), ("tls_ca_file", "/ca.pem"), (key, "/x")];
+        let problems = problems(&tls(&keys));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains(&format!("mqtt.{key} = \"/x\": expected {other} beside it")),
+            "{problems:?}"
+        );
+    }
+}
+
+/// Somebody who names certificates believes that the connection is encrypted.
+#[test]
+fn files_of_tls_without_tls_are_refused() {
+    for (key, value) in [
+        ("tls_ca_file", "/x"),
+        ("tls_cert_file", "/x"),
+        ("tls_key_file", "/x"),
+        ("tls_server_name", "x"),
+    ] {
+        let problems = problems(&tls(&[(key, value)]));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains("expected tls = \"on\""),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn credentials_of_systemd_are_taken_where_the_configuration_names_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["mqtt.password", "mqtt.ca.pem", "mqtt.cert.pem"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let path = |name: &str| dir.path().join(name);
+    let handed = path("").display().to_string();
+    let sources = environment(&[("CREDENTIALS_DIRECTORY", &handed)])
+        .set("mqtt.username", "daemon")
+        .set("mqtt.tls", "on")
+        .set("mqtt.tls_cert_file", "/named.pem")
+        .set("mqtt.tls_key_file", "/named.key");
+    let config = load(&sources).unwrap();
+    assert_eq!(config.mqtt.password_file, Some(path("mqtt.password")));
+    let tls = config.mqtt.tls.as_ref().unwrap();
+    assert_eq!(tls.ca_file, path("mqtt.ca.pem"));
+    // What is named wins over what is handed over.
+    let named = ("/named.pem".into(), "/named.key".into());
+    assert_eq!(tls.identity, Some(named));
+    let shown = config.to_toml(true);
+    let line = shown.lines().find(|line| line.starts_with("tls_ca_file"));
+    assert!(
+        line.unwrap().ends_with("# systemd credential mqtt.ca.pem"),
+        "{shown}"
+    );
+    // A password that nobody is to give is a mistake, wherever it comes from.
+    let problems =
+        problems(&environment(&[("CREDENTIALS_DIRECTORY", &handed)]).set("mqtt.tls", "on"));
+    let password = "systemd credential mqtt.password: mqtt.password_file";
+    assert!(
+        problems.iter().any(|problem| problem.starts_with(password)),
+        "{problems:?}"
+    );
+}

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 
-use super::hardware;
+use super::{credentials, hardware};
 use crate::access::Role;
 use crate::config::{Config, ModelConfig, UserConfig, UserPolicy, UsersConfig};
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
@@ -45,7 +45,7 @@ pub(super) fn link(
     broker: Option<(SocketAddr, String)>,
 ) -> anyhow::Result<LinkConfig> {
     let mqtt = &config.mqtt;
-    let (host, port, client_id, credentials) = match broker {
+    let (host, port, client_id, credentials, tls) = match broker {
         Some((address, password)) => {
             let credentials = Credentials {
                 user: crate::access::DAEMON.into(),
@@ -57,13 +57,15 @@ pub(super) fn link(
                 address.port(),
                 client_id,
                 Some(credentials),
+                None,
             )
         }
         None => (
             mqtt.host.clone(),
             mqtt.port,
             mqtt.client_id.clone(),
-            credentials(config)?,
+            credentials::credentials(mqtt)?,
+            credentials::tls(mqtt)?,
         ),
     };
     let offline = Status {
@@ -73,6 +75,7 @@ pub(super) fn link(
     };
     Ok(LinkConfig {
         credentials,
+        tls,
         keep_alive: mqtt.keep_alive,
         packet_bytes_max: mqtt.packet_bytes_max,
         inflight: mqtt.inflight_max,
@@ -88,24 +91,6 @@ pub(super) fn link(
         outbox_capacity: mqtt.outbox_messages_max,
         ..LinkConfig::new(host, port, client_id)
     })
-}
-
-fn credentials(config: &Config) -> anyhow::Result<Option<Credentials>> {
-    let Some(user) = config.mqtt.username.clone() else {
-        return Ok(None);
-    };
-    let password = match &config.mqtt.password_file {
-        Some(path) => first_line(path)?,
-        None => String::new(),
-    };
-    Ok(Some(Credentials { user, password }))
-}
-
-/// The first line of a file, without its end: how passwords are kept.
-fn first_line(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("failed to read the password in {}", path.display()))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// A model to serve: its name and its file.

@@ -56,36 +56,59 @@ async fn answers(port: u16) {
         .expect("the broker answers in time");
 }
 
-/// Mosquitto with persistence, everybody allowed, TCP_NODELAY.
+/// Waits for an open port.
+async fn listens(port: u16) {
+    let listens = async {
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LIMIT, listens)
+        .await
+        .expect("the broker listens in time");
+}
+
+/// Mosquitto with persistence and TCP_NODELAY.
 pub struct Mosquitto {
     port: u16,
+    /// Whether it answers a client without TLS and name.
+    is_plain: bool,
     folder: TempDir,
     process: Child,
 }
 
 impl Mosquitto {
     pub async fn start() -> Mosquitto {
+        let mut mosquitto = Mosquitto::start_with("allow_anonymous true\n").await;
+        mosquitto.is_plain = true;
+        answers(mosquitto.port).await;
+        mosquitto
+    }
+
+    /// With these lines after those of its listener. Returns when the port is open.
+    pub async fn start_with(lines: &str) -> Mosquitto {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let path = folder.path().display();
         let conf = format!(
             "listener {port} 127.0.0.1\n\
-             allow_anonymous true\n\
              set_tcp_nodelay true\n\
              persistence true\n\
              persistence_location {path}/\n\
              autosave_on_changes true\n\
              autosave_interval 1\n\
-             user root\n"
+             user root\n\
+             {lines}"
         );
         std::fs::write(folder.path().join("mosquitto.conf"), conf).unwrap();
         let process = Mosquitto::spawn(folder.path());
         let mosquitto = Mosquitto {
             port,
+            is_plain: false,
             folder,
             process,
         };
-        answers(port).await;
+        listens(port).await;
         mosquitto
     }
 
@@ -115,10 +138,28 @@ impl Mosquitto {
         self.process.wait().unwrap();
     }
 
+    /// Ends it by SIGKILL: what it had not saved is gone.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Stops it in its tracks, connections and all, until [`Mosquitto::thaw`].
+    pub fn freeze(&self) {
+        signal(&self.process, nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    pub fn thaw(&self) {
+        signal(&self.process, nix::sys::signal::Signal::SIGCONT);
+    }
+
     /// Starts it again on the same port with the same state.
     pub async fn restart(&mut self) {
         self.process = Mosquitto::spawn(self.folder.path());
-        answers(self.port).await;
+        match self.is_plain {
+            true => answers(self.port).await,
+            false => listens(self.port).await,
+        }
     }
 }
 
@@ -130,8 +171,12 @@ impl Drop for Mosquitto {
 }
 
 fn terminate(process: &Child) {
+    signal(process, nix::sys::signal::Signal::SIGTERM);
+}
+
+fn signal(process: &Child, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(process.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(pid, signal).unwrap();
 }
 
 /// The embedded broker in this process.

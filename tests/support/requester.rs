@@ -44,6 +44,11 @@ impl Client {
             user: user.into(),
             password: password.into(),
         });
+        Self::connect_with(config, node, user).await
+    }
+
+    /// Connects in a way of its own; the subscriptions are those of a requester.
+    pub async fn connect_with(mut config: LinkConfig, node: &str, user: &str) -> Self {
         config.subscriptions = vec![
             format!("orinoco/v1/resp/{user}/#"),
             format!("orinoco/v1/{node}/status"),

@@ -59,6 +59,7 @@ pub(super) async fn ask(asked: Asked, page: &mut Page) -> anyhow::Result<End> {
     let answers = target.names.resp(&target.user, &id);
     let (link, inbox) = link::spawn(LinkConfig {
         credentials: target.credentials.clone(),
+        tls: target.tls.clone(),
         clean_start: false,
         session_expiry: SESSION_EXPIRY,
         subscriptions: vec![answers.clone(), target.names.status()],

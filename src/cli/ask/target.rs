@@ -3,10 +3,10 @@
 use anyhow::Context as _;
 
 use super::Args;
-use crate::cli::user::password_from;
 use crate::config::Config;
-use crate::link::Credentials;
-use crate::runtime_file;
+use crate::link::{Credentials, IdentityFiles, TlsFiles};
+use crate::runtime_file::{self, Runtime};
+use crate::secret;
 use crate::wire::topic::{LOCAL_USER, Name, Names};
 
 /// A node behind a broker, and who asks.
@@ -17,6 +17,7 @@ pub(super) struct Target {
     pub(super) names: Names,
     pub(super) user: Name,
     pub(super) credentials: Option<Credentials>,
+    pub(super) tls: Option<TlsFiles>,
     /// How the address was found, for the message that nobody is there.
     pub(super) found: String,
 }
@@ -37,6 +38,7 @@ impl Target {
                 config.paths.state_dir.display()
             ),
         };
+        let tls = tls(args, config, daemon.as_ref())?;
         let (host, port, node, root) = match daemon {
             Some(daemon) => (daemon.host, daemon.port, daemon.node, daemon.root),
             None => {
@@ -55,17 +57,56 @@ impl Target {
         let credentials = match (&args.user, &args.password_file) {
             (Some(user), Some(file)) => Some(Credentials {
                 user: user.clone(),
-                password: password_from(file)?,
+                password: secret::password(file)?,
             }),
             _ => None,
         };
+        let host = args.host.clone().unwrap_or(host);
+        if let Some(tls) = &tls {
+            tls.check(&host).context("failed to set up TLS")?;
+        }
         Ok(Self {
-            host: args.host.clone().unwrap_or(host),
+            host,
             port: args.port.unwrap_or(port),
             names: Names::new(&root, node).context("failed to name the topics")?,
             user: Name::new(user).with_context(|| format!("failed to ask as the user {user:?}"))?,
             credentials,
+            tls,
             found,
         })
     }
+}
+
+/// TLS as the flags say, then as the daemon on this machine has it, then as configured. The certificate is
+/// the asker's own: the daemon's would be the daemon.
+fn tls(args: &Args, config: &Config, daemon: Option<&Runtime>) -> anyhow::Result<Option<TlsFiles>> {
+    let of_daemon = match daemon {
+        Some(daemon) => daemon
+            .tls
+            .as_ref()
+            .map(|tls| (&tls.ca_file, &tls.server_name)),
+        None => config
+            .mqtt
+            .tls
+            .as_ref()
+            .map(|tls| (&tls.ca_file, &tls.server_name)),
+    };
+    let (ca_file, server_name) = match (&args.ca_file, of_daemon) {
+        (Some(file), _) => (file, None),
+        (None, Some((file, name))) => (file, name.clone()),
+        (None, None) if args.cert_file.is_some() => {
+            anyhow::bail!("--cert-file needs --ca-file: no TLS is configured here")
+        }
+        (None, None) => return Ok(None),
+    };
+    let identity = args.cert_file.clone().zip(args.key_file.clone());
+    Ok(Some(TlsFiles {
+        ca_file: ca_file.clone(),
+        identity: identity.map(|(cert_file, key_file)| IdentityFiles {
+            cert_file,
+            key_file,
+        }),
+        // A host named on the command line has a name of its own.
+        server_name: server_name.filter(|_| args.host.is_none()),
+    }))
 }

@@ -35,7 +35,7 @@ use crate::frames::{Input, Sampling};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
-    /// Bytes of a payload (default 262144).
+    /// Bytes of a payload (default 131072).
     pub payload_bytes: usize,
     /// Nesting of arrays and objects (default 32).
     pub depth: usize,
@@ -62,7 +62,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            payload_bytes: 256 << 10,
+            payload_bytes: 128 << 10,
             depth: 32,
             values: 16_384,
             messages: 1024,

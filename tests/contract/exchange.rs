@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use orinoco::contract;
 use orinoco::link::{self, Inbound, Inbox, Link, LinkConfig, Props, Publish};
-use orinoco::wire::Code;
+use orinoco::wire::{Code, Limits};
 use serde_json::{Value, json};
 
 use super::judge::{Judge, strict};
@@ -440,6 +440,11 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
     every_op_in_every_form(&mut tap).await;
     called_off(&mut tap).await;
     refused_and_failed(&mut tap).await;
+    // A refusal is forgotten: the id that had no room has some now.
+    tap.ask(&to_node("chat", "x3"), "!count !tokens 9", Props::default())
+        .await;
+    tap.until_finals(&["x3"]).await;
+    assert!(tap.heard.last().unwrap().has("status", "200"));
     assert_eq!(daemon.stop(), 0);
     tap.until_document("/status", "state", "offline").await;
 
@@ -460,6 +465,13 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
         said.insert(name);
         used.insert(channel);
     }
+    // The limits that the schemas were made with are those of a node that nobody configured.
+    let told = tap
+        .heard
+        .iter()
+        .find(|message| message.topic.ends_with("/info"))
+        .unwrap();
+    assert_eq!(payload_of(told)["limits"], json!(Limits::default()));
     // Nothing was left out of the exchange, so nothing in the document is unproven.
     let described = |pointer: &str| -> BTreeSet<String> {
         let of = tap.contract.document.pointer(pointer).unwrap();

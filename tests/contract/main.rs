@@ -10,6 +10,7 @@ mod support;
 mod bodies;
 mod exchange;
 mod judge;
+mod page;
 
 use std::collections::BTreeMap;
 use std::fs;

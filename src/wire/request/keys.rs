@@ -183,11 +183,11 @@ keys! {
     COALESCE_MS = "coalesce_ms" Integer(|limits| 0..=limits.coalesce_ms_max.into()),
         "Milliseconds for which text may be joined before it is sent; 0: a message for each token. Absent: 40, unless configured.";
     PRIORITY = "priority" Word(&Priority::WORDS),
-        "Which request goes first; the node's configuration says who may claim which. Absent: normal.";
+        "Which request goes first; the node's configuration says who may claim which. Absent: normal. Checked and not acted on yet.";
     DEADLINE_MS = "deadline_ms" Integer(|limits| 1..=limits.deadline_ms_max),
-        "Milliseconds from acceptance after which the answer is worthless.";
+        "Milliseconds from acceptance after which the answer is worthless. Checked and not acted on yet.";
     KEEP_LATEST = "keep_latest" NameText,
-        "A later request of the same user with the same key replaces this one while it waits.";
+        "A later request of the same user with the same key replaces this one while it waits. Checked and not acted on yet.";
     N = "n" Integer(|_| 1..=1),
         "Answers wanted; only one is made.";
     BEST_OF = "best_of" Integer(|_| 1..=1),

@@ -32,6 +32,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 mod users;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +47,7 @@ pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profi
 pub use problem::{Entry, Problem};
 pub use requests::RequestsConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
+pub use watchdog::{Threshold, WatchdogConfig};
 
 use problem::Report;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub models: ModelsConfig,
     /// The worker process and its loop.
     pub engine: EngineConfig,
+    /// When memory is short.
+    pub watchdog: WatchdogConfig,
     /// How the model follows the power mode.
     pub power: PowerConfig,
     /// What serves in which power mode: the operator's own, before those of [`shipped_profiles`].
@@ -108,6 +112,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let broker = BrokerConfig::read(&mut root, &paths);
     let models = ModelsConfig::read(&mut root, &paths);
     let engine = EngineConfig::read(&mut root);
+    let watchdog = WatchdogConfig::read(&mut root);
     let power = PowerConfig::read(&mut root, &paths);
     let profiles = power::read_profiles(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
@@ -128,6 +133,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         broker,
         models,
         engine,
+        watchdog,
         power,
         profiles,
         requests,

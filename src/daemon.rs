@@ -28,12 +28,14 @@ use crate::link;
 use crate::runtime_file::{self, Runtime, RuntimeFile};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Name, Names};
-use crate::{store, worker};
+use crate::{governor, store, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
 pub use credentials::unusable_files;
 pub use settings::{Choice, choose as choose_model, worker as worker_config};
 
+/// Words and notices between governor and dispatcher that wait; both are rare.
+const GOVERNOR_QUEUE: usize = 64;
 /// Last messages, `offline` among them, must be acknowledged within this time.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -97,6 +99,17 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
     let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
     let (orders, control) = mpsc::channel(1);
+    let (notices, notice_queue) = mpsc::channel(GOVERNOR_QUEUE);
+    let (words, word_queue) = mpsc::channel(GOVERNOR_QUEUE);
+    let governor = governor::Parts {
+        orders: worker.orders,
+        words,
+        notices: notice_queue,
+    };
+    tokio::spawn(governor::run(
+        settings::governor(&config, &choice),
+        governor,
+    ));
     let own_accounts = config.broker.mode != BrokerMode::External;
     let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
     let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts);
@@ -107,7 +120,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         store: store.clone(),
         recovered,
         clock,
-        worker,
+        reports: worker.reports,
+        notices,
+        words: word_queue,
         control,
     };
     let mut dispatcher = tokio::spawn(dispatch::run(settings, parts));

@@ -17,6 +17,7 @@
 //! into chunks, until its retention ends. So whatever dies, the same bytes can be said again.
 
 mod durable;
+mod govern;
 mod intake;
 mod job;
 pub mod output;
@@ -38,11 +39,13 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
+use crate::governor::{Notice, Word};
 use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
+use crate::pressure::Level;
 use crate::store::{self, Store};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
-use crate::worker::{Report, Worker};
+use crate::worker::Report;
 use durable::{StoreDone, stored_id};
 use job::{Cancel, Ending, Job, Phase};
 use pools::Pools;
@@ -94,8 +97,12 @@ pub struct Parts {
     pub recovered: store::Recovered,
     /// The clock with which the store was opened.
     pub clock: Clock,
-    /// The engine.
-    pub worker: Worker,
+    /// What the engine says.
+    pub reports: mpsc::Receiver<Report>,
+    /// To the governor.
+    pub notices: mpsc::Sender<Notice>,
+    /// From the governor.
+    pub words: mpsc::Receiver<Word>,
     /// The daemon's orders.
     pub control: mpsc::Receiver<Control>,
 }
@@ -105,6 +112,9 @@ struct Dispatch {
     settings: Settings,
     link: Link,
     store: Store,
+    notices: mpsc::Sender<Notice>,
+    /// How short memory is.
+    level: Level,
     /// To the worker that serves; closed when none does.
     commands: mpsc::Sender<Command>,
     jobs: HashMap<JobKey, Job>,
@@ -177,14 +187,12 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         store,
         recovered,
         clock,
-        worker,
+        mut reports,
+        notices,
+        mut words,
         mut control,
     } = parts;
-    let Worker {
-        mut reports,
-        orders: _orders,
-    } = worker;
-    let mut dispatch = Dispatch::new(settings, link, store, clock);
+    let mut dispatch = Dispatch::new(settings, link, store, clock, notices);
     let mut dealt = None;
     if let Some((link, inbox)) = pools {
         dispatch.pools = Some(Pools::new(link));
@@ -221,6 +229,10 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
             },
+            word = words.recv() => match word {
+                Some(word) => dispatch.on_word(word),
+                None => return inbound,
+            },
             order = control.recv() => match order {
                 Some(Control::Drain { limit, done }) => dispatch.drain(limit, done),
                 None => return inbound,
@@ -246,13 +258,21 @@ async fn sleep_until(wake: Option<Instant>) {
 }
 
 impl Dispatch {
-    fn new(settings: Settings, link: Link, store: Store, clock: Clock) -> Self {
+    fn new(
+        settings: Settings,
+        link: Link,
+        store: Store,
+        clock: Clock,
+        notices: mpsc::Sender<Notice>,
+    ) -> Self {
         let node = Node::new(&settings, clock);
         Self {
             settings,
             link,
             store,
             commands: mpsc::channel(1).0, // Closed: nobody serves yet.
+            notices,
+            level: Level::Ok,
             jobs: HashMap::new(),
             open: HashMap::new(),
             answered: HashMap::new(),
@@ -334,9 +354,14 @@ impl Dispatch {
         self.node.on_report(&report);
         match report {
             Report::Loading { .. } => {}
-            Report::Serving { commands, .. } => self.commands = commands,
+            Report::Serving {
+                commands, loaded, ..
+            } => {
+                self.commands = commands;
+                self.notice(Notice::Serving(govern::serving(&loaded)));
+            }
             Report::SwitchFailed { name, reason } => {
-                error!(model = name, reason, "model not served")
+                self.notice(Notice::SwitchFailed { name, reason });
             }
             Report::Event(Event::Started {
                 job,
@@ -355,7 +380,10 @@ impl Dispatch {
             Report::Event(Event::Done(done)) => self.on_done(*done),
             Report::Event(Event::Tokenized { job, ids }) => self.on_tokenized(job, ids),
             Report::Event(event) => debug!(?event, "unexpected event"),
-            Report::Down(down) => self.on_worker_down(&down),
+            Report::Down(down) => {
+                self.notice(Notice::NotServing);
+                self.on_worker_down(&down);
+            }
         }
     }
 
@@ -465,7 +493,15 @@ impl Dispatch {
         let Some((n_seq_max, model)) = self.node.serving() else {
             return;
         };
-        while let Some(key) = self.queue.next(n_seq_max) {
+        loop {
+            let (level, jobs) = (self.level, &self.jobs);
+            let waits = |key| {
+                let priority = jobs.get(&key).and_then(|job| job.request.priority);
+                Self::must_wait(level, priority.unwrap_or_default())
+            };
+            let Some(key) = self.queue.next(n_seq_max, waits) else {
+                break;
+            };
             let Some(job) = self.jobs.get_mut(&key) else {
                 self.queue.remove(key);
                 continue;

@@ -53,6 +53,8 @@ pub enum Command {
     },
     /// Raw measurement without MQTT; answered by [`Event::Bench`]. Only sent to an idle worker.
     Bench(BenchSpec),
+    /// Forget parked sequences and give free heap back to the system. Running jobs are not touched.
+    Trim,
     /// Proof of life wanted; answered by [`Event::Pong`] between two decodes.
     Ping(u64),
     /// Take no more jobs, finish the running ones, then exit 0. Closing the socket ends them at once.

@@ -13,6 +13,7 @@ pub mod contract;
 pub mod daemon;
 pub mod dispatch;
 pub mod frames;
+pub mod governor;
 pub mod ledger;
 pub mod link;
 pub mod logging;

@@ -19,23 +19,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-/// How far down the ladder the node is. Each level includes what those above it do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Enough memory.
-    Ok,
-    /// Caches and parked sequences were dropped.
-    Trim,
-    /// Nothing new is taken; jobs of the class `batch` wait.
-    Park,
-    /// The context was made smaller, or a smaller model serves.
-    Shrink,
-    /// No worker runs.
-    Kill,
-}
+pub use crate::wire::report::Level;
 
 impl Level {
     /// All, from the top.
@@ -44,17 +28,6 @@ impl Level {
     /// Whether new requests are taken.
     pub fn admits(self) -> bool {
         self < Self::Park
-    }
-
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Trim => "trim",
-            Self::Park => "park",
-            Self::Shrink => "shrink",
-            Self::Kill => "kill",
-        }
     }
 
     fn above(self) -> Self {
@@ -126,7 +99,7 @@ pub const SLOWEST: Duration = Duration::from_millis(250);
 pub const QUICKEST: Duration = Duration::from_millis(20);
 
 /// What each step would give back, from the ledger, in bytes. A step with zero is passed over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Relief {
     /// By dropping caches and parked sequences.
     pub trim_bytes: u64,

@@ -555,6 +555,7 @@ fn state() {
         reasons: Vec::new(),
         load_progress: None,
         since_ms: 1_790_000_000_123,
+        pressure: None,
         pools: None,
     };
     assert_published(&state, "state_serving.json");

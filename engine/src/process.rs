@@ -111,6 +111,15 @@ pub fn adopt(fd: RawFd) -> Result<UnixStream, ProcessError> {
     Ok(stream)
 }
 
+/// Hands free heap pages back to the system; says whether there were any.
+pub fn give_heap_back() -> bool {
+    unsafe extern "C" {
+        /// malloc_trim(3), of glibc.
+        safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    malloc_trim(0) == 1
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

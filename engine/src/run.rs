@@ -169,6 +169,7 @@ impl Run<'_> {
                 self.outbox.push_back(Event::Tokenized { job, ids });
             }
             Command::Bench(spec) => self.bench = Some(spec),
+            Command::Trim => self.trim(),
             Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),
             Command::Drain => self.draining = true,
         }

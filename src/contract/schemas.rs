@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::wire::{
     Limits, Op,
     reply::body::{Failure, Response, Tokens},
-    report::{Info, Models, State, Status},
+    report::{Info, ModelCommand, Models, PressureEvent, State, Status, SwitchEvent},
     request::schema::{json_body, text_body},
 };
 
@@ -30,6 +30,9 @@ pub(super) const PUBLISHED: &[&str] = &[
     "Info",
     "Models",
     "State",
+    "PressureEvent",
+    "SwitchEvent",
+    "ModelCommand",
 ];
 
 /// All definitions by name. They refer to one another as `#/$defs/NAME`.
@@ -46,6 +49,9 @@ pub(super) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<Info>,
         SchemaGenerator::subschema_for::<Models>,
         SchemaGenerator::subschema_for::<State>,
+        SchemaGenerator::subschema_for::<PressureEvent>,
+        SchemaGenerator::subschema_for::<SwitchEvent>,
+        SchemaGenerator::subschema_for::<ModelCommand>,
     ] {
         add(&mut generator);
     }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::{credentials, hardware};
 use crate::access::Role;
+use crate::board::Root;
 use crate::config::{Config, ModelConfig, UserConfig, UserPolicy, UsersConfig};
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+use crate::governor;
 use crate::link::{Credentials, LinkConfig};
 use crate::store::StoreConfig;
 use crate::wire::report::{Model, Presence, Status};
@@ -187,6 +190,40 @@ pub(super) fn pool_link(own: &LinkConfig, names: &Names) -> Option<LinkConfig> {
         will: None,
         ..own.clone()
     })
+}
+
+/// What the governor goes by.
+pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
+    let watchdog = config.watchdog.clone();
+    let thresholds = move |total_bytes| watchdog.thresholds(total_bytes);
+    let (models, engine) = (config.models.clone(), config.engine.clone());
+    let dir = config.paths.models_dir.clone();
+    let candidates = move || {
+        let catalogue = match crate::models::Catalogue::read(&models, &dir) {
+            Ok(catalogue) => catalogue,
+            Err(error) => {
+                warn!(%error, "the models cannot be listed");
+                return Vec::new();
+            }
+        };
+        let entries = catalogue.entries().iter();
+        let candidate = |entry: &crate::models::Entry| {
+            let config = models.get(&entry.name);
+            Some(governor::Candidate {
+                load: config.load_spec(&engine, &entry.name, &entry.path),
+                file_bytes: entry.file_bytes?,
+            })
+        };
+        entries.filter_map(candidate).collect()
+    };
+    governor::Settings {
+        root: Root::new(&config.paths.board_root),
+        thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
+        first: choice
+            .config
+            .load_spec(&config.engine, &choice.name, &choice.path),
+        models: Box::new(candidates),
+    }
 }
 
 pub(super) fn dispatcher(

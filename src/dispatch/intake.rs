@@ -45,6 +45,9 @@ impl Dispatch {
             }
             return;
         }
+        if let Some(ordered) = self.settings.names.parse_order(&message.topic) {
+            return self.on_order(ordered, message);
+        }
         if message.retain {
             self.ignore("it is retained, and would be asked again at each start");
             return self.acknowledge(Some(message.ack));
@@ -173,6 +176,9 @@ impl Dispatch {
         if let Some(reason) = self.node.no_model() {
             let text = format!("no model serves: {reason}");
             let error = ApiError::new(Code::NoModel, text).with_retry(10_000);
+            return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
+        if let Some(error) = self.short_of_memory() {
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
         if let Err(error) = self.room(&address.user, message.payload.len()) {

@@ -139,7 +139,8 @@ impl Queue {
     }
 
     /// Takes the next job for a worker with `n_seq_max` sequences, or says that none may enter now.
-    pub fn next(&mut self, n_seq_max: usize) -> Option<JobKey> {
+    /// Jobs that have not begun and that `waits` names are passed over.
+    pub fn next(&mut self, n_seq_max: usize, waits: impl Fn(JobKey) -> bool) -> Option<JobKey> {
         if self.n_running >= n_seq_max || self.suspect_runs() {
             return None;
         }
@@ -154,7 +155,7 @@ impl Queue {
             Some(job) => job,
             None => match self.begun.first() {
                 Some((_, job)) => *job,
-                None => self.next_fresh()?,
+                None => self.next_fresh(waits)?,
             },
         };
         self.enter(job);
@@ -220,11 +221,17 @@ impl Queue {
     }
 
     /// The oldest job of the user whose turn is longest ago, among those who may have one more running.
-    fn next_fresh(&self) -> Option<JobKey> {
+    fn next_fresh(&self, waits: impl Fn(JobKey) -> bool) -> Option<JobKey> {
         let may = |user: &&User| user.running_max.is_none_or(|max| user.n_running < max);
-        let waiting = self.users.values().filter(|user| !user.fresh.is_empty());
-        let next = waiting.filter(may).min_by_key(|user| user.key())?;
-        next.fresh.first().map(|(_, job)| *job)
+        let first = |user: &User| {
+            user.fresh
+                .iter()
+                .map(|(_, job)| *job)
+                .find(|job| !waits(*job))
+        };
+        let waiting = self.users.values().filter(may);
+        let waiting = waiting.filter_map(|user| Some((user.key(), first(user)?)));
+        waiting.min_by_key(|(key, _)| *key).map(|(_, job)| job)
     }
 
     fn enter(&mut self, job: JobKey) {

@@ -21,7 +21,7 @@ fn queue_of(n: u64) -> Queue {
 }
 
 fn fill(queue: &mut Queue, n_seq_max: usize) -> Vec<JobKey> {
-    std::iter::from_fn(|| queue.next(n_seq_max)).collect()
+    std::iter::from_fn(|| queue.next(n_seq_max, |_| false)).collect()
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn queue_by_users(users: &str) -> Queue {
 /// The users of the jobs that enter one worker with one sequence, each ending before the next.
 fn served(queue: &mut Queue, users: &str) -> String {
     let mut served = String::new();
-    while let Some(job) = queue.next(1) {
+    while let Some(job) = queue.next(1, |_| false) {
         queue.remove(job);
         served.push(users.chars().nth(job.0 as usize).unwrap());
     }
@@ -133,7 +133,7 @@ fn who_comes_into_a_full_queue_is_next() {
     queue.push(100, JobKey(100), &user("bob"), None);
     assert_eq!(queue.position(JobKey(100)), Some(0));
     queue.remove(running[0]);
-    assert_eq!(queue.next(4), Some(JobKey(100)));
+    assert_eq!(queue.next(4, |_| false), Some(JobKey(100)));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn what_began_goes_on_before_others_begin() {
 fn what_is_put_back_has_its_turn_again() {
     let mut queue = queue_by_users("aab");
     for _ in 0..3 {
-        assert_eq!(queue.next(1), Some(JobKey(0)));
+        assert_eq!(queue.next(1, |_| false), Some(JobKey(0)));
         queue.put_back(JobKey(0));
     }
     assert_eq!(served(&mut queue, "aab"), "aba");
@@ -230,7 +230,7 @@ proptest! {
         }
         let mut later = later.into_iter();
         let mut since = [[0usize; 5]; 5]; // since[a][b]: turns of b since a's last, while a waits
-        while let Some(job) = queue.next(1) {
+        while let Some(job) = queue.next(1, |_| false) {
             let served = of[job.0 as usize];
             queue.remove(job);
             for waits in 0..5 {
@@ -258,7 +258,7 @@ proptest! {
             queue.push(order, JobKey(order), &user(["a", "b", "c", "d"][*of]), None);
         }
         for _ in 0..n_served {
-            if let Some(job) = queue.next(1) {
+            if let Some(job) = queue.next(1, |_| false) {
                 queue.remove(job);
             }
         }

@@ -14,7 +14,7 @@ use super::pools::Pools;
 use super::{Clock, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
 use crate::link::{Props, Publish};
-use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, State, Status};
+use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, Pressure, State, Status};
 use crate::wire::topic::Name;
 use crate::worker::{Cause, Down, Report};
 
@@ -61,6 +61,7 @@ impl Node {
                 reasons: vec![],
                 load_progress: None,
                 since_ms: clock.now_ms(),
+                pressure: None,
                 pools: None,
             },
             presence: Presence::Online,
@@ -91,6 +92,16 @@ impl Node {
     /// Why no model will serve soon, if so.
     pub(super) fn no_model(&self) -> Option<&str> {
         self.no_model.as_deref()
+    }
+
+    /// What the memory watchdog last said.
+    pub(super) fn pressure(&self) -> Option<Pressure> {
+        self.state.pressure
+    }
+
+    pub(super) fn set_pressure(&mut self, pressure: Pressure) {
+        self.state.pressure = Some(pressure);
+        self.dirty.state = true;
     }
 
     /// Something that `state` tells and this does not know.
@@ -145,6 +156,7 @@ impl Node {
                 );
                 self.failures = 0;
                 self.no_model = None;
+                self.model.clone_from(&loaded.name);
                 self.hello = Some((**hello).clone());
                 self.loaded = Some((**loaded).clone());
                 self.sandbox = Some((**sandbox).clone());
@@ -204,6 +216,7 @@ impl Node {
             reasons,
             load_progress: None,
             since_ms,
+            pressure: self.state.pressure,
             pools: None, // Filled in when it is sent.
         };
         self.dirty.state = true;

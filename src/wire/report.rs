@@ -268,6 +268,9 @@ pub struct State {
     pub load_progress: Option<f32>,
     /// When the mode began, unix milliseconds.
     pub since_ms: u64,
+    /// The memory watchdog; absent while it is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
     /// Whether it takes requests from its pools; absent when in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pools: Option<PoolIntake>,
@@ -280,6 +283,102 @@ pub struct PoolIntake {
     pub taking: bool,
     /// What stands against it, in sentences for a technician; or what is wrong although it takes some.
     pub reasons: Vec<String>,
+}
+
+/// How short memory is, and with it how far down the watchdog's ladder the node is. Each level includes what
+/// those before it do.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Enough memory.
+    Ok,
+    /// Caches and parked sequences were dropped.
+    Trim,
+    /// Nothing new is taken; jobs of the class `batch` wait.
+    Park,
+    /// The context was made smaller, or a smaller model serves.
+    Shrink,
+    /// No worker runs.
+    Kill,
+}
+
+/// The memory watchdog, in `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pressure {
+    /// Where the node is.
+    pub level: Level,
+    /// When it came there, unix milliseconds.
+    pub since_ms: u64,
+    /// MemAvailable at that moment, bytes; absent when it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<u64>,
+    /// True while /proc/meminfo cannot be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
+}
+
+/// `{r}/v1/{n}/evt/pressure`: one step of the memory watchdog, told when it had time to work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PressureEvent {
+    /// Where the node was.
+    pub from: Level,
+    /// Where it is.
+    pub to: Level,
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+    /// MemAvailable that led to it, bytes; absent when it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<u64>,
+    /// The threshold that it crossed, bytes; on the way up with its margin.
+    pub threshold_bytes: u64,
+    /// What was done, a sentence.
+    pub action: String,
+    /// What the ledger promised of it, bytes; 0 on the way up.
+    pub relief_bytes: u64,
+    /// How far MemAvailable rose meanwhile, bytes, negative where it fell; absent when it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned_bytes: Option<i64>,
+}
+
+/// `{r}/v1/{n}/evt/switch`: another model serves, or could not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SwitchEvent {
+    /// The model that was asked for.
+    pub model: String,
+    /// When it served, or was given up, unix milliseconds.
+    pub at_ms: u64,
+    /// Whether it serves.
+    pub served: bool,
+    /// Why it was asked for, or why it could not be served.
+    pub reason: String,
+}
+
+/// `{r}/v1/{n}/cmd/model/{cid}`: an order to serve another model, retained, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelCommand {
+    /// `init` is written by the operator, the rest by the node.
+    pub status: CommandStatus,
+    /// The model.
+    pub model: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How far a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CommandStatus {
+    /// Asked for.
+    Init,
+    /// Under way.
+    Executing,
+    /// Done.
+    Successful,
+    /// Not done; nothing changed.
+    Failed,
 }
 
 /// What a node does.

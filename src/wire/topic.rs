@@ -262,6 +262,23 @@ pub enum Incoming {
     },
 }
 
+/// What an operator's topic asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ordered {
+    /// `{r}/v1/{n}/set/{key}`.
+    Set {
+        /// What to set.
+        key: String,
+    },
+    /// `{r}/v1/{n}/cmd/{op}/{cid}`.
+    Command {
+        /// What to do.
+        op: String,
+        /// Its name, chosen by who asks.
+        ticket: String,
+    },
+}
+
 /// Why a topic is none of ours. Nobody can be answered then: the sender is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
@@ -367,6 +384,28 @@ impl Names {
         })
     }
 
+    /// Reads an operator's topic; `None` for every other, or one whose levels are no names.
+    pub fn parse_order(&self, topic: &str) -> Option<Ordered> {
+        let below = topic
+            .strip_prefix(self.root.as_str())?
+            .strip_prefix("/v1/")?
+            .strip_prefix(self.node.as_str())?;
+        let name = |level: &str| Some(RequestId::new(level).ok()?.as_str().to_owned());
+        if let Some(key) = below.strip_prefix("/set/") {
+            return Some(Ordered::Set { key: name(key)? });
+        }
+        let (op, ticket) = below.strip_prefix("/cmd/")?.split_once('/')?;
+        Some(Ordered::Command {
+            op: name(op)?,
+            ticket: name(ticket)?,
+        })
+    }
+
+    /// `{r}/v1/{n}/cmd/{op}/{cid}`, retained.
+    pub fn command(&self, op: &str, ticket: &str) -> String {
+        self.of_node(&format!("cmd/{op}/{ticket}"))
+    }
+
     /// User, op and id, when prefix and number of levels are right and the op is not empty.
     fn levels<'a>(&self, topic: &'a str) -> Option<[&'a str; 3]> {
         let own = || {
@@ -382,9 +421,11 @@ impl Names {
         (levels.next().is_none() && !found[1].is_empty()).then_some(found)
     }
 
-    /// The filters to subscribe to: one, `{r}/v1/{n}/req/#`.
+    /// The filters to subscribe to: requests, and the orders of operators.
     pub fn subscriptions(&self) -> Vec<String> {
-        vec![self.of_node("req/#")]
+        ["req/#", "set/+", "cmd/+/+"]
+            .map(|filter| self.of_node(filter))
+            .to_vec()
     }
 
     /// `{r}/v1/resp/{u}/{id}`: where the answer goes.

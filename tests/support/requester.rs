@@ -56,6 +56,21 @@ impl Client {
             format!("orinoco/v1/{node}/models"),
             format!("orinoco/v1/{node}/state"),
         ];
+        Self::with(config, user, node).await
+    }
+
+    /// Connects to see what is said on a filter of one's own.
+    pub async fn watch(port: u16, filter: &str) -> Self {
+        let mut config = LinkConfig::new(
+            "127.0.0.1",
+            port,
+            format!("watch-{}", filter.replace('/', "-")),
+        );
+        config.subscriptions = vec![filter.to_owned()];
+        Self::with(config, "", "").await
+    }
+
+    async fn with(config: LinkConfig, user: &str, node: &str) -> Self {
         let (link, inbox) = link::spawn(config);
         let mut client = Self {
             link,

@@ -93,6 +93,15 @@ impl Run<'_> {
         }
     }
 
+    /// Forgets all parked sequences and gives back what the heap has free. The cells stay allocated: the KV
+    /// pool is taken whole with the context.
+    pub(super) fn trim(&mut self) {
+        for parked in self.pool.parked() {
+            self.evict(parked);
+        }
+        crate::process::give_heap_back();
+    }
+
     /// Forgets a parked sequence.
     pub(super) fn evict(&mut self, seq: SeqId) {
         self.pool.truncate(seq, 0);

@@ -35,10 +35,44 @@ fn level() -> impl Strategy<Value = String> {
 }
 
 #[test]
+fn an_operators_topics_are_read_and_no_others() {
+    let names = names();
+    let set = Ordered::Set {
+        key: "model".into(),
+    };
+    assert_eq!(names.parse_order("orinoco/v1/press-7/set/model"), Some(set));
+    let command = Ordered::Command {
+        op: "model".into(),
+        ticket: "c-1".into(),
+    };
+    let topic = names.command("model", "c-1");
+    assert_eq!(names.parse_order(&topic), Some(command));
+    for other in [
+        "orinoco/v1/press-7/set",
+        "orinoco/v1/press-7/set/",
+        "orinoco/v1/press-7/set/a/b",
+        "orinoco/v1/press-8/set/model",
+        "orinoco/v1/press-7/cmd/model",
+        "orinoco/v1/press-7/cmd/model/",
+        "orinoco/v1/press-7/cmd/model/a/b",
+        "orinoco/v1/press-7/req/plc4/chat/1",
+    ] {
+        assert_eq!(names.parse_order(other), None, "{other}");
+    }
+}
+
+#[test]
 fn the_topics_of_a_node_are_these() {
     let (names, plc) = (names(), user("plc4"));
     let id = RequestId::new("01J9Z3").unwrap();
-    assert_eq!(names.subscriptions(), ["orinoco/v1/press-7/req/#"]);
+    assert_eq!(
+        names.subscriptions(),
+        [
+            "orinoco/v1/press-7/req/#",
+            "orinoco/v1/press-7/set/+",
+            "orinoco/v1/press-7/cmd/+/+"
+        ]
+    );
     assert_eq!(
         names.req(&plc, Op::TextStream, &id),
         "orinoco/v1/press-7/req/plc4/text-stream/01J9Z3"

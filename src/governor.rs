@@ -1,0 +1,464 @@
+//! Decides what serves: by the memory that is left, and by order of an operator.
+//!
+//! Owns: the level of the memory ladder, the model that is wanted, and what the worker is told to serve. Never
+//! does: jobs, MQTT or processes; it sends orders to `worker`, tells `dispatch` what to refuse and to say, and
+//! hears from `dispatch` what serves.
+//!
+//! ```text
+//!  /proc/meminfo ──4 to 50 Hz──▶ ladder (pressure) ──▶ Trim, Pressure ──▶ dispatch ──▶ state, evt
+//!  operator ──Wish──▶ wanted ──┐                  └──▶ shrink, kill ─┐
+//!                              └─────────────────────────────────────┴──Order──▶ worker
+//! ```
+
+mod shrink;
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::board::Root;
+use crate::board::memory::MemoryProbe;
+use crate::frames::LoadSpec;
+use crate::pressure::{Change, Ladder, Level, Relief, SLOWEST, Thresholds};
+use crate::worker::{Order, Placing};
+pub use shrink::{Candidate, Serving};
+
+/// What the governor hears.
+#[derive(Debug)]
+pub enum Notice {
+    /// A worker serves.
+    Serving(Serving),
+    /// None does, for whatever reason.
+    NotServing,
+    /// A model that was ordered cannot be served; the one before it is.
+    SwitchFailed {
+        /// The model.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// An operator wants this model.
+    Wish(Wish),
+}
+
+/// An order of an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The model's name.
+    pub model: String,
+    /// Where the outcome is told, beside the event.
+    pub ticket: Option<String>,
+}
+
+/// What the dispatcher is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// How short memory is.
+    Pressure {
+        /// Where the node is.
+        level: Level,
+        /// What was read.
+        available_bytes: Option<u64>,
+        /// Whether readings fail.
+        stale: bool,
+    },
+    /// Caches and parked sequences are to be dropped.
+    Trim,
+    /// A step, after it had time to work.
+    Stepped {
+        /// The step.
+        change: Change,
+        /// What was done.
+        action: String,
+        /// How far MemAvailable rose meanwhile.
+        returned_bytes: Option<i64>,
+        /// How long ago.
+        ago: Duration,
+    },
+    /// A switch began.
+    Switching(Wish),
+    /// A switch ended.
+    Switched {
+        /// What was wanted.
+        wish: Wish,
+        /// Why it was not done.
+        outcome: Result<(), String>,
+    },
+}
+
+/// What the governor works with.
+pub struct Parts {
+    /// To the worker's keeper.
+    pub orders: mpsc::Sender<Order>,
+    /// To the dispatcher.
+    pub words: mpsc::Sender<Word>,
+    /// From the dispatcher.
+    pub notices: mpsc::Receiver<Notice>,
+}
+
+/// What the governor goes by.
+pub struct Settings {
+    /// Where /proc/meminfo is read.
+    pub root: Root,
+    /// When to do what; `None`: memory is not watched.
+    pub thresholds: Option<Box<dyn Fn(u64) -> Thresholds + Send + Sync>>,
+    /// What the worker was started with.
+    pub first: LoadSpec,
+    /// Reads which models there are.
+    pub models: Box<dyn Fn() -> Vec<Candidate> + Send + Sync>,
+}
+
+struct Governor {
+    settings: Settings,
+    parts: Parts,
+    probe: MemoryProbe,
+    started: Instant,
+    ladder: Option<Ladder>,
+    thresholds: Option<Thresholds>,
+    available_bytes: Option<u64>,
+    was_stale: bool,
+    /// What is to serve when memory allows.
+    wanted: LoadSpec,
+    /// What is to serve now, below `shrink`.
+    shrunk: Option<LoadSpec>,
+    serving: Option<Serving>,
+    /// What there was when a worker last served, or an order last came.
+    models: Vec<Candidate>,
+    wish: Option<Wish>,
+    /// A step whose effect is awaited.
+    pending: Option<Pending>,
+}
+
+struct Pending {
+    change: Change,
+    action: String,
+    at: Instant,
+}
+
+/// The part of the dispatcher has ended: so do we.
+struct Closed;
+
+/// Runs until the dispatcher ends.
+pub async fn run(settings: Settings, parts: Parts) {
+    let governor = Governor {
+        probe: MemoryProbe::new(&settings.root),
+        started: Instant::now(),
+        ladder: None,
+        thresholds: None,
+        available_bytes: None,
+        was_stale: false,
+        wanted: settings.first.clone(),
+        shrunk: None,
+        serving: None,
+        models: (settings.models)(),
+        wish: None,
+        pending: None,
+        settings,
+        parts,
+    };
+    let Err(Closed) = governor.watch().await;
+}
+
+impl Governor {
+    async fn watch(mut self) -> Result<std::convert::Infallible, Closed> {
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next), if self.settings.thresholds.is_some() => {
+                    next = Instant::now() + self.read().await?;
+                }
+                notice = self.parts.notices.recv() => match notice {
+                    Some(notice) => self.hear(notice).await?,
+                    None => return Err(Closed),
+                },
+            }
+        }
+    }
+
+    async fn say(&self, word: Word) -> Result<(), Closed> {
+        self.parts.words.send(word).await.map_err(|_| Closed)
+    }
+
+    async fn order(&self, order: Order) -> Result<(), Closed> {
+        self.parts.orders.send(order).await.map_err(|_| Closed)
+    }
+
+    /// One look at memory; says when to look again.
+    async fn read(&mut self) -> Result<Duration, Closed> {
+        let now = self.started.elapsed();
+        let reading = self.probe.read();
+        if let Err(error) = &reading
+            && !self.was_stale
+        {
+            warn!(%error, "memory cannot be read");
+        }
+        let reading = reading.ok();
+        if let (None, Some(reading), Some(thresholds)) =
+            (&self.thresholds, &reading, &self.settings.thresholds)
+        {
+            let thresholds = thresholds(reading.total_bytes);
+            info!(?thresholds, "memory is watched");
+            self.thresholds = Some(thresholds);
+            self.ladder = Some(Ladder::new(thresholds, now));
+        }
+        let (Some(thresholds), Some(ladder)) = (self.thresholds, &mut self.ladder) else {
+            return Ok(SLOWEST); // Not one good reading yet.
+        };
+        let available = reading.map(|reading| reading.available_bytes);
+        if available.is_some() {
+            self.available_bytes = available;
+        }
+        let relief = relief(self.serving.as_ref(), &self.wanted, &self.models);
+        let change = ladder.step(available, &relief, now);
+        let (level, stale) = (ladder.level(), ladder.is_stale(now));
+        if change.is_some() || self.was_stale != stale || now < SLOWEST {
+            self.was_stale = stale;
+            self.say(Word::Pressure {
+                level,
+                available_bytes: available,
+                stale,
+            })
+            .await?;
+        }
+        if let Some(change) = change {
+            self.told(true).await?;
+            let action = self.act(&change).await?;
+            info!(from = ?change.from, to = ?change.to, available_bytes = available, action, "memory watchdog");
+            self.pending = Some(Pending {
+                change,
+                action,
+                at: Instant::now(),
+            });
+        }
+        self.told(false).await?;
+        let soon = thresholds.next_reading(self.available_bytes.unwrap_or(0));
+        Ok(soon)
+    }
+
+    /// Tells of the last step when it had time to work, or at once when another follows.
+    async fn told(&mut self, at_once: bool) -> Result<(), Closed> {
+        let settle = self.thresholds.map_or(Duration::ZERO, |t| t.settle);
+        let Some(pending) = self
+            .pending
+            .take_if(|pending| at_once || pending.at.elapsed() >= settle)
+        else {
+            return Ok(());
+        };
+        let before = pending.change.available_bytes;
+        let returned_bytes = match (before, self.available_bytes) {
+            (Some(before), Some(now)) => Some(now as i64 - before as i64),
+            _ => None,
+        };
+        self.say(Word::Stepped {
+            change: pending.change,
+            action: pending.action,
+            returned_bytes,
+            ago: pending.at.elapsed(),
+        })
+        .await
+    }
+
+    /// Does what a step asks for; says what, in words.
+    async fn act(&mut self, change: &Change) -> Result<String, Closed> {
+        if change.to > change.from {
+            return self.step_down(change).await;
+        }
+        Ok(match change.from {
+            Level::Kill => {
+                let load = self.shrunk.clone().unwrap_or_else(|| self.wanted.clone());
+                let said = format!("{} is loaded again with n_ctx {}", load.name, load.n_ctx);
+                self.serve(load, Placing::After).await?;
+                said
+            }
+            Level::Shrink => {
+                let wanted = self.wanted.clone();
+                match self.shrunk.take() {
+                    None => "nothing had been made smaller".to_owned(),
+                    Some(_) => {
+                        let said = format!("{} is loaded as configured", wanted.name);
+                        let placing = self.placing(&wanted);
+                        self.serve(wanted, placing).await?;
+                        said
+                    }
+                }
+            }
+            Level::Park => "new requests are taken again".to_owned(),
+            Level::Trim | Level::Ok => "caches may grow again".to_owned(),
+        })
+    }
+
+    async fn step_down(&mut self, change: &Change) -> Result<String, Closed> {
+        if change.from < Level::Trim {
+            self.say(Word::Trim).await?;
+        }
+        Ok(match change.to {
+            Level::Kill => {
+                // Now, while it is known: what will serve when some memory is back.
+                self.shrunk = self.shrunk.take().or_else(|| self.smaller());
+                self.serving = None;
+                let why = "was ended to give its memory back".to_owned();
+                self.order(Order::Rest { why }).await?;
+                "the worker was ended; its streams wait".to_owned()
+            }
+            Level::Shrink => match self.smaller() {
+                None => "nothing smaller can serve".to_owned(),
+                Some(load) => {
+                    let said = format!("{} is loaded with n_ctx {}", load.name, load.n_ctx);
+                    self.shrunk = Some(load.clone());
+                    self.serve(load, Placing::After).await?;
+                    said
+                }
+            },
+            Level::Park => "new requests are refused, batch jobs wait".to_owned(),
+            Level::Trim | Level::Ok => "caches and parked sequences are dropped".to_owned(),
+        })
+    }
+
+    fn smaller(&self) -> Option<LoadSpec> {
+        let (load, _) = shrink::smaller(self.serving.as_ref()?, &self.wanted, &self.models)?;
+        Some(load)
+    }
+
+    /// Beside the old one where the first threshold would still be far, else after it.
+    fn placing(&self, load: &LoadSpec) -> Placing {
+        let file_bytes = self
+            .models
+            .iter()
+            .find(|model| model.load.name == load.name)
+            .map(|model| model.file_bytes);
+        let (Some(file_bytes), Some(available)) = (file_bytes, self.available_bytes) else {
+            return Placing::After;
+        };
+        // Beside its weights a model takes its pool and its compute buffers, and both run for a while.
+        let needs = file_bytes / 2 * 3 + (512 << 20);
+        let threshold = self.thresholds.map_or(0, |t| t.trim_bytes + t.margin_bytes);
+        match available > threshold.saturating_add(needs) {
+            true => Placing::Beside,
+            false => Placing::After,
+        }
+    }
+
+    async fn serve(&self, load: LoadSpec, placing: Placing) -> Result<(), Closed> {
+        info!(
+            model = load.name,
+            n_ctx = load.n_ctx,
+            ?placing,
+            "model ordered"
+        );
+        let load = Box::new(load);
+        self.order(Order::Serve { load, placing }).await
+    }
+
+    async fn hear(&mut self, notice: Notice) -> Result<(), Closed> {
+        match notice {
+            Notice::Serving(serving) => {
+                let done = self.wish.take_if(|wish| wish.model == serving.name);
+                self.serving = Some(serving);
+                self.models = (self.settings.models)();
+                match done {
+                    Some(wish) => {
+                        self.say(Word::Switched {
+                            wish,
+                            outcome: Ok(()),
+                        })
+                        .await
+                    }
+                    None => Ok(()),
+                }
+            }
+            Notice::NotServing => {
+                self.serving = None;
+                Ok(())
+            }
+            Notice::SwitchFailed { name, reason } => {
+                if let Some(serving) = &self.serving
+                    && let Some(model) = self.model(&serving.name)
+                {
+                    self.wanted = model;
+                }
+                match self.wish.take_if(|wish| wish.model == name) {
+                    Some(wish) => {
+                        self.say(Word::Switched {
+                            wish,
+                            outcome: Err(reason),
+                        })
+                        .await
+                    }
+                    None => Ok(()),
+                }
+            }
+            Notice::Wish(wish) => self.wished(wish).await,
+        }
+    }
+
+    fn model(&self, name: &str) -> Option<LoadSpec> {
+        let named = self.models.iter().find(|model| model.load.name == name)?;
+        Some(named.load.clone())
+    }
+
+    async fn wished(&mut self, wish: Wish) -> Result<(), Closed> {
+        let refused = |wish, reason| Word::Switched {
+            wish,
+            outcome: Err(reason),
+        };
+        self.models = (self.settings.models)();
+        let Some(load) = self.model(&wish.model) else {
+            let names: Vec<_> = self
+                .models
+                .iter()
+                .map(|model| model.load.name.as_str())
+                .collect();
+            let reason = format!(
+                "there is no model {:?} on this node; there are: {}",
+                wish.model,
+                names.join(", ")
+            );
+            return self.say(refused(wish, reason)).await;
+        };
+        let level = self.ladder.as_ref().map_or(Level::Ok, Ladder::level);
+        if level >= Level::Shrink {
+            let reason = "memory is short: the model in service was made smaller or ended; try again when state.pressure.level is below shrink";
+            return self.say(refused(wish, reason.to_owned())).await;
+        }
+        if let Some(earlier) = self.wish.take() {
+            let reason = format!("{} was ordered meanwhile", wish.model);
+            self.say(refused(earlier, reason)).await?;
+        }
+        self.say(Word::Switching(wish.clone())).await?;
+        if self
+            .serving
+            .as_ref()
+            .is_some_and(|serving| serving.name == wish.model)
+        {
+            return self
+                .say(Word::Switched {
+                    wish,
+                    outcome: Ok(()),
+                })
+                .await;
+        }
+        self.wish = Some(wish);
+        self.wanted = load.clone();
+        let placing = self.placing(&load);
+        self.serve(load, placing).await
+    }
+}
+
+/// What each step would give back now.
+fn relief(serving: Option<&Serving>, wanted: &LoadSpec, models: &[Candidate]) -> Relief {
+    let Some(serving) = serving else {
+        return Relief::default();
+    };
+    Relief {
+        // Both live inside the KV pool, which is taken when the model is loaded.
+        trim_bytes: 0,
+        park_bytes: 0,
+        shrink_bytes: shrink::smaller(serving, wanted, models).map_or(0, |(_, bytes)| bytes),
+        kill_bytes: serving.worker_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! The governor between a meminfo that a test rewrites and channels that a test reads.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::frames::{Backend, KvType, Switch};
+
+pub(super) fn spec() -> LoadSpec {
+    LoadSpec {
+        name: "large".into(),
+        path: PathBuf::from("large.gguf"),
+        n_ctx: 8192,
+        n_ctx_seq: 0,
+        n_seq_max: 4,
+        n_batch: 512,
+        n_ubatch: 512,
+        step_ms: 400,
+        step_tokens: 256,
+        n_threads: 1,
+        n_threads_batch: 1,
+        n_gpu_layers: 0,
+        backend: Backend::Cpu,
+        kv_type_k: KvType::F16,
+        kv_type_v: KvType::F16,
+        flash_attn: Switch::Auto,
+        mmap: Switch::Auto,
+        cuda_graphs: Switch::Auto,
+        chat_template: None,
+        sandbox: None,
+        canary_tokens: 0,
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn thresholds(_total_bytes: u64) -> Thresholds {
+    Thresholds {
+        trim_bytes: 400 * MIB,
+        park_bytes: 300 * MIB,
+        shrink_bytes: 200 * MIB,
+        kill_bytes: 100 * MIB,
+        margin_bytes: 50 * MIB,
+        hold: Duration::from_millis(60),
+        settle: Duration::from_millis(60),
+        stale: Duration::from_millis(500),
+    }
+}
+
+struct Site {
+    dir: tempfile::TempDir,
+    orders: mpsc::Receiver<Order>,
+    words: mpsc::Receiver<Word>,
+    notices: mpsc::Sender<Notice>,
+}
+
+impl Site {
+    async fn new(available_mib: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("proc")).unwrap();
+        let (orders, order_queue) = mpsc::channel(8);
+        let (words, word_queue) = mpsc::channel(64);
+        let (notices, notice_queue) = mpsc::channel(64);
+        let small = Candidate {
+            load: LoadSpec {
+                name: "small".into(),
+                ..spec()
+            },
+            file_bytes: 100 * MIB,
+        };
+        let large = Candidate {
+            load: spec(),
+            file_bytes: 1000 * MIB,
+        };
+        let settings = Settings {
+            root: Root::new(dir.path()),
+            thresholds: Some(Box::new(thresholds)),
+            first: spec(),
+            models: Box::new(move || vec![large.clone(), small.clone()]),
+        };
+        let site = Self {
+            dir,
+            orders: order_queue,
+            words: word_queue,
+            notices,
+        };
+        site.available(available_mib);
+        let parts = Parts {
+            orders,
+            words,
+            notices: notice_queue,
+        };
+        tokio::spawn(run(settings, parts));
+        site.serving("large", 8192).await;
+        site
+    }
+
+    fn available(&self, mib: u64) {
+        let path = self.dir.path().join("proc/meminfo");
+        let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", 8 << 20, mib << 10);
+        fs::write(path.with_extension("new"), text).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
+    }
+
+    async fn serving(&self, name: &str, n_ctx: u32) {
+        let serving = Serving {
+            name: name.into(),
+            n_ctx,
+            kv_bytes: u64::from(n_ctx) * MIB / 16,
+            worker_bytes: 1600 * MIB,
+            weights_bytes: 1000 * MIB,
+        };
+        self.notices.send(Notice::Serving(serving)).await.unwrap();
+    }
+
+    async fn word(&mut self, wanted: impl Fn(&Word) -> bool) -> Word {
+        let wait = async {
+            loop {
+                let word = self.words.recv().await.expect("the governor runs");
+                if wanted(&word) {
+                    return word;
+                }
+            }
+        };
+        timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("the word comes")
+    }
+
+    async fn stepped(&mut self) -> (Level, Level, Option<i64>) {
+        match self.word(|word| matches!(word, Word::Stepped { .. })).await {
+            Word::Stepped {
+                change,
+                returned_bytes,
+                ..
+            } => (change.from, change.to, returned_bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn ordered(&mut self) -> Order {
+        let order = timeout(Duration::from_secs(10), self.orders.recv()).await;
+        order.expect("an order comes").expect("the governor runs")
+    }
+}
+
+#[tokio::test]
+async fn falling_memory_takes_each_step_and_rising_memory_takes_it_back() {
+    let mut site = Site::new(4000).await;
+    site.available(350);
+    site.word(|word| *word == Word::Trim).await;
+    assert_eq!(site.stepped().await, (Level::Ok, Level::Trim, Some(0)));
+
+    site.available(250);
+    assert_eq!(site.stepped().await.1, Level::Park);
+
+    site.available(150);
+    let Order::Serve { load, placing } = site.ordered().await else {
+        panic!("a smaller context is loaded")
+    };
+    assert_eq!(
+        (load.name.as_str(), load.n_ctx, placing),
+        ("large", 4096, Placing::After)
+    );
+    site.serving("large", 4096).await;
+    assert_eq!(site.stepped().await.1, Level::Shrink);
+
+    site.available(50);
+    let Order::Rest { .. } = site.ordered().await else {
+        panic!("the worker is ended")
+    };
+    site.available(190);
+    let (from, to, returned) = site.stepped().await;
+    assert_eq!((from, to), (Level::Shrink, Level::Kill));
+    assert!(returned >= Some(0), "{returned:?}");
+
+    site.available(5000);
+    let Order::Serve { load, .. } = site.ordered().await else {
+        panic!("the smaller one comes back")
+    };
+    assert_eq!(load.n_ctx, 4096);
+    site.serving("large", 4096).await;
+    let Order::Serve { load, placing } = site.ordered().await else {
+        panic!("all of it comes back")
+    };
+    assert_eq!((load.n_ctx, placing), (8192, Placing::Beside));
+    site.serving("large", 8192).await;
+    let mut levels = Vec::new();
+    while levels.last() != Some(&Level::Ok) {
+        levels.push(site.stepped().await.1);
+    }
+    assert_eq!(levels, [Level::Shrink, Level::Park, Level::Trim, Level::Ok]);
+}
+
+#[tokio::test]
+async fn an_unreadable_meminfo_parks_the_node_and_a_readable_one_frees_it() {
+    let mut site = Site::new(4000).await;
+    site.word(|word| {
+        matches!(
+            word,
+            Word::Pressure {
+                level: Level::Ok,
+                ..
+            }
+        )
+    })
+    .await;
+    fs::write(site.dir.path().join("proc/meminfo"), "MemTotal: many kB\n").unwrap();
+    let stale = |word: &Word| {
+        matches!(
+            word,
+            Word::Pressure {
+                level: Level::Park,
+                stale: true,
+                available_bytes: None
+            }
+        )
+    };
+    site.word(stale).await;
+    site.available(4000);
+    site.word(|word| {
+        matches!(
+            word,
+            Word::Pressure {
+                level: Level::Ok,
+                stale: false,
+                ..
+            }
+        )
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_ordered_serves_and_its_ticket_says_so() {
+    let mut site = Site::new(4000).await;
+    site.word(|word| matches!(word, Word::Pressure { .. }))
+        .await;
+    let wish = Wish {
+        model: "small".into(),
+        ticket: Some("c1".into()),
+    };
+    site.notices.send(Notice::Wish(wish.clone())).await.unwrap();
+    site.word(|word| *word == Word::Switching(wish.clone()))
+        .await;
+    let Order::Serve { load, placing } = site.ordered().await else {
+        panic!("the model is loaded")
+    };
+    assert_eq!((load.name.as_str(), placing), ("small", Placing::Beside));
+    site.serving("small", 8192).await;
+    site.word(|word| {
+        *word
+            == Word::Switched {
+                wish: wish.clone(),
+                outcome: Ok(()),
+            }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_done_says_why_and_changes_nothing() {
+    let mut site = Site::new(4000).await;
+    let ask = |model: &str| {
+        Notice::Wish(Wish {
+            model: model.into(),
+            ticket: None,
+        })
+    };
+    site.notices.send(ask("huge")).await.unwrap();
+    let Word::Switched { outcome, .. } = site
+        .word(|word| matches!(word, Word::Switched { .. }))
+        .await
+    else {
+        unreachable!()
+    };
+    assert!(outcome.unwrap_err().contains("large, small"));
+
+    site.notices.send(ask("small")).await.unwrap();
+    site.ordered().await;
+    let failed = Notice::SwitchFailed {
+        name: "small".into(),
+        reason: "the engine was killed".into(),
+    };
+    site.notices.send(failed).await.unwrap();
+    let Word::Switched { outcome, .. } = site
+        .word(|word| matches!(word, Word::Switched { .. }))
+        .await
+    else {
+        unreachable!()
+    };
+    assert_eq!(outcome, Err("the engine was killed".into()));
+}

@@ -1,0 +1,252 @@
+//! What serves follows the memory that is left and an operator's orders, and no stream is lost by it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::Path;
+
+use orinoco::link::Props;
+use orinoco::wire::error::Code;
+use orinoco::wire::report::{CommandStatus, Level, Mode, ModelCommand, State};
+use sha2::Digest as _;
+use support::broker::Mosquitto;
+use support::daemon::{Engine, Site};
+use support::requester::Client;
+
+const SMOL: &str = "SmolLM2-135M-Instruct.Q4_1";
+const GEMMA: &str = "gemma-3-270m-q4_k_m";
+
+fn state(client: &Client) -> Option<State> {
+    let bytes = client.documents.get("state")?;
+    serde_json::from_slice(bytes).ok()
+}
+
+async fn until_serving(client: &mut Client, model: &str) {
+    client
+        .until("the model serves", |_, client| {
+            state(client).is_some_and(|state| {
+                state.mode == Mode::Serving && state.model.as_deref() == Some(model)
+            })
+        })
+        .await;
+}
+
+async fn until_level(client: &mut Client, level: Level) {
+    client
+        .until("the level of the memory watchdog", |_, client| {
+            let pressure = state(client).and_then(|state| state.pressure);
+            pressure.is_some_and(|pressure| pressure.level == level)
+        })
+        .await;
+}
+
+async fn set_model(client: &mut Client, node: &str, model: &str) {
+    let topic = format!("orinoco/v1/{node}/set/model");
+    client
+        .publish(topic, model.to_owned().into(), Props::default())
+        .await;
+}
+
+/// Each stream ended once, nothing missing and nothing repeated, and its digest is that of its text.
+fn all_whole(client: &Client, ids: &[String]) {
+    assert_eq!(client.faults, Vec::<String>::new());
+    for id in ids {
+        assert_eq!(client.finals[id].len(), 1, "{id} has one final");
+        let end: serde_json::Value =
+            serde_json::from_slice(client.finals[id].first().unwrap()).unwrap();
+        let digest = sha2::Sha256::digest(client.text(id));
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(end["orinoco"]["text_sha256"], digest.as_str(), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one_after_it() {
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Gemma)
+        .set("model.n_ctx=4096")
+        .set("engine.n_seq_max=8");
+    let _daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    until_serving(&mut client, GEMMA).await;
+    let ids: Vec<String> = (0..8).map(|n| format!("w{n}")).collect();
+    for id in &ids {
+        let body = serde_json::json!({
+            "messages": [{"role": "user", "content": format!("Tell a story about {id}.")}],
+            "max_tokens": 200, "ignore_eos": true, "seed": 7,
+        });
+        client.ask("chat", id, &body.to_string()).await;
+    }
+    let has_text = |client: &Client, bytes: usize| {
+        let long = |id: &String| {
+            client
+                .answers
+                .get(id)
+                .is_some_and(|a| a.text().len() > bytes)
+        };
+        ids.iter().all(long)
+    };
+    client
+        .until("text of each", |_, client| has_text(client, 20))
+        .await;
+    let before: Vec<String> = ids
+        .iter()
+        .map(|id| client.answers[id].text().to_owned())
+        .collect();
+
+    set_model(&mut client, site.node, SMOL).await;
+    until_serving(&mut client, SMOL).await;
+    let at_switch = ids
+        .iter()
+        .map(|id| client.answers[id].text().len())
+        .max()
+        .unwrap();
+    client
+        .until("text by the second model", |_, client| {
+            has_text(client, at_switch + 20)
+        })
+        .await;
+    set_model(&mut client, site.node, GEMMA).await;
+    until_serving(&mut client, GEMMA).await;
+    client.until_ended(&ids).await;
+
+    all_whole(&client, &ids);
+    for (id, before) in ids.iter().zip(before) {
+        assert!(client.text(id).starts_with(&before), "{id}");
+        let end: serde_json::Value =
+            serde_json::from_slice(client.finals[id].first().unwrap()).unwrap();
+        let parts = end["orinoco"]["parts"].as_array().unwrap();
+        let models: Vec<_> = parts
+            .iter()
+            .map(|part| part["model"].as_str().unwrap())
+            .collect();
+        assert!(models.starts_with(&[GEMMA, SMOL]), "{models:?}");
+        let bytes: u64 = parts
+            .iter()
+            .map(|part| part["text_bytes"].as_u64().unwrap())
+            .sum();
+        assert_eq!(bytes, client.text(id).len() as u64);
+        assert_eq!(
+            end["usage"]["completion_tokens"], 200,
+            "{id} has as many tokens as it asked for"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_command_tells_what_became_of_it_on_its_own_topic() {
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted);
+    let _daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    until_serving(&mut client, SMOL).await;
+    let mut order = async |ticket: &str, model: &str| {
+        let topic = format!("orinoco/v1/{}/cmd/model/{ticket}", site.node);
+        let filter = topic.clone();
+        let asked = format!(r#"{{"status":"init","model":"{model}"}}"#);
+        let mut watcher = Client::watch(broker.port(), &filter).await;
+        client.publish_retained(topic, asked.into()).await;
+        let over = |client: &Client| {
+            let command: ModelCommand =
+                serde_json::from_slice(client.documents.get(ticket)?).ok()?;
+            matches!(
+                command.status,
+                CommandStatus::Successful | CommandStatus::Failed
+            )
+            .then_some(command)
+        };
+        watcher
+            .until("the end of the command", |_, client| over(client).is_some())
+            .await;
+        over(&watcher).unwrap()
+    };
+    let done = order("c1", GEMMA).await;
+    assert_eq!(
+        (done.status, done.reason),
+        (CommandStatus::Successful, None)
+    );
+    let refused = order("c2", "nobody").await;
+    assert_eq!(refused.status, CommandStatus::Failed);
+    assert!(
+        refused.reason.unwrap().contains(SMOL),
+        "it names what there is"
+    );
+    until_serving(&mut client, GEMMA).await;
+}
+
+/// A root tree with a meminfo that a test rewrites.
+struct Meminfo<'a>(&'a Path);
+
+impl<'a> Meminfo<'a> {
+    fn new(root: &'a Path) -> Self {
+        std::fs::create_dir_all(root.join("proc")).unwrap();
+        Self(root)
+    }
+
+    fn available(&self, mib: u64) {
+        let path = self.0.join("proc/meminfo");
+        let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", 8 << 20, mib << 10);
+        std::fs::write(path.with_extension("new"), text).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn streams_survive_every_step_of_the_ladder_and_new_requests_are_refused_meanwhile() {
+    let root = tempfile::tempdir().unwrap();
+    let meminfo = Meminfo::new(root.path());
+    meminfo.available(6000);
+    let mut site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()));
+    for (key, value) in [
+        ("trim_bytes", 800_u64 << 20),
+        ("park_bytes", 600 << 20),
+        ("shrink_bytes", 400 << 20),
+        ("kill_bytes", 200 << 20),
+        ("margin_bytes", 50 << 20),
+        ("hold_ms", 100),
+        ("settle_ms", 50),
+    ] {
+        site = site.set(format!("watchdog.{key}={value}"));
+    }
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    client.until_mode(Mode::Serving).await;
+    let ids: Vec<String> = (0..4).map(|n| format!("s{n}")).collect();
+    for id in &ids {
+        client.ask("chat", id, "!count !tokens 600 !step 4").await;
+    }
+    client.until_accepted(&ids).await;
+
+    for (available, level) in [
+        (700, Level::Trim),
+        (500, Level::Park),
+        (300, Level::Shrink),
+        (100, Level::Kill),
+    ] {
+        meminfo.available(available);
+        until_level(&mut client, level).await;
+        let late = format!("late{available}");
+        client.ask("chat", &late, "!count !tokens 3").await;
+        client.until_ended(std::slice::from_ref(&late)).await;
+        let outcome = &client.answers[&late].end().unwrap().outcome;
+        match level.admits() {
+            true => assert!(outcome.is_ok(), "{level:?}: {outcome:?}"),
+            false => {
+                let error = outcome.as_ref().unwrap_err();
+                assert_eq!(error.code, Code::OutOfMemory, "{level:?}");
+                assert!(error.retry_after_ms.is_some());
+            }
+        }
+    }
+    assert!(
+        daemon.child_named("orinoco-engine-scripted").is_none(),
+        "the worker was ended"
+    );
+    meminfo.available(6000);
+    until_level(&mut client, Level::Ok).await;
+    client.until_mode(Mode::Serving).await;
+    client.until_ended(&ids).await;
+    all_whole(&client, &ids);
+}

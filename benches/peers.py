@@ -187,6 +187,9 @@ class Orinoco(Server):
             "engine.n_threads": threads,
             "engine.backend": "cpu",
             "requests.queue_jobs_max": 2000,
+            # One user stands for many here; what holds one user back is not what is measured.
+            "defaults.requests_per_minute_max": 0,
+            "defaults.queue_jobs_max": 2000,
         }
         if broker_port:
             settings |= {"broker.mode": "external", "mqtt.host": "127.0.0.1", "mqtt.port": broker_port}

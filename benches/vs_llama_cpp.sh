@@ -53,7 +53,7 @@ build_peers() {
     step "building the peers; some minutes, once"
     cmake -S "$peers/src" -B "$peers/build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-        -DLLAMA_BUILD_APP=OFF >"$peers/configure.log" || die "CMake: $peers/configure.log"
+        -DLLAMA_BUILD_APP=OFF -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON >"$peers/configure.log" || die "CMake: $peers/configure.log"
     cmake --build "$peers/build" -j "$(nproc)" --target llama-bench llama-batched-bench llama-server \
         >"$peers/build.log" 2>&1 || die "the peers do not build: $peers/build.log"
 }

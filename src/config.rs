@@ -29,6 +29,7 @@ mod problem;
 mod reader;
 mod requests;
 mod show;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -46,6 +47,7 @@ pub use pools::PoolsConfig;
 pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
 pub use problem::{Entry, Problem};
 pub use requests::RequestsConfig;
+pub use telemetry::TelemetryConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
 pub use watchdog::{Threshold, WatchdogConfig};
 
@@ -71,6 +73,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// When memory is short.
     pub watchdog: WatchdogConfig,
+    /// Numbers that are published.
+    pub telemetry: TelemetryConfig,
     /// How the model follows the power mode.
     pub power: PowerConfig,
     /// What serves in which power mode: the operator's own, before those of [`shipped_profiles`].
@@ -113,6 +117,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let models = ModelsConfig::read(&mut root, &paths);
     let engine = EngineConfig::read(&mut root);
     let watchdog = WatchdogConfig::read(&mut root);
+    let telemetry = TelemetryConfig::read(&mut root);
     let power = PowerConfig::read(&mut root, &paths);
     let profiles = power::read_profiles(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
@@ -134,6 +139,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         models,
         engine,
         watchdog,
+        telemetry,
         power,
         profiles,
         requests,

@@ -22,13 +22,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
+use crate::board::Root;
 use crate::config::{BrokerMode, Config};
 use crate::dispatch::{self, Control, Parts};
 use crate::link;
 use crate::runtime_file::{self, Runtime, RuntimeFile};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Name, Names};
-use crate::{governor, store, worker};
+use crate::{governor, store, telemetry, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
 pub use credentials::unusable_files;
@@ -123,6 +124,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         reports: worker.reports,
         notices,
         words: word_queue,
+        readings: config
+            .telemetry
+            .interval
+            .map(|interval| telemetry::spawn(Root::new(&config.paths.board_root), interval)),
         control,
     };
     let mut dispatcher = tokio::spawn(dispatch::run(settings, parts));

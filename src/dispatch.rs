@@ -27,6 +27,7 @@ pub mod quotas;
 mod refusals;
 mod report;
 mod settings;
+mod tele;
 mod tokens;
 
 use std::collections::{HashMap, VecDeque};
@@ -43,6 +44,7 @@ use crate::governor::{Notice, Word};
 use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
 use crate::pressure::Level;
 use crate::store::{self, Store};
+use crate::telemetry::Reading;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::Report;
@@ -56,6 +58,7 @@ use refusals::Ignored;
 use report::Node;
 pub use report::retained;
 pub use settings::{Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+use tele::Meters;
 use tokens::Tokenizing;
 
 /// A user's request id: what makes a job the same job.
@@ -103,6 +106,8 @@ pub struct Parts {
     pub notices: mpsc::Sender<Notice>,
     /// From the governor.
     pub words: mpsc::Receiver<Word>,
+    /// What the board's sensors say, for telemetry; none when that is off.
+    pub readings: Option<mpsc::Receiver<Reading>>,
     /// The daemon's orders.
     pub control: mpsc::Receiver<Control>,
 }
@@ -113,6 +118,7 @@ struct Dispatch {
     link: Link,
     store: Store,
     notices: mpsc::Sender<Notice>,
+    meters: Meters,
     /// How short memory is.
     level: Level,
     /// To the worker that serves; closed when none does.
@@ -190,6 +196,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         mut reports,
         notices,
         mut words,
+        mut readings,
         mut control,
     } = parts;
     let mut dispatch = Dispatch::new(settings, link, store, clock, notices);
@@ -229,6 +236,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
             },
+            Some(reading) = received(&mut readings) => dispatch.publish_telemetry(reading),
             word = words.recv() => match word {
                 Some(word) => dispatch.on_word(word),
                 None => return inbound,
@@ -246,6 +254,14 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
 async fn recv_if_any(inbox: &mut Option<Inbox>) -> Option<Inbound> {
     match inbox {
         Some(inbox) => inbox.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next of a channel that may not be there.
+async fn received<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match channel {
+        Some(channel) => channel.recv().await,
         None => std::future::pending().await,
     }
 }
@@ -272,6 +288,7 @@ impl Dispatch {
             store,
             commands: mpsc::channel(1).0, // Closed: nobody serves yet.
             notices,
+            meters: Meters::new(),
             level: Level::Ok,
             jobs: HashMap::new(),
             open: HashMap::new(),
@@ -371,6 +388,8 @@ impl Dispatch {
                 if let Some(job) = self.jobs.get_mut(&job) {
                     if job.n_prompt == 0 {
                         job.n_prompt = prompt_ids.len() as u32;
+                        self.meters.n_prompt += prompt_ids.len() as u64;
+                        self.meters.n_cached += u64::from(n_cached);
                     }
                     job.prompt_ids = prompt_ids;
                     job.n_cached = n_cached;
@@ -389,10 +408,18 @@ impl Dispatch {
 
     fn on_pieces(&mut self, pieces: Vec<Piece>) {
         let now = Instant::now();
+        let n_tokens: usize = pieces.iter().map(|piece| piece.ids.len()).sum();
+        self.meters.step(n_tokens as u64, now);
         for piece in pieces {
             let Some(job) = self.jobs.get_mut(&piece.job) else {
                 continue;
             };
+            if !piece.ids.is_empty() {
+                match job.last_token.replace(now) {
+                    None => self.meters.first_token(now - job.arrived),
+                    Some(last) => self.meters.next_token(now - last),
+                }
+            }
             job.receive(&piece.ids, &piece.text, now);
             if job.phase == Phase::Open
                 && job.output.unsent_bytes() > self.settings.output_pending_bytes_max
@@ -421,6 +448,7 @@ impl Dispatch {
     }
 
     fn on_worker_down(&mut self, down: &crate::worker::Down) {
+        self.meters.n_deaths += u64::from(!down.cause.on_purpose());
         let verdicts = match down.cause.on_purpose() {
             true => self.queue.worker_left(),
             false => self.queue.worker_died(down.cause.by_itself()),

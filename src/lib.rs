@@ -26,6 +26,7 @@ pub mod runtime_file;
 pub mod secret;
 pub mod selection;
 pub mod store;
+pub mod telemetry;
 pub mod users;
 pub mod wire;
 pub mod worker;

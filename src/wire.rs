@@ -17,6 +17,7 @@ pub mod error;
 pub mod reply;
 pub mod report;
 pub mod request;
+pub mod telemetry;
 pub mod topic;
 
 pub use error::{ApiError, Code};

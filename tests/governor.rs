@@ -250,3 +250,47 @@ async fn streams_survive_every_step_of_the_ladder_and_new_requests_are_refused_m
     client.until_ended(&ids).await;
     all_whole(&client, &ids);
 }
+
+#[tokio::test]
+async fn telemetry_counts_what_was_done_and_leaves_out_what_the_board_does_not_have() {
+    let root = tempfile::tempdir().unwrap();
+    Meminfo::new(root.path()).available(6000);
+    let site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()))
+        .set("telemetry.interval_seconds=1")
+        .set("requests.payload_bytes_max=256");
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    client.until_mode(Mode::Serving).await;
+    client.ask("chat", "a", "!count !tokens 40 !step 2").await;
+    client.ask("chat", "b", &"x".repeat(300)).await;
+    client.until_ended(&["a".to_owned(), "b".to_owned()]).await;
+
+    let read = |client: &Client, kind: &str| -> Option<serde_json::Value> {
+        serde_json::from_slice(client.documents.get(kind)?).ok()
+    };
+    client
+        .until("telemetry of both requests", |_, client| {
+            let queue = read(client, "queue");
+            queue.is_some_and(|queue| queue["answered_count"] == 1 && queue["refused_count"] == 1)
+        })
+        .await;
+    let (host, llm) = (
+        read(&client, "host").unwrap(),
+        read(&client, "llm").unwrap(),
+    );
+    assert_eq!(host["memory_available_bytes"], 6000_u64 << 20);
+    for absent in [
+        "swap_used_bytes",
+        "power_mode",
+        "module_mw",
+        "fan_rpm",
+        "temperatures_c",
+    ] {
+        assert!(host.get(absent).is_none(), "{absent}");
+    }
+    assert_eq!(llm["tokens_count"], 40);
+    assert_eq!(llm["streams_count"], 0);
+    assert!(llm.get("energy_mj_tok").is_none(), "a board without rails");
+    assert!(!client.documents.contains_key("gpu"));
+}

@@ -12,6 +12,7 @@ use crate::wire::{
     reply::body::{Failure, Response, Tokens},
     report::{Info, ModelCommand, Models, PressureEvent, State, Status, SwitchEvent},
     request::schema::{json_body, text_body},
+    telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
 };
 
 /// Dialect of the schemas. They keep to the keywords that draft 7 has as well, for AsyncAPI's sake.
@@ -33,6 +34,10 @@ pub(super) const PUBLISHED: &[&str] = &[
     "PressureEvent",
     "SwitchEvent",
     "ModelCommand",
+    "TeleHost",
+    "TeleGpu",
+    "TeleLlm",
+    "TeleQueue",
 ];
 
 /// All definitions by name. They refer to one another as `#/$defs/NAME`.
@@ -52,6 +57,10 @@ pub(super) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<PressureEvent>,
         SchemaGenerator::subschema_for::<SwitchEvent>,
         SchemaGenerator::subschema_for::<ModelCommand>,
+        SchemaGenerator::subschema_for::<TeleHost>,
+        SchemaGenerator::subschema_for::<TeleGpu>,
+        SchemaGenerator::subschema_for::<TeleLlm>,
+        SchemaGenerator::subschema_for::<TeleQueue>,
     ] {
         add(&mut generator);
     }

@@ -78,6 +78,7 @@ impl Dispatch {
         match outcome {
             Ok(_) => {
                 job.committed = true;
+                self.meters.n_accepted += 1;
                 let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
                 let accepted = job
                     .accepted(position)
@@ -125,6 +126,10 @@ impl Dispatch {
                     return;
                 };
                 self.left(&job);
+                match job.ending {
+                    Some(Ending::Failed(_)) => self.meters.n_failed += 1,
+                    _ => self.meters.n_answered += 1,
+                }
                 let asked = (job.address.user, job.address.id);
                 self.open.remove(&asked);
                 self.answered.insert(

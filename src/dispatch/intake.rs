@@ -286,6 +286,7 @@ impl Dispatch {
                 ack,
                 arrived: Instant::now(),
                 first_token: None,
+                last_token: None,
                 output: Output::new(coalesce, coalesce_bytes),
                 prompt_ids: Vec::new(),
                 output_ids: Vec::new(),

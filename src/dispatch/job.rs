@@ -97,6 +97,7 @@ pub(super) struct Job {
     pub(super) ack: Option<AckToken>,
     pub(super) arrived: Instant,
     pub(super) first_token: Option<Instant>,
+    pub(super) last_token: Option<Instant>,
     pub(super) output: Output,
     /// Ids for another worker, should this one die.
     pub(super) prompt_ids: Vec<Token>,

@@ -32,6 +32,7 @@ impl Dispatch {
         error: &ApiError,
         ack: Option<AckToken>,
     ) {
+        self.meters.n_refused += 1;
         info!(user = %address.user, id = %address.id, code = error.code.as_str(), "request refused");
         let publish = address.publish(self.settings.names.node(), replier.error(0, error), None);
         self.send(publish);
@@ -47,6 +48,7 @@ impl Dispatch {
         error: &ApiError,
         ack: AckToken,
     ) {
+        self.meters.n_refused += 1;
         let refusal = self.quotas.refuse(&address.user, Instant::now().into_std());
         if refusal.logged {
             let reason = &error.message;

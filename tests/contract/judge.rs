@@ -59,8 +59,10 @@ fn forbid_others(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(forbid_others),
         Value::Object(object) => {
             object.values_mut().for_each(forbid_others);
-            // Conditions name keys without saying what kind of value has them.
-            if object.get("type").is_some_and(|kind| kind == "object") {
+            // Conditions name keys without saying what kind of value has them; maps have keys of the board's own.
+            if object.get("type").is_some_and(|kind| kind == "object")
+                && !object.contains_key("additionalProperties")
+            {
                 object.insert("additionalProperties".to_owned(), false.into());
             }
         }

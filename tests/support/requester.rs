@@ -55,6 +55,7 @@ impl Client {
             format!("orinoco/v1/{node}/info"),
             format!("orinoco/v1/{node}/models"),
             format!("orinoco/v1/{node}/state"),
+            format!("orinoco/v1/{node}/tele/#"),
         ];
         Self::with(config, user, node).await
     }

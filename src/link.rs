@@ -25,6 +25,12 @@
 //!   finds out while encoding, drops the connection, and sends the same packet after reconnecting.
 //! - The largest packet taken is announced, so that a broker withholds larger ones. rumqttc defaults
 //!   to 10 KiB unannounced, and drops the connection.
+//! - A broker that sends larger ones all the same sends them again after each reconnect. After the second
+//!   the session is given up.
+//! - Filters are subscribed at each connection, also when the broker says that it kept the session: it may
+//!   be one that another client with our id left behind. A SUBSCRIBE that is not confirmed ends the
+//!   connection.
+//! - Limits in a CONNACK within which rumqttc would take a connection for good and send nothing are told.
 //! - Acknowledgements are manual and name the connection they belong to; late ones are dropped.
 //! - A DISCONNECT with a reason and no property length is dropped by rumqttc, and with it the news of
 //!   a takeover. Connections that the broker closes again and again are taken for one.

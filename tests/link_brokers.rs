@@ -176,6 +176,37 @@ async fn a_closed_link_leaves_its_last_word_on_the_embedded_broker() {
     a_closed_link_leaves_its_last_word(broker.port()).await;
 }
 
+/// The limit that the link announces keeps a packet away that would end its connection, again and again.
+async fn a_message_larger_than_announced_stays_with_the_broker(port: u16) {
+    let topic = "orinoco/v1/node/req/ann/chat/1";
+    let (_reader, mut inbox) = link::spawn(LinkConfig {
+        packet_bytes_max: 2048,
+        ..daemon(port, "reader", &["orinoco/v1/node/req/#"])
+    });
+    up(&mut inbox).await;
+    let (writer, mut events) = link::spawn(daemon(port, "writer", &[]));
+    up(&mut events).await;
+    for payload in ["x".repeat(3000), "small".into()] {
+        writer.try_publish(message(topic, payload)).unwrap();
+    }
+    match client::next(&mut inbox).await {
+        Inbound::Message(message) => assert_eq!(message.payload, "small"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_message_larger_than_announced_stays_with_mosquitto() {
+    let broker = Mosquitto::start().await;
+    a_message_larger_than_announced_stays_with_the_broker(broker.port()).await;
+}
+
+#[tokio::test]
+async fn a_message_larger_than_announced_stays_with_the_embedded_broker() {
+    let broker = Embedded::start().await;
+    a_message_larger_than_announced_stays_with_the_broker(broker.port()).await;
+}
+
 /// Two daemons with one identity: one of them gives way and says why, the other serves.
 async fn two_equal_clients_do_not_fight(port: u16) {
     let backoff_max = Duration::from_secs(60);

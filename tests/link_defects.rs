@@ -1,6 +1,7 @@
 //! Each defect of rumqttc 0.25.1 (v5) that the link repairs, twice: raw rumqttc shows it, the link
 //! does not. When a "raw" test fails after an update, its repair can go.
 
+#![allow(clippy::print_stderr, reason = "a failed test says its seed")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/client.rs"]
@@ -13,8 +14,8 @@ use std::time::Duration;
 use client::{QUIET, up, wait_for};
 use orinoco::link::{self, Inbound, Link, LinkConfig, Publish, PublishError};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::Packet;
-use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use rumqttc::v5::mqttbytes::v5::{self as packets, Packet};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions, MqttState, Request};
 use scripted_broker::{Peer, Received, ScriptedBroker};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
@@ -88,6 +89,30 @@ async fn raw_forgets_queued_messages_with_the_session() {
 }
 
 #[tokio::test]
+async fn raw_forgets_what_it_never_wrote_and_its_subscriptions_with_the_session() {
+    let broker = ScriptedBroker::start().await;
+    let mut options = raw_options(broker.port());
+    options.set_outgoing_inflight_upper_limit(2);
+    let (client, event_loop) = AsyncClient::new(options, 64);
+    for payload in numbers(20) {
+        client
+            .try_publish("t", QoS::AtLeastOnce, false, payload)
+            .unwrap();
+    }
+    client.try_subscribe("a", QoS::AtLeastOnce).unwrap();
+    let _polling = poll_raw(event_loop);
+    // With a window of two, eighteen publishes and the subscription were still in its queue.
+    let mut first = broker.accept(false).await;
+    first.publishes(2).await;
+    drop(first);
+    let mut second = broker.accept(false).await;
+    assert!(
+        timeout(QUIET, second.next()).await.is_err(),
+        "neither is sent"
+    );
+}
+
+#[tokio::test]
 async fn queued_messages_survive_a_lost_session_in_order() {
     let broker = ScriptedBroker::start().await;
     let (link, _inbox) = link::spawn(config(broker.port()));
@@ -104,6 +129,20 @@ async fn queued_messages_survive_a_lost_session_with_a_small_window() {
     });
     publish_20(&link);
     assert_eq!(lose_session_after(&broker, 2).await, numbers(20));
+}
+
+#[tokio::test]
+async fn raw_repeats_without_saying_so() {
+    let broker = ScriptedBroker::start().await;
+    let (client, event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    client
+        .try_publish("t", QoS::AtLeastOnce, false, "once more")
+        .unwrap();
+    let _polling = poll_raw(event_loop);
+    broker.accept(false).await.publishes(1).await;
+    // MQTT 5, 3.3.1.1: DUP must be set on a message that is delivered again.
+    let again = broker.accept(true).await.publishes(1).await;
+    assert_eq!(again, [("once more".into(), 1, false)]);
 }
 
 #[tokio::test]
@@ -436,4 +475,151 @@ async fn a_broker_that_answers_no_ping_is_left_after_keep_alive_and_stall() {
         "{:?}",
         since.elapsed()
     );
+}
+
+// Memory.
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[tokio::test]
+async fn raw_takes_14_mib_for_each_connection_and_a_link_does_not() {
+    let before = resident_bytes();
+    let loops: Vec<_> = (0..8)
+        .map(|_| AsyncClient::new(raw_options(1), 8))
+        .collect();
+    let raw = resident_bytes().saturating_sub(before);
+    assert!(raw > 64 << 20, "{raw} bytes for 8");
+    drop(loops);
+
+    let broker = ScriptedBroker::start().await;
+    let before = resident_bytes();
+    let mut links = Vec::new();
+    for number in 0..8 {
+        let (link, mut inbox) =
+            link::spawn(client::config(broker.port(), &format!("link{number}")));
+        let peer = broker.accept(false).await;
+        up(&mut inbox).await;
+        links.push((link, inbox, peer));
+    }
+    // Other tests of this program take memory at the same time; the least of what raw took is far off.
+    let ours = resident_bytes().saturating_sub(before);
+    assert!(ours < 32 << 20, "{ours} bytes for 8");
+}
+
+// Small packets.
+
+/// From one publish to the arrival of the next, which follows at once; the peer's kernel is slow to
+/// acknowledge. The quickest of several, as the machine has other things to do.
+async fn quickest_second_packet<Sent: Future<Output = ()>>(
+    peer: &mut Peer,
+    publish: impl Fn() -> Sent,
+) -> Duration {
+    let mut quickest = Duration::MAX;
+    for _ in 0..8 {
+        peer.delay_tcp_acks();
+        publish().await;
+        peer.publishes(1).await;
+        let since = Instant::now();
+        publish().await;
+        peer.publishes(1).await;
+        quickest = quickest.min(since.elapsed());
+        // The acknowledgement that was held back is out.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    quickest
+}
+
+#[tokio::test]
+async fn raw_holds_a_small_packet_back_until_the_one_before_is_acknowledged() {
+    let broker = ScriptedBroker::start().await;
+    let (client, event_loop) = AsyncClient::new(raw_options(broker.port()), 8);
+    let _polling = poll_raw(event_loop);
+    let mut peer = broker.accept(false).await;
+    let publish = || async {
+        client
+            .try_publish("t", QoS::AtMostOnce, false, "token")
+            .unwrap()
+    };
+    let quickest = quickest_second_packet(&mut peer, publish).await;
+    assert!(quickest > Duration::from_millis(20), "{quickest:?}");
+}
+
+#[tokio::test]
+async fn a_small_packet_goes_out_at_once() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let mut peer = broker.accept(false).await;
+    up(&mut inbox).await;
+    let publish = || async {
+        link.try_publish(Publish {
+            topic: "t".into(),
+            payload: "token".into(),
+            ..Publish::default()
+        })
+        .unwrap();
+    };
+    let quickest = quickest_second_packet(&mut peer, publish).await;
+    assert!(quickest < Duration::from_millis(20), "{quickest:?}");
+}
+
+// Hostile bytes.
+
+/// A panic would end the daemon, so this is the worst that a broker could do. What rumqttc makes of any
+/// bytes is an error, or a packet that the link must cope with.
+#[test]
+fn raw_survives_any_bytes() {
+    let seed: u64 = getrandom::u64().unwrap();
+    eprintln!("seed {seed:#x}");
+    let mut random = Random(seed);
+    let mut n_packets = 0;
+    for _ in 0..300 {
+        let mut state = MqttState::new(65, true);
+        for _ in 0..10 {
+            let publish = packets::Publish::new("t", QoS::AtLeastOnce, "x", None);
+            state
+                .handle_outgoing_packet(Request::Publish(publish))
+                .unwrap();
+        }
+        for _ in 0..1000 {
+            let mut bytes: bytes::BytesMut = random.packet().as_slice().into();
+            if let Ok(packet) = Packet::read(&mut bytes, Some(1 << 20)) {
+                n_packets += 1;
+                let _ = state.handle_incoming_packet(packet);
+                state.events.clear();
+            }
+        }
+    }
+    assert!(n_packets > 10_000, "most were cut off at once: {n_packets}");
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Any type and flags, a length that is right, and a body of small numbers for the most part: those
+    /// are lengths and names of properties.
+    fn packet(&mut self) -> Vec<u8> {
+        let length = self.next() % 40;
+        let mut packet = vec![self.next() as u8, length as u8];
+        for _ in 0..length {
+            let byte = self.next();
+            packet.push(match byte & 0x300 {
+                0 => byte as u8,
+                _ => (byte >> 16) as u8 % 48,
+            });
+        }
+        packet
+    }
 }

@@ -47,6 +47,8 @@ pub(super) fn random() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MIN: Duration = Duration::from_millis(200);
@@ -73,6 +75,28 @@ mod tests {
         let mut backoff = Backoff::new(MIN, MAX);
         assert_eq!(backoff.after(Duration::ZERO, 0.0), MIN / 2);
         assert!((0.0..1.0).contains(&random()));
+    }
+
+    proptest! {
+        /// Whatever happens, nobody hammers a broker and nobody stays away for longer than was configured.
+        #[test]
+        fn every_wait_is_within_half_the_minimum_and_the_maximum(
+            lives in proptest::collection::vec((0u64..200, 0.0f64..1.0, any::<bool>()), 1..50),
+        ) {
+            let mut backoff = Backoff::new(MIN, MAX);
+            let mut least = MIN / 2;
+            for (served_seconds, random, taken_over) in lives {
+                let served = Duration::from_secs(served_seconds);
+                let wait = match taken_over {
+                    true => backoff.after_takeover(),
+                    false => backoff.after(served, random),
+                };
+                // Failures in a row wait longer and longer.
+                least = if served.is_zero() { least } else { MIN / 2 };
+                prop_assert!(wait >= least && wait <= MAX, "{wait:?}, least {least:?}");
+                least = least.max(wait / 2);
+            }
+        }
     }
 
     #[test]

@@ -141,7 +141,6 @@ impl LinkConfig {
         network.set_tcp_nodelay(true);
         options
             .set_keep_alive(self.keep_alive)
-            .set_clean_start(self.clean_start)
             .set_connect_properties(properties)
             .set_network_options(network)
             .set_manual_acks(true)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Subscribe};
-use rumqttc::v5::{AsyncClient, Event, EventLoop, Request};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet};
+use rumqttc::v5::{AsyncClient, Event, EventLoop};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
@@ -17,9 +17,9 @@ use super::flight::Flights;
 use super::flow::{Flow, Limits, feed, forward_acks, too_large, watch};
 use super::inbox::{NoRoom, Outlet};
 use super::packet::Publish;
-use super::poll::Poll;
+use super::poll::{Poll, Subscribing};
 use super::relay::Relay;
-use super::switch::{filter, follow};
+use super::switch::follow;
 use super::tls::{Tls, TlsFiles};
 use super::{AckToken, Close, Inbound, LinkConfig, Shared};
 
@@ -33,6 +33,10 @@ const THROWN_OUT: Duration = Duration::from_secs(10);
 
 /// So many of them in a row are reported as a takeover. One can be a broker's restart.
 const THROWN_OUT_TIMES: u32 = 2;
+
+/// So many packets in a row that are larger than announced are the same one, from the session: MQTT asks a
+/// broker to discard it (MQTT 5, 3.1.2.11.4), and this one does not.
+const TOO_LARGE_TIMES: u32 = 2;
 
 /// Everything that outlives a connection.
 pub(super) struct Session {
@@ -66,6 +70,7 @@ impl Session {
         let mut backoff = Backoff::new(self.config.backoff_min, self.config.backoff_max);
         let mut reported: Option<String> = None;
         let mut n_thrown_out = 0u32;
+        let mut n_too_large = 0u32;
         loop {
             let replies = self.flights.len();
             tokio::select! {
@@ -73,7 +78,8 @@ impl Session {
                 () = self.outlet.closed() => return,
             }
             let mut life = Life::default();
-            let ended = self.connect_and_serve(&mut life).await;
+            let fresh = n_too_large >= TOO_LARGE_TIMES;
+            let ended = self.connect_and_serve(&mut life, fresh).await;
             self.flights.connection_lost();
             let (mut reason, cause) = match ended {
                 Ended::Lost { reason, cause } => (reason, cause),
@@ -99,6 +105,15 @@ impl Session {
                     self.config.client_id
                 );
             }
+            n_too_large = match cause {
+                Cause::TooLarge => n_too_large + 1,
+                // An attempt that found nobody changes nothing about the session.
+                _ if life.since.is_none() => n_too_large,
+                _ => 0,
+            };
+            if n_too_large >= TOO_LARGE_TIMES {
+                reason.push_str("; its session is given up, or it would send it for ever");
+            }
             let wait = if taken_over {
                 backoff.after_takeover()
             } else {
@@ -119,10 +134,11 @@ impl Session {
         }
     }
 
-    /// Ends only with the connection.
-    async fn connect_and_serve(&mut self, life: &mut Life) -> Ended {
+    /// Ends only with the connection. `fresh`: without the session that the broker may have.
+    async fn connect_and_serve(&mut self, life: &mut Life, fresh: bool) -> Ended {
+        let opening = Opened::open(&self.config, fresh);
         let opened = tokio::select! {
-            opened = timeout(self.config.connect_timeout, Opened::open(&self.config)) => opened,
+            opened = timeout(self.config.connect_timeout, opening) => opened,
             () = self.outlet.closed() => return Ended::Unread,
         };
         let Opened {
@@ -141,8 +157,13 @@ impl Session {
             }
         };
         life.since = Some(Instant::now());
+        let limits = match Limits::of(&connack, &self.config) {
+            Ok(limits) => limits,
+            Err(reason) => return Ended::lost(reason),
+        };
         let number = self.shared.connection.fetch_add(1, Ordering::Relaxed) + 1;
-        let limits = Limits::of(&connack, &self.config);
+        // A broker that keeps what it was told to forget is not believed.
+        let session_present = connack.session_present && !fresh && !self.config.clean_start;
         self.shared
             .packet_bytes_max
             .store(limits.packet_bytes_max, Ordering::Relaxed);
@@ -162,21 +183,17 @@ impl Session {
                 return Ended::Unread;
             }
         }
-        self.flights.connected(connack.session_present);
-        let kept = connack.session_present && self.subscribed;
-        let subscribing = !kept && !self.config.subscriptions.is_empty();
-        if subscribing {
-            let filters = self.config.subscriptions.iter().map(filter);
-            event_loop
-                .pending
-                .push_back(Request::Subscribe(Subscribe::new_many(filters, None)));
-        }
+        self.flights.connected(session_present);
+        let subscribing = match self.config.subscriptions.is_empty() {
+            true => Subscribing::Not,
+            false if session_present && self.subscribed => Subscribing::Later,
+            false => Subscribing::First,
+        };
 
         let flow = Flow::new(
             std::mem::take(&mut self.flights),
             limits,
             event_loop.options.keep_alive(),
-            usize::from(subscribing),
         );
         let mut poll = Poll {
             config: &self.config,
@@ -184,17 +201,14 @@ impl Session {
             outlet: &self.outlet,
             flow: &flow,
             number,
-            session_present: connack.session_present,
+            session_present,
+            subscribing,
             up: false,
             early: Vec::new(),
             excess: Excess::default(),
         };
-        info!(
-            session_present = connack.session_present,
-            tls = secured.is_some(),
-            number,
-            "broker connected"
-        );
+        let tls = secured.is_some();
+        info!(session_present, tls, number, "broker connected");
         let ended = tokio::select! {
             biased;
             never = feed(&client, &flow, &self.outlet, &mut self.outbox, &mut self.close,
@@ -203,7 +217,7 @@ impl Session {
             ended = watch(&flow, self.config.stall) => ended,
             ended = follow(&client, &flow, &self.outlet, &self.config, &mut self.wanted) => ended,
             () = self.outlet.closed() => Ended::Unread,
-            ended = poll.run(&mut event_loop, subscribing) => ended,
+            ended = poll.run(&mut event_loop) => ended,
         };
         life.up = poll.up;
         self.subscribed |= poll.up;
@@ -226,13 +240,15 @@ struct Opened {
 }
 
 impl Opened {
-    async fn open(config: &LinkConfig) -> Result<Opened, Ended> {
+    async fn open(config: &LinkConfig, fresh: bool) -> Result<Opened, Ended> {
         let secured = match &config.tls {
             Some(files) => Some(Secured::open(config, files).await.map_err(Ended::lost)?),
             None => None,
         };
         let relay = secured.as_ref().map(|secured| secured.relay.address());
-        let (client, mut event_loop) = AsyncClient::new(config.options(relay), HANDOVER);
+        let mut options = config.options(relay);
+        options.set_clean_start(config.clean_start || fresh);
+        let (client, mut event_loop) = AsyncClient::new(options, HANDOVER);
         let ended = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                 return Ok(Opened {

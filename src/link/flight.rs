@@ -55,7 +55,7 @@ impl Flights {
 
     /// True while what an earlier connection left is not settled. New publishes wait for it: for
     /// the order, and because its packet ids may be the next ones.
-    fn resending(&self) -> bool {
+    pub(super) fn resending(&self) -> bool {
         let unsettled = |flight: &Flight| flight.again || matches!(flight.stage, Stage::Waiting(_));
         self.queue.iter().any(unsettled)
     }

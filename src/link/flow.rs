@@ -26,16 +26,33 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn of(connack: &ConnAck, config: &LinkConfig) -> Limits {
+    /// # Errors
+    /// A limit within which nothing can be sent, in a sentence. rumqttc would take the connection for good
+    /// and stop reading its queue.
+    pub(super) fn of(connack: &ConnAck, config: &LinkConfig) -> Result<Limits, String> {
         let properties = connack.properties.as_ref();
         let receive_max = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
         let packet_bytes_max = properties.and_then(|p| p.max_packet_size);
-        Limits {
-            packet_bytes_max: packet_bytes_max.unwrap_or(PACKET_BYTES_MAX),
+        let packet_bytes_max = packet_bytes_max.unwrap_or(PACKET_BYTES_MAX);
+        for (name, value) in [
+            ("Receive Maximum", u32::from(receive_max)),
+            ("Maximum Packet Size", packet_bytes_max),
+        ] {
+            if value == 0 {
+                return Err(format!(
+                    "the broker announces {name} 0, which no broker may"
+                ));
+            }
+        }
+        if properties.and_then(|p| p.max_qos) == Some(0) {
+            return Err("the broker takes no QoS 1, without which messages get lost".into());
+        }
+        Ok(Limits {
+            packet_bytes_max,
             // One less than rumqttc would use: at its own limit it reads no request any more, not
             // even an acknowledgement.
             window: config.inflight.min(receive_max.saturating_sub(1).max(1)),
-        }
+        })
     }
 }
 
@@ -60,6 +77,8 @@ pub(super) struct FlowState {
     pub(super) n_switching: usize,
     /// Requests handed to rumqttc and not yet written, by our count.
     n_unwritten: usize,
+    /// When we subscribed, until the broker confirms it.
+    pub(super) subscribing: Option<Instant>,
     /// When rumqttc last wrote something, or began to owe it.
     progress: Instant,
     /// When poll last returned.
@@ -71,20 +90,15 @@ pub(super) struct FlowState {
 }
 
 impl Flow {
-    /// `n_unwritten` requests are in rumqttc's hands already.
-    pub(super) fn new(
-        flights: Flights,
-        limits: Limits,
-        keep_alive: Duration,
-        n_unwritten: usize,
-    ) -> Flow {
+    pub(super) fn new(flights: Flights, limits: Limits, keep_alive: Duration) -> Flow {
         let now = Instant::now();
         let state = FlowState {
             flights,
             open: false,
             n_unacked: 0,
             n_switching: 0,
-            n_unwritten,
+            n_unwritten: 0,
+            subscribing: None,
             progress: now,
             polled: now,
             pinged: None,
@@ -136,6 +150,10 @@ impl FlowState {
         let mut first = (self.polled + keep_alive + stall, "the broker is silent");
         if self.n_unwritten > 0 {
             first = first.min((self.progress + stall, "the broker does not read"));
+        }
+        if let Some(subscribing) = self.subscribing {
+            let reason = "the broker does not confirm our subscriptions";
+            first = first.min((subscribing + stall, reason));
         }
         if let Some(pinged) = self.pinged {
             // rumqttc would find a missing answer only when the next ping is due.

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{self as packets, Packet, PubAckReason, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{
+    self as packets, Packet, PubAckReason, RetainForwardRule, Subscribe, SubscribeReasonCode,
+};
 use rumqttc::v5::{Event, EventLoop, Request};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -14,7 +16,20 @@ use super::excess::{self, Excess};
 use super::flow::Flow;
 use super::inbox::{NoRoom, Outlet};
 use super::packet::Message;
+use super::switch::filter;
 use super::{Inbound, LinkConfig, Shared};
+
+/// When the filters are subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subscribing {
+    /// There are none, or it is done.
+    Not,
+    /// Before anything else.
+    First,
+    /// The broker kept the session and should have them, so that nothing waits for it. Asked again all
+    /// the same: the session may be one that another client with our id left, without our filters.
+    Later,
+}
 
 /// The state of one connection's poll future.
 pub(super) struct Poll<'a> {
@@ -24,6 +39,7 @@ pub(super) struct Poll<'a> {
     pub(super) flow: &'a Flow,
     pub(super) number: u64,
     pub(super) session_present: bool,
+    pub(super) subscribing: Subscribing,
     /// Subscribed, and reported as up.
     pub(super) up: bool,
     /// Came before the subscriptions were confirmed: a kept session sends at once. At most
@@ -34,27 +50,29 @@ pub(super) struct Poll<'a> {
 }
 
 impl Poll<'_> {
-    pub(super) async fn run(&mut self, event_loop: &mut EventLoop, subscribing: bool) -> Ended {
-        if !subscribing && let Err(ended) = self.report_up() {
+    pub(super) async fn run(&mut self, event_loop: &mut EventLoop) -> Ended {
+        if self.subscribing == Subscribing::First {
+            self.subscribe(event_loop);
+        } else if let Err(ended) = self.report_up() {
             return ended;
         }
         loop {
             if self.up {
                 self.send_again(event_loop);
+                // SUBSCRIBE takes the first packet id, which one of those may still bear.
+                let is_settled = !self.flow.state().flights.resending();
+                if self.subscribing == Subscribing::Later && is_settled {
+                    self.subscribe(event_loop);
+                }
             }
             let event = event_loop.poll().await;
             self.flow.state().polled = Instant::now();
             let handled = match event {
-                Ok(Event::Incoming(Packet::SubAck(suback))) if self.up => {
-                    self.switched_on(&suback.return_codes)
-                }
+                Ok(Event::Incoming(Packet::SubAck(suback))) => match self.is_subscribing() {
+                    true => self.subscribed(&suback.return_codes),
+                    false => self.switched_on(&suback.return_codes),
+                },
                 Ok(Event::Incoming(Packet::UnsubAck(_))) => self.switched_off(),
-                Ok(Event::Incoming(Packet::SubAck(suback))) => refusals(
-                    self.outlet,
-                    &self.config.subscriptions,
-                    &suback.return_codes,
-                )
-                .and_then(|()| self.report_up()),
                 Ok(Event::Incoming(packet)) => self.incoming(event_loop, packet),
                 Ok(Event::Outgoing(outgoing)) => self.outgoing(outgoing),
                 Err(error) => return error.into(),
@@ -83,6 +101,36 @@ impl Poll<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Subscribes, all filters at once. The one SUBSCRIBE of a connection, but for switched filters, which
+    /// are not on links that keep a session.
+    fn subscribe(&mut self, event_loop: &mut EventLoop) {
+        let filters = self.config.subscriptions.iter().map(|name| {
+            let mut filter = filter(name);
+            if self.subscribing == Subscribing::Later {
+                // What is retained was sent when the subscription was made.
+                filter.retain_forward_rule = RetainForwardRule::OnNewSubscribe;
+            }
+            filter
+        });
+        let subscribe = Subscribe::new_many(filters, None);
+        event_loop.pending.push_back(Request::Subscribe(subscribe));
+        let mut state = self.flow.state();
+        state.handing();
+        state.subscribing = Some(Instant::now());
+        drop(state);
+        self.subscribing = Subscribing::Not;
+    }
+
+    fn is_subscribing(&self) -> bool {
+        self.flow.state().subscribing.is_some()
+    }
+
+    fn subscribed(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), Ended> {
+        self.flow.state().subscribing = None;
+        refusals(self.outlet, &self.config.subscriptions, codes)?;
+        self.report_up()
     }
 
     fn report_up(&mut self) -> Result<(), Ended> {

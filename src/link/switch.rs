@@ -85,6 +85,9 @@ pub(super) async fn follow(
 impl Poll<'_> {
     /// SUBACK of a change.
     pub(super) fn switched_on(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), Ended> {
+        if self.flow.state().n_switching == 0 {
+            return Ok(()); // Nobody asked. There is no room in the inbox for answers to nothing.
+        }
         refusals(self.outlet, &self.config.switched, codes)?;
         let on = codes
             .iter()
@@ -94,6 +97,9 @@ impl Poll<'_> {
 
     /// UNSUBACK of a change. That there was no such subscription is as good.
     pub(super) fn switched_off(&mut self) -> Result<(), Ended> {
+        if self.flow.state().n_switching == 0 {
+            return Ok(());
+        }
         self.switched(false)
     }
 

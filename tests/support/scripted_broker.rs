@@ -64,15 +64,7 @@ impl ScriptedBroker {
 
     /// As [`Self::accept`], with CONNACK properties.
     pub async fn accept_with(&self, session_present: bool, properties: &[u8]) -> Peer {
-        let accepted = timeout(LIMIT, self.listener.accept()).await;
-        let (stream, _) = accepted.expect("a connection comes in time").unwrap();
-        let mut peer = Peer {
-            stream,
-            connect: Vec::new(),
-        };
-        let (header, body) = peer.packet().await.expect("a CONNECT");
-        assert_eq!(header, 0x10);
-        peer.connect = body;
+        let mut peer = self.connect().await;
         let mut connack = vec![
             0x20,
             3 + properties.len() as u8,
@@ -85,6 +77,20 @@ impl ScriptedBroker {
         peer
     }
 
+    /// The next connection, answered with nothing.
+    pub async fn connect(&self) -> Peer {
+        let accepted = timeout(LIMIT, self.listener.accept()).await;
+        let (stream, _) = accepted.expect("a connection comes in time").unwrap();
+        let mut peer = Peer {
+            stream,
+            connect: Vec::new(),
+        };
+        let (header, body) = packet(&mut peer.stream).await.expect("a CONNECT");
+        assert_eq!(header, 0x10);
+        peer.connect = body;
+        peer
+    }
+
     /// Whether nobody connects for so long.
     pub async fn nobody_for(&self, time: Duration) -> bool {
         timeout(time, self.listener.accept()).await.is_err()
@@ -92,57 +98,25 @@ impl ScriptedBroker {
 }
 
 impl Peer {
+    /// Whether CONNECT asked for a session without a past (MQTT 5, 3.1.2.4).
+    pub fn wants_clean_start(&self) -> bool {
+        // After protocol name (6 bytes) and level.
+        self.connect[7] & 2 != 0
+    }
+
+    /// Makes the kernel wait before it acknowledges what arrived, as it does on slow networks.
+    pub fn delay_tcp_acks(&self) {
+        self.stream.set_quickack(false).unwrap();
+    }
+
     pub async fn write(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    async fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
-        let header = self.stream.read_u8().await.ok()?;
-        let (mut length, mut shift) = (0, 0);
-        loop {
-            let byte = self.stream.read_u8().await.ok()?;
-            length |= usize::from(byte & 0x7f) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).await.ok()?;
-        Some((header, body))
-    }
-
     /// The next packet; None when the client is gone.
     pub async fn next(&mut self) -> Option<Received> {
-        let (header, body) = self.packet().await?;
-        let id_at = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
-        Some(match header >> 4 {
-            3 => {
-                let length = usize::from(id_at(0));
-                let topic = String::from_utf8(body[2..2 + length].to_vec()).unwrap();
-                let mut at = 2 + length;
-                let mut id = 0;
-                if header & 0b0110 != 0 {
-                    id = id_at(at);
-                    at += 2;
-                }
-                // Properties of tests are shorter than 128 bytes.
-                at += 1 + usize::from(body[at]);
-                let payload = String::from_utf8_lossy(&body[at..]).into_owned();
-                Received::Publish {
-                    topic,
-                    id,
-                    dup: header & 8 != 0,
-                    payload,
-                }
-            }
-            4 => Received::PubAck { id: id_at(0) },
-            8 => Received::Subscribe { id: id_at(0) },
-            10 => Received::Unsubscribe { id: id_at(0) },
-            12 => Received::Ping,
-            14 => Received::Disconnect,
-            other => Received::Other(other),
-        })
+        let (header, body) = packet(&mut self.stream).await?;
+        Some(parse(header, &body))
     }
 
     /// The next publish, pings answered and anything else skipped.
@@ -225,6 +199,11 @@ impl Peer {
 
     /// Sends a PUBLISH; `id` 0 is QoS 0.
     pub async fn publish(&mut self, topic: &str, id: u16, payload: &[u8]) {
+        let qos = if id == 0 { 0 } else { 1 };
+        self.publish_with_qos(topic, id, qos, payload).await;
+    }
+
+    pub async fn publish_with_qos(&mut self, topic: &str, id: u16, qos: u8, payload: &[u8]) {
         let mut body = (topic.len() as u16).to_be_bytes().to_vec();
         body.extend_from_slice(topic.as_bytes());
         if id != 0 {
@@ -232,7 +211,7 @@ impl Peer {
         }
         body.push(0);
         body.extend_from_slice(payload);
-        let mut packet = vec![if id == 0 { 0x30 } else { 0x32 }];
+        let mut packet = vec![0x30 | qos << 1];
         let mut length = body.len();
         loop {
             let byte = (length & 0x7f) as u8;
@@ -254,5 +233,88 @@ impl Peer {
     /// DISCONNECT with a reason and nothing after it, as Mosquitto sends it; then the end.
     pub async fn disconnect_in_short(mut self, reason: u8) {
         self.write(&[0xe0, 1, reason]).await;
+    }
+}
+
+/// The sending half of a split [`Peer`].
+pub struct Writer(tokio::net::tcp::OwnedWriteHalf);
+
+impl Writer {
+    /// False when the client is gone.
+    pub async fn write(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).await.is_ok()
+    }
+}
+
+/// The receiving half of a split [`Peer`].
+pub struct Reader(tokio::net::tcp::OwnedReadHalf);
+
+impl Peer {
+    /// For a test that sends and receives at the same time.
+    pub fn split(self) -> (Reader, Writer) {
+        let (reader, writer) = self.stream.into_split();
+        (Reader(reader), Writer(writer))
+    }
+}
+
+impl Reader {
+    /// The next publish, anything else skipped.
+    pub async fn next_publish(&mut self) -> Option<(String, u16, bool)> {
+        loop {
+            let (header, body) = packet(&mut self.0).await?;
+            if let Received::Publish {
+                id, dup, payload, ..
+            } = parse(header, &body)
+            {
+                return Some((payload, id, dup));
+            }
+        }
+    }
+}
+
+async fn packet(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<(u8, Vec<u8>)> {
+    let header = stream.read_u8().await.ok()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = stream.read_u8().await.ok()?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((header, body))
+}
+
+fn parse(header: u8, body: &[u8]) -> Received {
+    let id_at = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
+    match header >> 4 {
+        3 => {
+            let length = usize::from(id_at(0));
+            let topic = String::from_utf8(body[2..2 + length].to_vec()).unwrap();
+            let mut at = 2 + length;
+            let mut id = 0;
+            if header & 0b0110 != 0 {
+                id = id_at(at);
+                at += 2;
+            }
+            // Properties of tests are shorter than 128 bytes.
+            at += 1 + usize::from(body[at]);
+            let payload = String::from_utf8_lossy(&body[at..]).into_owned();
+            Received::Publish {
+                topic,
+                id,
+                dup: header & 8 != 0,
+                payload,
+            }
+        }
+        4 => Received::PubAck { id: id_at(0) },
+        8 => Received::Subscribe { id: id_at(0) },
+        10 => Received::Unsubscribe { id: id_at(0) },
+        12 => Received::Ping,
+        14 => Received::Disconnect,
+        other => Received::Other(other),
     }
 }

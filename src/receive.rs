@@ -1,19 +1,36 @@
-//! PURE: how a receiver that follows the contract puts one answer together.
+//! PURE: how a receiver that follows the contract puts one answer together ([`Receiver`]), and what a
+//! requester does to get one ([`Requester`]).
 //!
 //! Used by `orinoco ask`, the benchmarks and the tests, and to be read by whoever writes a client. The
-//! rules: messages of a lower attempt are void; a higher attempt starts the text anew; within an attempt
-//! a seq that was seen is a repeat, a seq that is skipped is a gap; the first final ends the answer, a
-//! further one must be the same bytes; the final's SHA-256 is that of the text put together here.
+//! rules: an answer is that of the node that first said something; messages of others are not part of it.
+//! Messages of a lower attempt are void; a higher attempt starts the text anew; within an attempt a seq
+//! that was seen is a repeat, a seq that is skipped is a gap; the first final ends the answer, a further
+//! one must be the same bytes; the final's SHA-256 is that of the text put together here.
+
+mod requester;
+#[cfg(test)]
+mod tests;
 
 use serde_json::from_slice;
 use sha2::{Digest, Sha256};
 
 use crate::wire::error::ApiError;
 use crate::wire::reply::body::{Answer, Orinoco, Response, Usage};
+use crate::wire::topic::Name;
+
+pub use requester::{Action, Requester};
 
 /// One answer as far as it has arrived.
 #[derive(Debug, Default)]
 pub struct Receiver {
+    /// Whose answer this is; none before the first message, and again after [`Self::release`].
+    node: Option<Name>,
+    /// Whose text stands here.
+    text_of: Option<Name>,
+    /// A refusal that names a time to ask again is no end: another node may take the request.
+    is_of_pool: bool,
+    /// Some text, or the promise of it, was heard and may have been shown.
+    has_begun: bool,
     attempt: u32,
     seq_next: u64,
     text: String,
@@ -45,6 +62,18 @@ pub struct Finished {
 /// What one message meant.
 #[derive(Debug, PartialEq)]
 pub enum Heard {
+    /// A node of the pool does not take the request now. Another may, or this one later.
+    Refused(ApiError),
+    /// The message of a node that this answer is not bound to. It is not part of the answer; unless it
+    /// is final, that node works for nothing and should be told so.
+    OtherNode {
+        /// Which.
+        node: Name,
+        /// It has just accepted the request.
+        is_first: bool,
+        /// It has ended there.
+        is_final: bool,
+    },
     /// The request is safe on the node's disk.
     Accepted,
     /// This text is new; it is the end of [`Receiver::text`] from this byte on.
@@ -52,7 +81,7 @@ pub enum Heard {
         /// Where the new text begins.
         from: usize,
     },
-    /// The node started again: the text so far is void.
+    /// The node started again, or another one took over: the text so far is void.
     StartedOver,
     /// The answer is complete.
     End,
@@ -93,6 +122,35 @@ pub enum HearError {
 }
 
 impl Receiver {
+    /// An answer that any node of a pool may give.
+    pub fn of_pool() -> Self {
+        Self {
+            is_of_pool: true,
+            ..Self::default()
+        }
+    }
+
+    /// The node that answers, once it said something.
+    pub fn node(&self) -> Option<&Name> {
+        self.node.as_ref()
+    }
+
+    /// The node that answers is gone: the next one to begin is followed, be it another or the same.
+    pub fn release(&mut self) {
+        if self.end.is_none() {
+            self.node = None;
+        }
+    }
+
+    /// The answer is worth nothing, its end included: what comes next starts it over.
+    fn void(&mut self) {
+        *self = Self {
+            is_of_pool: self.is_of_pool,
+            has_begun: self.has_begun,
+            ..Self::default()
+        };
+    }
+
     /// The text so far.
     pub fn text(&self) -> &str {
         &self.text
@@ -118,11 +176,40 @@ impl Receiver {
                 length: payload.len(),
                 reason: error.to_string(),
             })?;
-        let (attempt, seq, is_final) = match &answer {
-            Answer::Failure(failure) => (failure.attempt, failure.seq, true),
-            Answer::Tokens(tokens) => (tokens.attempt, tokens.seq, true),
-            Answer::Response(response) => (response.attempt, response.seq, response.is_final),
+        let (attempt, seq, is_final, node) = match &answer {
+            Answer::Failure(it) => (it.attempt, it.seq, true, &it.orinoco.node),
+            Answer::Tokens(it) => (it.attempt, it.seq, true, &it.orinoco.node),
+            Answer::Response(it) => (it.attempt, it.seq, it.is_final, &it.orinoco.node),
         };
+        let node = Name::new(node).map_err(|error| HearError::Malformed {
+            length: payload.len(),
+            reason: format!("its node: {error}"),
+        })?;
+        match &self.node {
+            Some(bound) if *bound != node => {
+                return Ok(Heard::OtherNode {
+                    node,
+                    is_first: seq == 0 && !is_final,
+                    is_final,
+                });
+            }
+            Some(_) => {}
+            None => match &answer {
+                Answer::Failure(failure)
+                    if self.is_of_pool && failure.error.retry_after_ms.is_some() =>
+                {
+                    return Ok(Heard::Refused(failure.error.clone().into_owned()));
+                }
+                // In the middle of an answer: its beginning was missed, or belongs to one given up.
+                _ if seq > 0 && !is_final && self.text_of.as_ref() != Some(&node) => {
+                    return Err(HearError::Gap {
+                        expected: 0,
+                        found: seq,
+                    });
+                }
+                _ => {}
+            },
+        }
         if let Some(end) = &self.end {
             let second = is_final && attempt >= self.attempt && end.payload != payload;
             return if second {
@@ -131,15 +218,19 @@ impl Receiver {
                 Ok(Heard::Repeat)
             };
         }
-        if attempt < self.attempt {
+        let is_other = self.text_of.as_ref().is_some_and(|old| *old != node);
+        if !is_other && attempt < self.attempt {
             return Ok(Heard::Repeat);
         }
-        let started_over = attempt > self.attempt && self.attempt > 0;
-        if attempt > self.attempt {
+        let started_over = self.has_begun && (is_other || attempt > self.attempt);
+        if is_other || attempt > self.attempt {
             self.attempt = attempt;
             self.seq_next = 0;
             self.text.clear();
         }
+        self.node = Some(node.clone());
+        self.text_of = Some(node);
+        self.has_begun = true;
         let heard = self.next(answer, seq, is_final, payload)?;
         Ok(if started_over && heard == Heard::Accepted {
             Heard::StartedOver
@@ -237,130 +328,4 @@ fn finished(response: Response<'static>, text: &str) -> Result<Finished, HearErr
         details: response.orinoco,
         model: response.model.into_owned(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frames::{Finish, Timings};
-    use crate::wire::error::Code;
-    use crate::wire::reply::{Accepted, End as Ending, Form, Outgoing, Replier};
-    use crate::wire::topic::{Name, Op, RequestId};
-
-    fn replier(attempt: u32) -> Replier {
-        Replier {
-            form: Form::Chunks,
-            op: Op::Chat,
-            id: RequestId::new("a1").unwrap(),
-            model: "m".into(),
-            node: Name::new("n1").unwrap(),
-            created_s: 1,
-            attempt,
-        }
-    }
-
-    fn accepted(attempt: u32) -> Outgoing {
-        replier(attempt).accepted(&Accepted { queue: 0 }).unwrap()
-    }
-
-    fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {
-        replier(attempt).end(
-            seq,
-            &Ending {
-                finish: Finish::Stop,
-                text: text.into(),
-                timings: Timings::default(),
-                ttft_ms: 1.0,
-                total_ms: 2.0,
-                n_chunks: seq - 1,
-                resumed: 0,
-                parts: Vec::new(),
-                include_text: false,
-                text_sha256: Sha256::digest(text).into(),
-                truncated: false,
-            },
-        )
-    }
-
-    fn piece(attempt: u32, seq: u64, text: &str) -> Outgoing {
-        replier(attempt).piece(seq, text).unwrap()
-    }
-
-    #[test]
-    fn an_answer_is_put_together_and_its_digest_checked() {
-        let mut receiver = Receiver::default();
-        assert_eq!(receiver.hear(&accepted(1).payload), Ok(Heard::Accepted));
-        assert_eq!(
-            receiver.hear(&piece(1, 1, "Ori").payload),
-            Ok(Heard::Text { from: 0 })
-        );
-        assert_eq!(
-            receiver.hear(&piece(1, 2, "noco").payload),
-            Ok(Heard::Text { from: 3 })
-        );
-        assert_eq!(
-            receiver.hear(&piece(1, 2, "noco").payload),
-            Ok(Heard::Repeat)
-        );
-        assert_eq!(receiver.hear(&end(1, 3, "Orinoco").payload), Ok(Heard::End));
-        assert_eq!(
-            receiver.hear(&end(1, 3, "Orinoco").payload),
-            Ok(Heard::Repeat)
-        );
-        assert_eq!(receiver.text(), "Orinoco");
-    }
-
-    #[test]
-    fn a_higher_attempt_starts_the_text_anew_and_a_lower_one_is_void() {
-        let mut receiver = Receiver::default();
-        for message in [accepted(1), piece(1, 1, "old")] {
-            receiver.hear(&message.payload).unwrap();
-        }
-        assert_eq!(receiver.hear(&accepted(2).payload), Ok(Heard::StartedOver));
-        assert_eq!(
-            receiver.hear(&piece(1, 2, "late").payload),
-            Ok(Heard::Repeat)
-        );
-        receiver.hear(&piece(2, 1, "new").payload).unwrap();
-        assert_eq!(receiver.hear(&end(2, 2, "new").payload), Ok(Heard::End));
-        assert_eq!((receiver.text(), receiver.attempt()), ("new", 2));
-    }
-
-    #[test]
-    fn gaps_wrong_digests_and_second_finals_are_errors() {
-        let mut receiver = Receiver::default();
-        receiver.hear(&accepted(1).payload).unwrap();
-        assert_eq!(
-            receiver.hear(&piece(1, 2, "b").payload),
-            Err(HearError::Gap {
-                expected: 1,
-                found: 2
-            })
-        );
-        receiver.hear(&piece(1, 1, "a").payload).unwrap();
-        assert!(matches!(
-            receiver.hear(&end(1, 2, "b").payload),
-            Err(HearError::Digest { .. })
-        ));
-        assert_eq!(receiver.hear(&end(1, 2, "a").payload), Ok(Heard::End));
-        let other = replier(1).error(2, &ApiError::new(Code::EngineError, "x"));
-        assert_eq!(receiver.hear(&other.payload), Err(HearError::SecondFinal));
-    }
-
-    #[test]
-    fn an_error_may_come_in_place_of_anything() {
-        let mut receiver = Receiver::default();
-        receiver.hear(&accepted(1).payload).unwrap();
-        receiver
-            .hear(
-                &replier(1)
-                    .error(1, &ApiError::new(Code::EngineError, "gone"))
-                    .payload,
-            )
-            .unwrap();
-        assert_eq!(
-            receiver.end().unwrap().outcome.as_ref().unwrap_err().code,
-            Code::EngineError
-        );
-    }
 }

@@ -528,6 +528,8 @@ impl Client {
                     stream.ended = Some(now);
                 }
                 Heard::Accepted | Heard::StartedOver | Heard::Repeat => {}
+                // One node alone answers here.
+                Heard::Refused(_) | Heard::OtherNode { .. } => {}
             }
         }
         Ok(())

@@ -269,6 +269,7 @@ impl Client {
                 | Heard::End
                 | Heard::Repeat,
             ) => {}
+            Ok(other) => self.faults.push(format!("{last}: {other:?}")),
             Err(fault) => self.faults.push(format!("{last}: {fault}")),
         }
     }

@@ -48,7 +48,7 @@ use crate::telemetry::Reading;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::Report;
-use durable::{StoreDone, stored_id};
+use durable::StoreDone;
 use job::{Cancel, Ending, Job, Phase};
 use pools::Pools;
 
@@ -156,6 +156,8 @@ struct Answered {
     digest: [u8; 32],
     since: Instant,
     delivered: bool,
+    /// It was called off, and is forgotten once that was delivered.
+    called_off: bool,
 }
 
 /// Unix time that does not jump: the wall clock at the start and the monotonic time since.
@@ -355,13 +357,7 @@ impl Dispatch {
             }
             Inbound::Delivered { token } => {
                 if let Some(asked) = self.delivering.remove(&token) {
-                    let (store, job) = (self.store.clone(), stored_id(&asked));
-                    self.store_work.spawn(async move {
-                        StoreDone::Delivered {
-                            asked,
-                            outcome: store.delivered(job).await,
-                        }
-                    });
+                    self.on_delivered(asked);
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! no job, publishes nothing, and never logs a prompt or an answer.
 //!
 //! ```text
-//!             accept                    finish                delivered, then sweep
+//!             accept                    finish                delivered, then sweep; forget
 //!   (nothing) ------> pending (attempt) ------> final (undelivered) -----> (nothing)
 //!                       |      ^
 //!                       +------+ every open, and bump_attempt: attempt + 1
@@ -348,6 +348,13 @@ impl Store {
     /// Errors: [`StoreError::Unknown`], [`StoreError::NotFinished`].
     pub async fn delivered(&self, job: JobId) -> Result<(), StoreError> {
         self.ask(Op::Delivered(job)).await.map(drop)
+    }
+
+    /// Deletes a finished job before its time, so that its name is free again.
+    ///
+    /// Errors: [`StoreError::Unknown`], [`StoreError::NotFinished`].
+    pub async fn forget(&self, job: JobId) -> Result<(), StoreError> {
+        self.ask(Op::Forget(job)).await.map(drop)
     }
 
     /// Raises the attempt of a pending job that starts again from its prompt; returns the new one.

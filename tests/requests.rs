@@ -427,3 +427,25 @@ async fn a_full_disk_refuses_with_507_and_service_resumes_when_there_is_room() {
     assert_eq!(client.text("after").len(), 10);
     assert_eq!(client.faults, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_request_that_was_called_off_may_be_asked_again_under_its_id() {
+    let (_site, _daemon, mut client) = own_broker(&[]).await;
+    let body = "!count !tokens 300 !step 2";
+    client.ask("chat", "again", body).await;
+    client.until_accepted(&ids(["again"])).await;
+    client.cancel("again").await;
+    client.until_ended(&ids(["again"])).await;
+    let finish = |client: &Client| {
+        let end = client.answers["again"].end().unwrap();
+        end.outcome.as_ref().unwrap().finish_reason.clone()
+    };
+    assert_eq!(finish(&client), "cancelled");
+    // Until the broker has told the node that it has the final, that final is said again.
+    while finish(&client) == "cancelled" {
+        client.answers.clear();
+        client.ask("chat", "again", body).await;
+        client.until_ended(&ids(["again"])).await;
+    }
+    assert_eq!(client.text("again").len(), 300);
+}

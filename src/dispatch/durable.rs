@@ -36,6 +36,9 @@ pub(super) enum StoreDone {
         asked: Asked,
         outcome: Result<(), StoreError>,
     },
+    Forgotten {
+        outcome: Result<(), StoreError>,
+    },
     Swept {
         outcome: Result<store::Swept, StoreError>,
     },
@@ -64,6 +67,11 @@ impl Dispatch {
                 // It will be said once more after a restart; that is allowed.
                 Err(error) => warn!(%error, "delivery not recorded"),
             },
+            StoreDone::Forgotten { outcome } => {
+                if let Err(error) = outcome {
+                    warn!(%error, "a request that was called off is remembered");
+                }
+            }
             StoreDone::Swept { outcome } => match outcome {
                 Ok(swept) => swept.overdue.iter().for_each(|job| self.on_overdue(job)),
                 Err(error) => warn!(%error, "store not swept"),
@@ -83,11 +91,11 @@ impl Dispatch {
                 let accepted = job
                     .accepted(position)
                     .map(|reply| job.address.publish(self.settings.names.node(), reply, None));
-                let ack = job.ack.take();
+                let acks = std::mem::take(&mut job.acks);
                 if let Some(accepted) = accepted {
                     self.send(accepted);
                 }
-                self.acknowledge(ack);
+                acks.into_iter().for_each(|ack| self.acknowledge(Some(ack)));
             }
             Err(error) => {
                 warn!(%error, "request not accepted: the job store refused it");
@@ -104,12 +112,9 @@ impl Dispatch {
                     Code::StorageFull,
                     format!("no room to keep the request safe: {error}"),
                 );
-                self.refuse(
-                    &job.address,
-                    &job.replier,
-                    &error.with_retry(10_000),
-                    job.ack.take(),
-                );
+                self.refuse(&job.address, &job.replier, &error.with_retry(10_000), None);
+                let acks = std::mem::take(&mut job.acks);
+                acks.into_iter().for_each(|ack| self.acknowledge(Some(ack)));
             }
         }
     }
@@ -138,6 +143,7 @@ impl Dispatch {
                         digest: job.digest,
                         since: Instant::now(),
                         delivered: false,
+                        called_off: is_called_off(&publish.props.user),
                     },
                 );
                 publish.token = Some(self.delivery_token(asked));
@@ -175,6 +181,9 @@ impl Dispatch {
                     self.send(address.publish(self.settings.names.node(), reply, None));
                 }
                 for said in stored.messages {
+                    if let Some(answered) = self.answered.get_mut(asked) {
+                        answered.called_off = is_called_off(&said.user);
+                    }
                     let token = Some(self.delivery_token(asked.clone()));
                     self.send(said.into_publish(token));
                 }
@@ -190,6 +199,27 @@ impl Dispatch {
             // Not acknowledged: the broker brings the question again.
             Err(error) => warn!(%error, "final not read"),
         }
+    }
+
+    /// The broker has a final. What was called off is then forgotten at once: whoever asks it again wants
+    /// it answered, and in a pool the node may be asked again that was called off when another answered.
+    pub(super) fn on_delivered(&mut self, asked: Asked) {
+        let (store, job) = (self.store.clone(), stored_id(&asked));
+        if self.answered.get(&asked).is_some_and(|job| job.called_off) {
+            self.answered.remove(&asked);
+            self.store_work.spawn(async move {
+                StoreDone::Forgotten {
+                    outcome: store.forget(job).await,
+                }
+            });
+            return;
+        }
+        self.store_work.spawn(async move {
+            StoreDone::Delivered {
+                asked,
+                outcome: store.delivered(job).await,
+            }
+        });
     }
 
     /// Writes the finals of jobs whose chunks have all left.
@@ -279,6 +309,13 @@ impl Dispatch {
             )));
         }
     }
+}
+
+/// From the user properties of a final.
+fn is_called_off(user: &[(String, String)]) -> bool {
+    let status = Code::Cancelled.status().to_string();
+    user.iter()
+        .any(|(key, value)| key == "status" && *value == status)
 }
 
 /// An answer that the broker would not carry.

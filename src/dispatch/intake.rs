@@ -283,7 +283,7 @@ impl Dispatch {
                 request,
                 sampling,
                 committed: ack.is_none(),
-                ack,
+                acks: ack.into_iter().collect(),
                 arrived: Instant::now(),
                 first_token: None,
                 last_token: None,
@@ -325,6 +325,7 @@ impl Dispatch {
                 digest: meta.digest,
                 since: Instant::now(),
                 delivered,
+                called_off: false, // Known when it is read.
             };
             self.answered.insert(asked.clone(), answered);
             if !delivered {
@@ -419,9 +420,10 @@ impl Dispatch {
         match repeat {
             Repeat::Open(key) => {
                 self.announce(key);
-                // Until the first copy is on disk, neither is acknowledged.
-                if self.jobs.get(&key).is_some_and(|job| job.committed) {
-                    self.acknowledge(Some(message.ack));
+                match self.jobs.get_mut(&key).filter(|job| !job.committed) {
+                    // Until the first copy is on disk, neither is acknowledged.
+                    Some(job) => job.acks.push(message.ack),
+                    None => self.acknowledge(Some(message.ack)),
                 }
             }
             Repeat::Answered => self.read_final(asked, Some(Box::new(message))),

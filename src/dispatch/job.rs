@@ -93,8 +93,8 @@ pub(super) struct Job {
     pub(super) sampling: frames::Sampling,
     /// The record is on disk; nothing is said to the requester before.
     pub(super) committed: bool,
-    /// The packet to acknowledge once it is.
-    pub(super) ack: Option<AckToken>,
+    /// The packets to acknowledge once it is: the first, and repeats that were quicker than the disk.
+    pub(super) acks: Vec<AckToken>,
     pub(super) arrived: Instant,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,

@@ -192,6 +192,7 @@ impl Dispatch {
             n_waiting: self.queue.waiting(),
             n_jobs: self.jobs.len(),
             n_bytes: self.queued_bytes,
+            is_memory_short: !self.level.admits(),
             is_store_full: store_full_until.is_some_and(|until| until > now),
             is_broker_slow: self.backlog.len() >= SLOW_BACKLOG,
         }
@@ -204,6 +205,7 @@ impl Dispatch {
         let code = match obstacle {
             Obstacle::Draining => Code::Draining,
             Obstacle::NoModel => Code::ModelLoading,
+            Obstacle::MemoryShort => Code::OutOfMemory,
             _ => Code::QueueFull,
         };
         let text = format!("{obstacle}: ask the pool again");

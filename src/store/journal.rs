@@ -26,6 +26,7 @@ pub(super) enum Op {
     Accept(Record),
     Finish(JobId, Final),
     Delivered(JobId),
+    Forget(JobId),
     BumpAttempt(JobId),
     FinalOf(JobId),
     Lookup(JobId),
@@ -37,9 +38,11 @@ impl Op {
         match self {
             Op::Accept(record) => Some(&record.job),
             Op::Finish(job, _) => Some(job),
-            Op::Delivered(job) | Op::BumpAttempt(job) | Op::FinalOf(job) | Op::Lookup(job) => {
-                Some(job)
-            }
+            Op::Delivered(job)
+            | Op::Forget(job)
+            | Op::BumpAttempt(job)
+            | Op::FinalOf(job)
+            | Op::Lookup(job) => Some(job),
             Op::Sweep(_) => None,
         }
     }

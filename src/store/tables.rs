@@ -145,6 +145,7 @@ impl<'txn> Tables<'txn> {
             Op::Accept(record) => self.accept(record, rules)?.map(Answer::Order),
             Op::Finish(job, end) => self.finish(job, end, rules)?.map(|()| Answer::Done),
             Op::Delivered(job) => self.delivered(job)?.map(|()| Answer::Done),
+            Op::Forget(job) => self.forget_final(job)?.map(|()| Answer::Done),
             Op::BumpAttempt(job) => self.bump_attempt(job)?.map(Answer::Attempt),
             Op::FinalOf(job) => Ok(Answer::Final(self.final_of(job)?)),
             Op::Lookup(job) => Ok(Answer::Known(
@@ -287,6 +288,17 @@ impl<'txn> Tables<'txn> {
                 Ok(Ok(()))
             }
         }
+    }
+
+    fn forget_final(&mut self, job: &JobId) -> Outcome<()> {
+        let Some(row) = self.row(job)? else {
+            return Ok(Err(StoreError::Unknown(job.clone())));
+        };
+        if row.state == JobState::Pending {
+            return Ok(Err(StoreError::NotFinished(job.clone())));
+        }
+        self.forget(job, &row)?;
+        Ok(Ok(()))
     }
 
     fn bump_attempt(&mut self, job: &JobId) -> Outcome<u32> {

@@ -48,6 +48,8 @@ pub struct Load {
     pub n_jobs: usize,
     /// Bytes of their bodies.
     pub n_bytes: usize,
+    /// The board is short of memory.
+    pub is_memory_short: bool,
     /// The job store refused a request a moment ago.
     pub is_store_full: bool,
     /// Messages wait because the broker does not take them.
@@ -70,6 +72,8 @@ pub enum Obstacle {
     },
     /// The queue is nearly full of jobs, or of their bytes.
     QueueNearlyFull,
+    /// The board is short of memory.
+    MemoryShort,
     /// The job store is full.
     StoreFull,
     /// Answers pile up.
@@ -91,6 +95,7 @@ impl fmt::Display for Obstacle {
                 )
             }
             Self::QueueNearlyFull => write!(f, "the queue is nearly full"),
+            Self::MemoryShort => write!(f, "the board is short of memory"),
             Self::StoreFull => write!(f, "the job store is full"),
             Self::BrokerSlow => write!(f, "the broker takes answers too slowly"),
             Self::Settling => write!(f, "there is room again; it returns in a moment"),
@@ -132,6 +137,9 @@ impl Limits {
         let Some(n_slots) = load.n_slots else {
             return Some(Obstacle::NoModel);
         };
+        if load.is_memory_short {
+            return Some(Obstacle::MemoryShort);
+        }
         if load.is_store_full {
             return Some(Obstacle::StoreFull);
         }
@@ -160,12 +168,13 @@ impl Limits {
     /// # Errors
     /// What stands against it. The request can be asked again at once.
     pub fn admit(&self, load: &Load) -> Result<(), Obstacle> {
-        let Some(n_slots) = load.n_slots.filter(|_| !load.is_draining) else {
-            return Err(match load.is_draining {
-                true => Obstacle::Draining,
-                false => Obstacle::NoModel,
-            });
-        };
+        if load.is_draining {
+            return Err(Obstacle::Draining);
+        }
+        let n_slots = load.n_slots.ok_or(Obstacle::NoModel)?;
+        if load.is_memory_short {
+            return Err(Obstacle::MemoryShort);
+        }
         let limit = self.leave(n_slots);
         match load.n_waiting < limit.saturating_mul(2) {
             true => Ok(()),
@@ -236,6 +245,7 @@ mod tests {
         n_waiting: 0,
         n_jobs: 0,
         n_bytes: 0,
+        is_memory_short: false,
         is_store_full: false,
         is_broker_slow: false,
     };
@@ -324,6 +334,13 @@ mod tests {
             ),
             (
                 Load {
+                    is_memory_short: true,
+                    ..IDLE
+                },
+                Obstacle::MemoryShort,
+            ),
+            (
+                Load {
                     is_store_full: true,
                     ..IDLE
                 },
@@ -363,37 +380,19 @@ mod tests {
         assert_eq!(LIMITS.admit(&draining), Err(Obstacle::Draining));
     }
 
-    fn load() -> impl Strategy<Value = Load> {
-        let rarely = || proptest::bool::weighted(0.1);
-        let slots = prop_oneof![1 => Just(None), 9 => (1_usize..9).prop_map(Some)];
-        (
-            rarely(),
-            slots,
-            0_usize..20,
-            0_usize..110,
-            0_usize..1100,
-            rarely(),
-            rarely(),
-        )
-            .prop_map(
-                |(
-                    is_draining,
-                    n_slots,
-                    n_waiting,
-                    n_jobs,
-                    n_bytes,
-                    is_store_full,
-                    is_broker_slow,
-                )| Load {
-                    is_draining,
-                    n_slots,
-                    n_waiting,
-                    n_jobs,
-                    n_bytes,
-                    is_store_full,
-                    is_broker_slow,
-                },
-            )
+    fn rarely() -> impl Strategy<Value = bool> {
+        proptest::bool::weighted(0.1)
+    }
+
+    prop_compose! {
+        fn load()(
+            is_draining in rarely(), is_down in rarely(), n_slots in 1_usize..9,
+            n_waiting in 0_usize..20, n_jobs in 0_usize..110, n_bytes in 0_usize..1100,
+            is_memory_short in rarely(), is_store_full in rarely(), is_broker_slow in rarely(),
+        ) -> Load {
+            let n_slots = Some(n_slots).filter(|_| !is_down);
+            Load { is_draining, n_slots, n_waiting, n_jobs, n_bytes, is_memory_short, is_store_full, is_broker_slow }
+        }
     }
 
     fn limits() -> impl Strategy<Value = Limits> {

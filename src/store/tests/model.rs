@@ -121,6 +121,14 @@ impl Model {
                     Seen::Answer(Answer::Done)
                 }
             },
+            Op::Forget(job) => match self.entries.get(job) {
+                None => Seen::Unknown,
+                Some(Entry { end: None, .. }) => Seen::NotFinished,
+                Some(_) => {
+                    self.entries.remove(job);
+                    Seen::Answer(Answer::Done)
+                }
+            },
             Op::BumpAttempt(job) => match self.entries.get_mut(job) {
                 None => Seen::Unknown,
                 Some(entry) if entry.end.is_some() => Seen::AlreadyFinished,
@@ -373,6 +381,7 @@ enum Choice {
     Accept(u8, usize),
     Finish(u8, usize, bool),
     Delivered(u8),
+    Forget(u8),
     Bump(u8),
     FinalOf(u8),
     Lookup(u8),
@@ -387,6 +396,7 @@ fn choice() -> impl Strategy<Value = Choice> {
         3 => (id.clone(), prop_oneof![0usize..600, 2000usize..3000], any::<bool>())
             .prop_map(|(id, bytes, delivered)| Choice::Finish(id, bytes, delivered)),
         2 => id.clone().prop_map(Choice::Delivered),
+        1 => id.clone().prop_map(Choice::Forget),
         1 => id.clone().prop_map(Choice::Bump),
         1 => id.clone().prop_map(Choice::FinalOf),
         1 => id.prop_map(Choice::Lookup),
@@ -448,6 +458,7 @@ impl Choice {
                 Op::Finish(job(&name(id)), end)
             }
             Choice::Delivered(id) => Op::Delivered(job(&name(id))),
+            Choice::Forget(id) => Op::Forget(job(&name(id))),
             Choice::Bump(id) => Op::BumpAttempt(job(&name(id))),
             Choice::FinalOf(id) => Op::FinalOf(job(&name(id))),
             Choice::Lookup(id) => Op::Lookup(job(&name(id))),

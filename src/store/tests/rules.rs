@@ -189,15 +189,18 @@ fn operations_on_jobs_in_another_state_say_so() {
     for op in [
         Op::Finish(unknown(), end("nobody", 1, NOW)),
         Op::Delivered(unknown()),
+        Op::Forget(unknown()),
         Op::BumpAttempt(unknown()),
     ] {
         assert!(matches!(one(&mut journal, op), Err(StoreError::Unknown(_))));
     }
-    let early = one(&mut journal, Op::Delivered(job("a")));
-    assert!(
-        matches!(early, Err(StoreError::NotFinished(_))),
-        "{early:?}"
-    );
+    for op in [Op::Delivered(job("a")), Op::Forget(job("a"))] {
+        let early = one(&mut journal, op);
+        assert!(
+            matches!(early, Err(StoreError::NotFinished(_))),
+            "{early:?}"
+        );
+    }
     assert_eq!(
         one(&mut journal, Op::FinalOf(job("a"))).unwrap(),
         Answer::Final(None)
@@ -265,4 +268,15 @@ fn debug_output_of_records_and_finals_has_no_text_of_prompts() {
         !shown.contains("secret") && !shown.contains("115, 101"),
         "{shown}"
     );
+}
+
+#[test]
+fn a_forgotten_job_leaves_its_name_free_for_another_request() {
+    let mut journal = journal(config());
+    one(&mut journal, Op::Accept(record("a", 10))).unwrap();
+    finish(&mut journal, "a", 10, NOW, false);
+    one(&mut journal, Op::Forget(job("a"))).unwrap();
+    let known = one(&mut journal, Op::Lookup(job("a"))).unwrap();
+    assert_eq!(known, Answer::Known(None));
+    one(&mut journal, Op::Accept(record("a", 20))).unwrap();
 }

@@ -12,6 +12,7 @@ mod accounts;
 mod broker_child;
 mod credentials;
 mod hardware;
+mod lineup;
 mod settings;
 
 use std::process::ExitCode;

@@ -52,6 +52,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The board whose shipped profiles serve here: its own, or those of the next larger one of the same
+    /// speed, of which what does not fit in memory is passed over. `None`: no profiles are shipped.
+    pub fn profiles(self) -> Option<&'static str> {
+        match self {
+            Kind::OrinNano8 | Kind::OrinNano4 => Some("orin-nano-8gb"),
+            Kind::OrinNx16 | Kind::OrinNx8 => Some("orin-nx-16gb"),
+            Kind::Agx32 | Kind::Agx64 => Some("agx-orin-64gb"),
+            Kind::OrinOther | Kind::Unsupported(_) | Kind::NvidiaPc | Kind::NoGpu => None,
+        }
+    }
+
     /// Whether it is a Tegra of the Orin family.
     pub fn is_orin(self) -> bool {
         !matches!(self, Kind::Unsupported(_) | Kind::NvidiaPc | Kind::NoGpu)

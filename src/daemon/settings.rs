@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::lineup::Lineup;
 use super::{credentials, hardware};
 use crate::access::Role;
 use crate::board::Root;
-use crate::config::{Config, ModelConfig, UserConfig, UserPolicy, UsersConfig};
+use crate::board::power::PowerProbe;
+use crate::config::{Config, EngineConfig, ModelConfig, UserConfig, UserPolicy, UsersConfig};
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+use crate::frames::{LoadSpec, Switch};
 use crate::governor;
 use crate::link::{Credentials, LinkConfig};
+use crate::models::Catalogue;
+use crate::selection::{Line, Source};
 use crate::store::StoreConfig;
 use crate::wire::report::{Model, Presence, Status};
 use crate::wire::request::{Defaults, Limits, Priority};
@@ -102,16 +107,27 @@ pub struct Choice {
     pub name: String,
     path: PathBuf,
     config: ModelConfig,
+    n_seq_max: u32,
     pub(super) all: Vec<Model>,
 }
 
-/// The model that the configuration names, or the only one there is.
+impl Choice {
+    /// What a worker is told to load.
+    fn load_spec(&self, engine: &EngineConfig) -> LoadSpec {
+        LoadSpec {
+            n_seq_max: self.n_seq_max,
+            ..self.config.load_spec(engine, &self.name, &self.path)
+        }
+    }
+}
+
+/// The model that the configuration names, else the one for the power mode, else the only one there is.
 ///
 /// # Errors
 /// Nothing to choose, or too much, with what there is.
 pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     let dir = &config.paths.models_dir;
-    let catalogue = crate::models::Catalogue::read(&config.models, dir)
+    let catalogue = Catalogue::read(&config.models, dir)
         .with_context(|| format!("failed to list the models in {}", dir.display()))?;
     let known = || {
         catalogue
@@ -121,27 +137,34 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let entry = match &config.models.active {
-        Some(name) => match catalogue.get(name) {
-            Some(entry) => entry,
+    let entry_of = |name: &str| catalogue.get(name);
+    let (entry, line) = match (&config.models.active, catalogue.entries()) {
+        (Some(name), _) => match entry_of(name) {
+            Some(entry) => (entry, None),
             None => bail!(
                 "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
                 dir.display(),
                 known()
             ),
         },
-        None => match catalogue.entries() {
-            [only] => only,
-            [] => bail!(
-                "no model in {}: add one with `orinoco models add FILE`",
-                dir.display()
-            ),
-            _ => bail!(
-                "{} has several models: name one in model.active; there are: {}",
-                dir.display(),
-                known()
-            ),
-        },
+        (None, []) => bail!(
+            "no model in {}: add one with `orinoco models add FILE`",
+            dir.display()
+        ),
+        (None, entries) => {
+            let line = by_power_mode(config, &catalogue);
+            let chosen = line.as_ref().and_then(|line| entry_of(&line.model));
+            match (chosen, entries) {
+                (Some(entry), _) => (entry, line),
+                (None, [only]) => (only, None),
+                (None, _) => bail!(
+                    "{} has several models and no profile chooses one: name one in model.active, or in a \
+                     [profiles.NAME]; there are: {}",
+                    dir.display(),
+                    known()
+                ),
+            }
+        }
     };
     let all = catalogue
         .entries()
@@ -155,9 +178,42 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     Ok(Choice {
         name: entry.name.clone(),
         path: entry.path.clone(),
-        config: config.models.get(&entry.name).clone(),
+        config: loaded_as(config.models.get(&entry.name).clone(), line.as_ref()),
+        n_seq_max: line.map_or(config.engine.n_seq_max, |line| line.n_seq_max),
         all,
     })
+}
+
+/// What a profile or the measured table chooses for the power mode at this moment; `None` where neither
+/// has a word to say.
+fn by_power_mode(config: &Config, catalogue: &Catalogue) -> Option<Line> {
+    let lineup = Lineup::read(config, catalogue);
+    let root = Root::new(&config.paths.board_root);
+    let module = lineup.identity().module.clone();
+    let present = PowerProbe::new(&root, module).read(None);
+    let line = lineup.candidates(&present, None, 0).into_iter().next()?;
+    if line.source == Source::Fallback {
+        return None;
+    }
+    let mode = present.effective_mode().map(|mode| mode.name.as_str());
+    info!(model = line.model, mode, source = ?line.source, "model chosen for the power mode");
+    Some(line)
+}
+
+/// A model's own table, with what the choice says instead.
+fn loaded_as(mut config: ModelConfig, line: Option<&Line>) -> ModelConfig {
+    let Some(line) = line else { return config };
+    if let Some(n_ctx) = line.n_ctx {
+        config.n_ctx = n_ctx;
+        config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
+    }
+    config.kv_type_k = line.kv_type_k.unwrap_or(config.kv_type_k);
+    // Quantized values need flash attention, which somebody may have switched off for a reason.
+    let can_quantize = config.flash_attn != Switch::Off;
+    if let Some(kv_type_v) = line.kv_type_v.filter(|_| can_quantize) {
+        config.kv_type_v = kv_type_v;
+    }
+    config
 }
 
 /// How the worker is started for this model.
@@ -169,7 +225,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     let this = std::env::current_exe().context("failed to find this program's own file")?;
     Ok(WorkerConfig {
         program: engine.worker_program(&this),
-        load: choice.config.load_spec(engine, &choice.name, &choice.path),
+        load: choice.load_spec(engine),
         load_stall: engine.load_stall,
         step_stall: engine.step_stall,
         backoff_min: engine.restart_backoff_min,
@@ -199,7 +255,7 @@ pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
     let (models, engine) = (config.models.clone(), config.engine.clone());
     let dir = config.paths.models_dir.clone();
     let candidates = move || {
-        let catalogue = match crate::models::Catalogue::read(&models, &dir) {
+        let catalogue = match Catalogue::read(&models, &dir) {
             Ok(catalogue) => catalogue,
             Err(error) => {
                 warn!(%error, "the models cannot be listed");
@@ -219,9 +275,7 @@ pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
     governor::Settings {
         root: Root::new(&config.paths.board_root),
         thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
-        first: choice
-            .config
-            .load_spec(&config.engine, &choice.name, &choice.path),
+        first: choice.load_spec(&config.engine),
         models: Box::new(candidates),
     }
 }

@@ -4,8 +4,9 @@
 //! `run` is the loop (commands, admit, plan, decode, sample, emit); `schedule`, `prefix`, `sampling`
 //! and `text` are its pure parts; `model` is the seam to `llama`, the only folder that names
 //! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair;
-//! `sandbox` holds the process in before a model is opened.
+//! `sandbox` holds the process in before a model is opened; `budget` holds hostile templates in.
 
+pub mod budget;
 pub mod llama;
 pub mod model;
 pub mod pipe;

@@ -1,22 +1,24 @@
 //! Chat templates: OpenAI messages to prompt text.
 //!
 //! The Jinja text comes from the model's file (or the operator) and is hostile until proven otherwise:
-//! its size, the instructions it may run and the text it may produce are bounded. Where the file has
-//! none, or one that does not work, a family that fits the vocabulary is used. Never tokenizes.
-//!
-//! What the bounds do not catch: one instruction of Jinja can build a string of 100 MB, so a malicious
-//! template can still make this process large or slow. It is a process of its own for that reason.
+//! its size, the instructions it may run, the text it may produce, the memory it may hold meanwhile and the
+//! time it may take are bounded. Where the file has none, or one that does not work, a family that fits the
+//! vocabulary is used. Never tokenizes.
 
 mod families;
 mod functions;
 
+use std::cell::Cell;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::{Map, Value as Json};
 
+use crate::budget::{self, Budget};
 use crate::model::TemplateSource;
 
 /// Largest Jinja text, bytes.
@@ -26,6 +28,14 @@ const OUTPUT_BYTES_MAX: usize = 8 << 20;
 /// Instructions of one rendering. A thousand messages need about 100,000; an endless template is
 /// stopped after less than 50 ms on one core of 2020.
 const FUEL: u64 = 400_000;
+/// One rendering, or compiling. A few instructions can double a text forty times, so that counting them is
+/// not enough.
+const BUDGET: Budget = Budget {
+    bytes: 64 << 20,
+    time: Duration::from_secs(2),
+};
+/// A template that was stopped so often is not used again: each time leaves up to [`BUDGET`]`.bytes` behind.
+const STOPS_MAX: u32 = 3;
 
 /// Why there is no prompt text; fragments that complete "failed to …".
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +59,8 @@ pub enum TemplateError {
 
 /// A compiled template.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
+    n_stops: Cell<u32>,
     name: &'static str,
     bos: String,
     eos: String,
@@ -95,24 +106,13 @@ impl ChatTemplate {
                 found: source.len(),
             });
         }
-        let failed = |error: minijinja::Error| TemplateError::Compile(explain(&error));
-        let mut env = Environment::new();
-        // As transformers' apply_chat_template sets its environment.
-        env.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()
-                .map_err(failed)?,
-        );
-        env.set_fuel(Some(FUEL));
-        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        functions::add_to(&mut env);
-        env.add_template_owned(NAME, functions::without_generation_tags(source))
-            .map_err(failed)?;
+        let text = functions::without_generation_tags(source);
+        let env = budget::within(BUDGET, move || environment(text))
+            .map_err(|exceeded| TemplateError::Compile(exceeded.to_string()))?
+            .map_err(|error| TemplateError::Compile(explain(&error)))?;
         Ok(Self {
-            env,
+            env: Arc::new(env),
+            n_stops: Cell::new(0),
             name,
             bos: of_model.bos.clone(),
             eos: of_model.eos.clone(),
@@ -158,9 +158,11 @@ impl ChatTemplate {
         messages: &Json,
         tools: Option<&Json>,
     ) -> Result<String, TemplateError> {
-        let failed = |error: minijinja::Error| TemplateError::Render(explain(&error));
-        let template = self.env.get_template(NAME).map_err(failed)?;
-        let mut output = Bounded(Vec::new());
+        if self.n_stops.get() >= STOPS_MAX {
+            return Err(TemplateError::Render(format!(
+                "it had to be stopped {STOPS_MAX} times and is not used any more; another model, or another chat_template_file, is needed"
+            )));
+        }
         let context = context! {
             messages => Value::from(Serde(messages)),
             tools => tools.map(|tools| Value::from(Serde(tools))),
@@ -168,11 +170,41 @@ impl ChatTemplate {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        template
-            .render_captured_to(context, &mut output)
-            .map_err(failed)?;
-        String::from_utf8(output.0).map_err(|error| TemplateError::Render(error.to_string()))
+        let env = Arc::clone(&self.env);
+        let rendered = budget::within(BUDGET, move || -> Result<Vec<u8>, String> {
+            let template = env.get_template(NAME).map_err(|error| explain(&error))?;
+            let mut output = Bounded(Vec::new());
+            template
+                .render_captured_to(context, &mut output)
+                .map_err(|error| explain(&error))?;
+            Ok(output.0)
+        });
+        let output = rendered
+            .map_err(|exceeded| {
+                self.n_stops.set(self.n_stops.get() + 1);
+                TemplateError::Render(exceeded.to_string())
+            })?
+            .map_err(TemplateError::Render)?;
+        String::from_utf8(output).map_err(|error| TemplateError::Render(error.to_string()))
     }
+}
+
+/// An environment with this one template in it.
+fn environment(source: String) -> Result<Environment<'static>, minijinja::Error> {
+    let mut env = Environment::new();
+    // As transformers' apply_chat_template sets its environment.
+    env.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
+    env.set_fuel(Some(FUEL));
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    functions::add_to(&mut env);
+    env.add_template_owned(NAME, source)?;
+    Ok(env)
 }
 
 /// Collects at most [`OUTPUT_BYTES_MAX`].

@@ -184,6 +184,34 @@ fn the_operators_template_wins_and_its_faults_are_told() {
 }
 
 #[test]
+fn a_template_that_grows_without_end_is_stopped_and_given_up_after_a_few_times() {
+    let doubling = "{% set ns = namespace(s=messages[0].content) %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
+    let messages = r#"[{"role":"user","content":"x"}]"#;
+    let template = ChatTemplate::new(&of_model(""), Some(doubling), |_| false).unwrap();
+    for _ in 0..STOPS_MAX {
+        let error = template.render(messages, None).unwrap_err().to_string();
+        assert!(error.contains("more than 64 MiB"), "{error}");
+    }
+    let error = template.render(messages, None).unwrap_err().to_string();
+    assert!(error.contains("not used any more"), "{error}");
+    // That of a file is replaced by a family.
+    let template = ChatTemplate::new(&of_model(doubling), None, |_| false).unwrap();
+    assert_eq!(template.name(), "plain");
+}
+
+/// Half a minute of copying within the bound of memory, were it not for the time.
+#[test]
+fn a_template_that_copies_without_end_is_stopped() {
+    let slow = "{% set s = 'xxxxxxxxxxxxxxxx' * 1000000 %}{% for i in range(50000) %}{% set t = s ~ i %}{% endfor %}{{ messages[0].content }}";
+    let template = ChatTemplate::new(&of_model(""), Some(slow), |_| false).unwrap();
+    let error = template
+        .render(r#"[{"role":"user","content":"x"}]"#, None)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("longer than 2000 ms"), "{error}");
+}
+
+#[test]
 fn bombs_are_stopped() {
     let bombs = [
         "{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}",

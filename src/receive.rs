@@ -222,16 +222,24 @@ impl Receiver {
         if !is_other && attempt < self.attempt {
             return Ok(Heard::Repeat);
         }
-        let started_over = self.has_begun && (is_other || attempt > self.attempt);
-        if is_other || attempt > self.attempt {
-            self.attempt = attempt;
-            self.seq_next = 0;
-            self.text.clear();
-        }
+        let is_anew = is_other || attempt > self.attempt;
+        let started_over = self.has_begun && is_anew;
+        let heard = if is_anew {
+            // Only a message that keeps the contract takes the place of what is there.
+            let mut anew = Self {
+                is_of_pool: self.is_of_pool,
+                attempt,
+                ..Self::default()
+            };
+            let heard = anew.next(answer, seq, is_final, payload)?;
+            *self = anew;
+            heard
+        } else {
+            self.next(answer, seq, is_final, payload)?
+        };
         self.node = Some(node.clone());
         self.text_of = Some(node);
         self.has_begun = true;
-        let heard = self.next(answer, seq, is_final, payload)?;
         Ok(if started_over && heard == Heard::Accepted {
             Heard::StartedOver
         } else {

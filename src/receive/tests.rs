@@ -122,3 +122,17 @@ fn an_error_may_come_in_place_of_anything() {
         Code::EngineError
     );
 }
+
+/// It used to throw the text away and forget the attempt, although it was an error (found by fuzzing).
+#[test]
+fn a_gap_in_a_new_attempt_changes_nothing() {
+    let mut receiver = Receiver::default();
+    receiver.hear(&accepted(1).payload).unwrap();
+    receiver.hear(&piece(1, 1, "a").payload).unwrap();
+    let heard = receiver.hear(&piece(2, 5, "z").payload);
+    assert!(matches!(heard, Err(HearError::Gap { .. })), "{heard:?}");
+    assert_eq!((receiver.attempt(), receiver.text()), (1, "a"));
+    let heard = receiver.hear(&accepted(2).payload);
+    assert_eq!(heard, Ok(Heard::StartedOver));
+    assert_eq!((receiver.attempt(), receiver.text()), (2, ""));
+}

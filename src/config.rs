@@ -21,6 +21,7 @@
 mod engine;
 mod environment;
 mod layers;
+mod memory;
 mod mqtt;
 mod node;
 mod pools;
@@ -41,6 +42,7 @@ use std::path::Path;
 pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
 pub use environment::Environment;
 pub use layers::{Flag, Place, Sources};
+pub use memory::MemoryConfig;
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
 pub use pools::PoolsConfig;
@@ -79,6 +81,8 @@ pub struct Config {
     pub power: PowerConfig,
     /// What serves in which power mode: the operator's own, before those of [`shipped_profiles`].
     pub profiles: BTreeMap<String, ProfileConfig>,
+    /// What a model must fit into.
+    pub memory: MemoryConfig,
     /// Limits and timing of requests.
     pub requests: RequestsConfig,
     /// Groups of nodes that share requests.
@@ -120,6 +124,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let telemetry = TelemetryConfig::read(&mut root);
     let power = PowerConfig::read(&mut root, &paths);
     let profiles = power::read_profiles(&mut root);
+    let memory = MemoryConfig::read(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
     let pools = PoolsConfig::read(&mut root);
     let store = StoreConfig::read(&mut root);
@@ -142,6 +147,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         telemetry,
         power,
         profiles,
+        memory,
         requests,
         pools,
         store,

@@ -16,6 +16,7 @@
 //! final is on disk before it is published; it is kept, with the text and the places where it was cut
 //! into chunks, until its retention ends. So whatever dies, the same bytes can be said again.
 
+mod checked;
 mod durable;
 mod govern;
 mod intake;

@@ -138,8 +138,11 @@ pub struct LoadSpec {
     pub name: String,
     /// The GGUF file.
     pub path: std::path::PathBuf,
-    /// Tokens in the KV pool, shared by all sequences; 0: the model's training context, at most 8192.
+    /// Tokens in the KV pool, shared by all sequences; 0: the model's training context, at most
+    /// `n_ctx_auto_max`. The supervisor replaces 0 by the largest that fits.
     pub n_ctx: u32,
+    /// Most tokens that `n_ctx = 0` becomes; 0: no limit.
+    pub n_ctx_auto_max: u32,
     /// Tokens that one request may use, prompt and answer; 0: `n_ctx`.
     pub n_ctx_seq: u32,
     /// Sequences that decode side by side.

@@ -28,7 +28,7 @@ pub mod need;
 mod tests;
 
 pub use account::{Account, Comparison, Kind, Readings, Taken};
-pub use fit::{Amount, Instead, Refusal, Room, Short};
+pub use fit::{Instead, Refusal, Room, Short};
 pub use need::{Need, Rules};
 
 /// Bytes for a person, in the unit of memory: `1.46 GiB`, `512 MiB`.

@@ -21,10 +21,15 @@
 //! An [`Order`] changes what is served. The next model loads beside the old one, which goes on meanwhile,
 //! or after it, when memory does not hold both. One that cannot be loaded changes nothing: the old one goes
 //! on, or comes back. Whatever was in the old worker is reported down and belongs to the next.
+//!
+//! Before each load its model is planned and judged (`admission`), and after it what was taken and where it
+//! runs: what does not fit is not started, and what is not proven to use the GPU that is there is killed.
 
+mod admission;
 mod backoff;
 mod keeper;
 mod life;
+mod plan;
 mod process;
 
 use std::path::PathBuf;
@@ -32,16 +37,22 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, Sandbox};
+use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
+use crate::ledger::{Comparison, Refusal, Room};
+use crate::offload::Proof;
+pub use admission::AdmissionConfig;
 pub use backoff::Backoff;
+pub use plan::{PlanError, Planner};
 
 /// How the worker is started and judged.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     /// The `orinoco-engine` binary.
     pub program: PathBuf,
-    /// What it is to load first.
+    /// What it is to load first, where it fits.
     pub load: LoadSpec,
+    /// What it must fit into, and what it must prove.
+    pub admission: AdmissionConfig,
     /// Longest silence while a model loads.
     pub load_stall: Duration,
     /// Longest silence afterwards.
@@ -70,6 +81,8 @@ pub enum Report {
         sandbox: Box<Sandbox>,
         /// To this worker and no other: what is sent after its end is lost.
         commands: mpsc::Sender<Command>,
+        /// What it took, and where it runs.
+        checked: Box<Checked>,
     },
     /// A frame that concerns a job, a measurement or a tokenization.
     Event(Event),
@@ -110,7 +123,20 @@ pub enum Placing {
     After,
 }
 
-/// A worker's end.
+/// What was found out around a load.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// What was planned and what was taken.
+    pub comparison: Comparison,
+    /// What there was to take from.
+    pub room: Room,
+    /// MemAvailable after the load.
+    pub available_after_bytes: u64,
+    /// Where the model runs.
+    pub proof: Proof,
+}
+
+/// A worker's end, or why none was started.
 #[derive(Debug, Clone)]
 pub struct Down {
     /// Why.
@@ -130,6 +156,13 @@ pub enum Cause {
     Spawn(String),
     /// It said why it cannot serve the model.
     LoadFailed(String),
+    /// The model does not fit; no worker was started.
+    NoRoom(Box<Refusal>),
+    /// How much memory is left is not known, a sentence; no worker was started.
+    NoReading(String),
+    /// There is a GPU, and the model does not run on it, or not as it should; a sentence. Killed by us, if it
+    /// was started.
+    Unproven(String),
     /// Exit code, with no word on the socket.
     Exited(i32),
     /// Killed by a signal that it raised itself: SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE, SIGSYS.
@@ -162,6 +195,15 @@ impl Cause {
     pub fn on_purpose(&self) -> bool {
         matches!(self, Self::Switched | Self::Rested(_))
     }
+
+    /// Whether this is a decision with its reasons: trying again at once changes nothing, and the worker's
+    /// last words add nothing.
+    pub fn is_decision(&self) -> bool {
+        matches!(
+            self,
+            Self::LoadFailed(_) | Self::NoRoom(_) | Self::NoReading(_) | Self::Unproven(_)
+        )
+    }
 }
 
 impl std::fmt::Display for Cause {
@@ -173,6 +215,9 @@ impl std::fmt::Display for Cause {
         match self {
             Self::Spawn(reason) => write!(f, "could not be started: {reason}"),
             Self::LoadFailed(reason) => write!(f, "cannot serve the model: {reason}"),
+            Self::NoRoom(refusal) => write!(f, "was not started: {refusal}"),
+            Self::NoReading(reason) => write!(f, "was not started: {reason}"),
+            Self::Unproven(reason) => write!(f, "is not proven to use the GPU: {reason}"),
             Self::Exited(code) => write!(f, "exited with code {code}"),
             Self::Crashed(signal) => write!(f, "crashed with {}", name(signal)),
             Self::Killed(signal) => write!(f, "was killed with {}", name(signal)),
@@ -213,4 +258,10 @@ pub fn spawn(config: WorkerConfig) -> (Worker, tokio::task::JoinHandle<()>) {
     let (orders, order_queue) = mpsc::channel(ORDERS);
     let task = tokio::spawn(keeper::keep(config, order_queue, report_queue));
     (Worker { reports, orders }, task)
+}
+
+fn other_protocol(found: u32) -> Cause {
+    Cause::Protocol(format!(
+        "worker speaks frames {found}, this daemon {PROTOCOL}: install both from one package"
+    ))
 }

@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("link", &["secret"]),
     ("runtime_file", &[]),
-    ("wire", &["frames"]),
+    ("wire", &["frames", "offload"]),
     ("pressure", &["wire"]),
     ("access", &["wire"]),
     ("users", &["access", "wire"]),
@@ -32,7 +32,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("models", &["config", "frames", "wire"]),
     ("selection", &["board", "config", "frames"]),
     ("broker", &["access", "config", "process", "users", "wire"]),
-    ("worker", &["config", "frames", "process"]),
+    // What it starts must fit the board and run where it should: it asks both pure parts.
+    (
+        "worker",
+        &["board", "config", "frames", "ledger", "offload", "process"],
+    ),
     ("telemetry", &["board", "wire"]),
     ("governor", &["board", "frames", "pressure", "worker"]),
     (
@@ -42,6 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "frames",
             "governor",
+            "ledger",
             "link",
             "models",
             "pressure",

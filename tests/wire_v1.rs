@@ -23,7 +23,8 @@ use orinoco::{
         Replier, Request, RequestId, SamplingOverrides,
         reply::body::Answer,
         report::{
-            Engine, Hardware, Info, Mode, Model, Models, PoolIntake, Presence, State, Status,
+            Engine, Hardware, Info, Memory, Mode, Model, Models, PoolIntake, Presence, Proof,
+            State, Status, Verdict,
         },
         request,
     },
@@ -519,6 +520,20 @@ fn info() {
         ..whole
     };
     assert_published(&info(Some(&half)), "info_sandbox_partial.json");
+    let mut proven = info(Some(&whole));
+    let offload = proven.engine.as_mut().and_then(|e| e.offload.as_mut());
+    offload.unwrap().proof = Some(Proof {
+        verdict: Verdict::Gpu,
+        canary_tok_s: Some(27.5),
+        roofline_tok_s: Some(34.25),
+    });
+    assert_published(&proven, "info_proof.json");
+    let refused = Info {
+        engine: None,
+        no_model: Some("the engine was not started: it needs 3.78 GiB".to_owned()),
+        ..info(None)
+    };
+    assert_published(&refused, "info_no_model.json");
     let bare = Hardware {
         arch: "x86_64".to_owned(),
         n_cores: 2,
@@ -557,6 +572,7 @@ fn state() {
         since_ms: 1_790_000_000_123,
         pressure: None,
         pools: None,
+        memory: None,
     };
     assert_published(&state, "state_serving.json");
     let intake = |taking, reasons| State {
@@ -569,6 +585,36 @@ fn state() {
         &intake(false, vec![full.to_owned()]),
         "state_pools_away.json",
     );
+    let memory = Memory {
+        planned_bytes: 4_060_086_272,
+        weights_bytes: 2_306_867_200,
+        kv_bytes: 939_524_096,
+        compute_bytes: 289_406_976,
+        gpu_context_bytes: 419_430_400,
+        process_bytes: 104_857_600,
+        taken_bytes: Some(4_021_288_960),
+        difference_bytes: Some(-38_797_312),
+        available_bytes: 6_395_490_304,
+        available_after_bytes: Some(2_374_201_344),
+        reserve_bytes: 805_306_368,
+    };
+    let loaded = State {
+        memory: Some(memory),
+        ..state.clone()
+    };
+    assert_published(&loaded, "state_memory.json");
+    let refused = State {
+        mode: Mode::NoModel,
+        reasons: vec!["the engine was not started: it needs 3.78 GiB".to_owned()],
+        memory: Some(Memory {
+            taken_bytes: None,
+            difference_bytes: None,
+            available_after_bytes: None,
+            ..memory
+        }),
+        ..state.clone()
+    };
+    assert_published(&refused, "state_memory_refused.json");
     let loading = State {
         mode: Mode::Loading,
         load_progress: Some(0.5),

@@ -437,6 +437,7 @@ pub fn load_spec() -> LoadSpec {
         name: "test".to_owned(),
         path: "test.gguf".into(),
         n_ctx: 2048,
+        n_ctx_auto_max: 8192,
         n_ctx_seq: 0,
         n_seq_max: 4,
         n_batch: 256,

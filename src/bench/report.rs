@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::quantiles::Quantiles;
 use super::{figure, ratio};
 use crate::frames::{BufferUse, Loaded};
+use crate::wire::report::{Proof, Verdict};
 
 /// One run of `orinoco bench`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +62,9 @@ pub struct Offload {
     pub n_graph_splits: u32,
     /// Bytes by buffer type.
     pub buffers: Vec<BufferUse>,
+    /// What was proven about it; absent in reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 impl From<&Loaded> for Model {
@@ -81,6 +85,7 @@ impl From<&Loaded> for Offload {
             n_layers_gpu: loaded.n_layers_gpu,
             n_graph_splits: loaded.n_graph_splits,
             buffers: loaded.buffers.clone(),
+            proof: None,
         }
     }
 }
@@ -229,6 +234,8 @@ pub struct About {
     pub llama: String,
     /// See [`Report::hardware`].
     pub hardware: String,
+    /// See [`Offload::proof`].
+    pub proof: Option<Proof>,
 }
 
 impl Report {
@@ -248,7 +255,10 @@ impl Report {
             llama: about.llama,
             model: Model::from(loaded),
             hardware: about.hardware,
-            offload: Offload::from(loaded),
+            offload: Offload {
+                proof: about.proof,
+                ..Offload::from(loaded)
+            },
             raw,
             mqtt,
             ratio: Ratio::of(&mqtt, &raw),
@@ -280,6 +290,18 @@ impl fmt::Display for Report {
             "offload   {} of {} layers on the GPU, graph splits: {}",
             offload.n_layers_gpu, offload.n_layers, offload.n_graph_splits
         )?;
+        if let Some(proof) = &offload.proof {
+            let verdict = match proof.verdict {
+                Verdict::Gpu => "proven",
+                Verdict::CpuNoGpu => "there is no GPU",
+                Verdict::CpuChosen => "the CPU was asked for (engine.backend)",
+            };
+            let canary = match (proof.canary_tok_s, proof.roofline_tok_s) {
+                (Some(found), Some(most)) => format!(", canary {found:.1} of {most:.1} tokens/s"),
+                _ => String::new(),
+            };
+            writeln!(f, "          {verdict}{canary}")?;
+        }
         writeln!(f)?;
         writeln!(
             f,

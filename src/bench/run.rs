@@ -27,7 +27,8 @@ use crate::link::{self, Inbound, Inbox, Link, LinkConfig, Props, Publish};
 use crate::process::{terminate, tie};
 use crate::receive::{Heard, Receiver};
 use crate::runtime_file;
-use crate::worker::{self, Worker, WorkerConfig};
+use crate::wire::report::Proof;
+use crate::worker::{self, Checked, Worker, WorkerConfig};
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,25 +71,24 @@ pub async fn run(
     progress("memory bandwidth", 0.0);
     let bandwidth = bandwidth::measure(Spec::for_machine(Path::new("/")));
     progress("the worker alone", 0.05);
-    let (hello, loaded, raw) = raw(config, plan, &mut progress).await?;
+    let (served, raw) = raw(config, plan, &mut progress).await?;
+    let loaded = &served.loaded;
     let mqtt = through_mqtt(config, plan, &mut progress).await?;
     progress("done", 1.0);
     let about = About {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commit: option_env!("ORINOCO_COMMIT").map(str::to_owned),
-        llama: hello.llama,
+        llama: served.hello.llama,
         hardware: hardware(config),
+        proof: Some(Proof::of(&served.checked.proof)),
     };
-    // What the GPU's own memory delivers is not what the CPU measures.
-    let on_host = loaded
-        .buffers
-        .iter()
-        .all(|buffer| buffer.host || buffer.weights_bytes == 0);
-    let gb_s = bandwidth
-        .filter(|_| on_host)
-        .map(|measured| measured.gb_s());
-    let bytes = bytes_per_token(&loaded);
-    Ok(Report::new(about, &loaded, raw, mqtt, gb_s, Some(bytes)))
+    // What the processor gets out of memory is not what a GPU gets out of its own.
+    let gb_s = match loaded.devices.is_empty() {
+        true => bandwidth.map(|measured| measured.gb_s()),
+        false => loaded.canary.map(|canary| canary.bytes_per_second / 1e9),
+    };
+    let bytes = bytes_per_token(loaded);
+    Ok(Report::new(about, loaded, raw, mqtt, gb_s, Some(bytes)))
 }
 
 /// Weights, and the KV cache up to the middle of the generation.
@@ -130,7 +130,7 @@ async fn raw(
     config: &Config,
     plan: Plan,
     progress: &mut impl FnMut(&str, f64),
-) -> anyhow::Result<(Hello, Loaded, Raw)> {
+) -> anyhow::Result<(Served, Raw)> {
     let choice = choose_model(config)?;
     // A measurement is one long silence.
     let settings = WorkerConfig {
@@ -138,7 +138,8 @@ async fn raw(
         ..worker_config(config, &choice)?
     };
     let (mut worker, keeper) = worker::spawn(settings);
-    let (hello, loaded, commands) = serving(&mut worker).await?;
+    let served = serving(&mut worker).await?;
+    let commands = served.commands.clone();
     let mut raw = Raw::default();
     let one = |n_prompt, n_gen, n_parallel| BenchSpec {
         n_prompt,
@@ -168,7 +169,7 @@ async fn raw(
     ];
     for (n, (name, spec, figure)) in figures.into_iter().enumerate() {
         progress(name, 0.05 + 0.08 * n as f64);
-        if spec.n_parallel > loaded.n_seq_max {
+        if spec.n_parallel > served.loaded.n_seq_max {
             continue; // Absent: this configuration has fewer sequences.
         }
         let mut rates = Vec::new();
@@ -188,22 +189,39 @@ async fn raw(
     }
     drop(worker);
     keeper.await.context("the worker's keeper failed")?;
-    Ok((hello, loaded, raw))
+    Ok((served, raw))
+}
+
+/// A worker's words when it serves, and what was found out about it.
+struct Served {
+    loaded: Loaded,
+    hello: Hello,
+    checked: Checked,
+    commands: Commands,
 }
 
 type Commands = tokio::sync::mpsc::Sender<frames::Command>;
 
-async fn serving(worker: &mut Worker) -> anyhow::Result<(Hello, Loaded, Commands)> {
+async fn serving(worker: &mut Worker) -> anyhow::Result<Served> {
     let wait = async {
         loop {
             match worker.reports.recv().await {
                 Some(worker::Report::Serving {
                     loaded,
                     hello,
+                    checked,
                     commands,
                     ..
                 }) => {
-                    return Ok((*hello, *loaded, commands));
+                    return Ok(Served {
+                        loaded: *loaded,
+                        hello: *hello,
+                        checked: *checked,
+                        commands,
+                    });
+                }
+                Some(worker::Report::Down(down)) if down.cause.is_decision() => {
+                    bail!("the engine {}", down.cause)
                 }
                 Some(worker::Report::Down(down)) => {
                     bail!(

@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub worker_path: Option<PathBuf>,
     /// What the worker may touch; `None`: everything, for debugging.
     pub sandbox: Option<SandboxSpec>,
+    /// Percent of what memory allows that a token on the GPU must reach right after a load; 0: not judged.
+    pub canary_percent_min: u32,
     /// A load without progress for this long is given up.
     pub load_stall: Duration,
     /// A step without end for this long has the worker killed.
@@ -72,6 +74,7 @@ impl EngineConfig {
             cuda_graphs: section.choice("cuda_graphs", SWITCH),
             worker_path: section.path("worker_path"),
             sandbox: sandbox(&mut section),
+            canary_percent_min: section.integer("canary_percent_min", 0..=100),
             load_stall: section.seconds("load_stall_seconds", 1..=3600),
             step_stall: section.seconds("step_stall_seconds", 1..=3600),
             restart_backoff_min: section.milliseconds("restart_backoff_ms_min", 1..=60_000),
@@ -175,8 +178,10 @@ impl ModelsConfig {
 pub struct ModelConfig {
     /// The GGUF file, absolute; `None` in [`ModelsConfig::default`].
     pub file: Option<PathBuf>,
-    /// KV pool, tokens; 0: as the model says.
+    /// KV pool, tokens; 0: the largest that fits, at most `n_ctx_auto_max`.
     pub n_ctx: u32,
+    /// Most tokens that `n_ctx = 0` becomes; 0: what the model was trained with.
+    pub n_ctx_auto_max: u32,
     /// Tokens of one request; 0: `n_ctx`.
     pub n_ctx_seq: u32,
     /// Rows in one decode.
@@ -202,6 +207,7 @@ impl ModelConfig {
         let config = Self {
             file,
             n_ctx: section.integer("n_ctx", 0..=16 << 20),
+            n_ctx_auto_max: section.integer("n_ctx_auto_max", 0..=16 << 20),
             n_ctx_seq: section.integer("n_ctx_seq", 0..=16 << 20),
             n_batch: section.integer("n_batch", 1..=65_536),
             n_ubatch: section.integer("n_ubatch", 1..=65_536),
@@ -243,6 +249,7 @@ impl ModelConfig {
             name: name.to_owned(),
             path: path.to_owned(),
             n_ctx: self.n_ctx,
+            n_ctx_auto_max: self.n_ctx_auto_max,
             n_ctx_seq: self.n_ctx_seq,
             n_seq_max: engine.n_seq_max,
             n_batch: self.n_batch,

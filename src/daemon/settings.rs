@@ -18,14 +18,15 @@ use crate::config::{Config, EngineConfig, ModelConfig, UserConfig, UserPolicy, U
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
 use crate::frames::{LoadSpec, Switch};
 use crate::governor;
+use crate::ledger::Rules;
 use crate::link::{Credentials, LinkConfig};
-use crate::models::Catalogue;
+use crate::models::{Catalogue, Entry};
 use crate::selection::{Line, Source};
 use crate::store::StoreConfig;
 use crate::wire::report::{Model, Presence, Status};
 use crate::wire::request::{Defaults, Limits, Priority};
 use crate::wire::topic::{Names, Op};
-use crate::worker::WorkerConfig;
+use crate::worker::{AdmissionConfig, WorkerConfig};
 
 pub(super) fn store(config: &Config) -> StoreConfig {
     let defaults = StoreConfig::new(&config.paths.state_dir);
@@ -108,6 +109,8 @@ pub struct Choice {
     path: PathBuf,
     config: ModelConfig,
     n_seq_max: u32,
+    /// How each model of the catalogue would be loaded, the largest file first.
+    loads: Vec<LoadSpec>,
     pub(super) all: Vec<Model>,
 }
 
@@ -175,11 +178,20 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
             ..Model::default()
         })
         .collect();
+    let mut by_size: Vec<_> = (catalogue.entries().iter())
+        .filter_map(|entry| Some((entry.file_bytes?, entry)))
+        .collect();
+    by_size.sort_by_key(|(file_bytes, _)| std::cmp::Reverse(*file_bytes));
+    let load = |(_, entry): (u64, &Entry)| {
+        let model = config.models.get(&entry.name);
+        model.load_spec(&config.engine, &entry.name, &entry.path)
+    };
     Ok(Choice {
         name: entry.name.clone(),
         path: entry.path.clone(),
         config: loaded_as(config.models.get(&entry.name).clone(), line.as_ref()),
         n_seq_max: line.map_or(config.engine.n_seq_max, |line| line.n_seq_max),
+        loads: by_size.into_iter().map(load).collect(),
         all,
     })
 }
@@ -226,6 +238,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     Ok(WorkerConfig {
         program: engine.worker_program(&this),
         load: choice.load_spec(engine),
+        admission: admission(config, choice),
         load_stall: engine.load_stall,
         step_stall: engine.step_stall,
         backoff_min: engine.restart_backoff_min,
@@ -277,6 +290,18 @@ pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
         thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
         first: choice.load_spec(&config.engine),
         models: Box::new(candidates),
+    }
+}
+
+fn admission(config: &Config, choice: &Choice) -> AdmissionConfig {
+    AdmissionConfig {
+        root: config.paths.board_root.clone(),
+        reserve: config.memory.reserve,
+        rules: Rules {
+            gpu_context_bytes: config.memory.gpu_context_bytes,
+        },
+        canary_share_min: config.engine.canary_percent_min as f32 / 100.0,
+        models: choice.loads.clone(),
     }
 }
 

@@ -173,9 +173,9 @@ impl Dispatch {
                 request.input,
             );
         }
-        if let Some(reason) = self.node.no_model() {
-            let text = format!("no model serves: {reason}");
-            let error = ApiError::new(Code::NoModel, text).with_retry(10_000);
+        if let Some(no_model) = self.node.no_model() {
+            let text = format!("no model serves: {}", no_model.reason);
+            let error = ApiError::new(no_model.code, text).with_retry(no_model.retry_ms);
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
         if let Some(error) = self.short_of_memory() {

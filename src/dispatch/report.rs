@@ -10,13 +10,16 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::checked::{self, NoModel};
 use super::pools::Pools;
 use super::{Clock, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
 use crate::link::{Props, Publish};
-use crate::wire::report::{Engine, Info, Mode, Model, Models, Presence, Pressure, State, Status};
+use crate::wire::report::{
+    Engine, Info, Mode, Model, Models, Presence, Pressure, Proof, State, Status,
+};
 use crate::wire::topic::Name;
-use crate::worker::{Cause, Down, Report};
+use crate::worker::{Cause, Checked, Down, Report};
 
 /// Load progress is published at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -29,7 +32,8 @@ pub(super) struct Node {
     loaded: Option<Loaded>,
     sandbox: Option<Sandbox>,
     failures: u32,
-    no_model: Option<String>,
+    checked: Option<Checked>,
+    no_model: Option<NoModel>,
     state: State,
     presence: Presence,
     presence_since_ms: u64,
@@ -54,6 +58,7 @@ impl Node {
             loaded: None,
             sandbox: None,
             failures: 0,
+            checked: None,
             no_model: None,
             state: State {
                 mode: Mode::Starting,
@@ -63,6 +68,7 @@ impl Node {
                 since_ms: clock.now_ms(),
                 pressure: None,
                 pools: None,
+                memory: None,
             },
             presence: Presence::Online,
             presence_since_ms: clock.now_ms(),
@@ -90,8 +96,8 @@ impl Node {
     }
 
     /// Why no model will serve soon, if so.
-    pub(super) fn no_model(&self) -> Option<&str> {
-        self.no_model.as_deref()
+    pub(super) fn no_model(&self) -> Option<&NoModel> {
+        self.no_model.as_ref()
     }
 
     /// What the memory watchdog last said.
@@ -143,6 +149,7 @@ impl Node {
                 loaded,
                 hello,
                 sandbox,
+                checked,
                 ..
             } => {
                 info!(
@@ -160,6 +167,8 @@ impl Node {
                 self.hello = Some((**hello).clone());
                 self.loaded = Some((**loaded).clone());
                 self.sandbox = Some((**sandbox).clone());
+                self.state.memory = Some(checked::memory(checked));
+                self.checked = Some((**checked).clone());
                 self.dirty.info = true;
                 self.dirty.models = true;
                 self.set_mode(Mode::Serving, vec![]);
@@ -179,7 +188,7 @@ impl Node {
         };
         let mut reason = format!("the engine {}", down.cause);
         // Its own words say more than an exit code: a missing library, an allocation that failed.
-        if !matches!(down.cause, Cause::LoadFailed(_))
+        if !down.cause.is_decision()
             && let Some(last) = down.stderr_tail.last()
         {
             reason = format!("{reason}; it said: {last}");
@@ -193,8 +202,12 @@ impl Node {
                 "no engine serves"
             );
         }
-        if matches!(down.cause, Cause::LoadFailed(_)) || self.failures >= HOPELESS_AFTER {
-            self.no_model = Some(reason.clone());
+        if let Cause::NoRoom(refusal) = &down.cause {
+            self.state.memory = Some(checked::memory_refused(refusal));
+        }
+        if down.cause.is_decision() || self.failures >= HOPELESS_AFTER {
+            self.no_model = Some(NoModel::new(down, reason.clone()));
+            self.dirty.info = true;
             self.set_mode(Mode::NoModel, vec![reason]);
         } else {
             self.set_mode(Mode::Restarting, vec![reason]);
@@ -218,6 +231,7 @@ impl Node {
             since_ms,
             pressure: self.state.pressure,
             pools: None, // Filled in when it is sent.
+            memory: self.state.memory,
         };
         self.dirty.state = true;
     }
@@ -253,6 +267,11 @@ impl Dispatch {
                     self.node.loaded.as_ref().map(|loaded| (backend, loaded)),
                 )
             });
+            let offload = info.engine.as_mut().and_then(|e| e.offload.as_mut());
+            if let (Some(offload), Some(checked)) = (offload, &self.node.checked) {
+                offload.proof = Some(Proof::of(&checked.proof));
+            }
+            info.no_model = self.node.no_model().map(|why| why.reason.clone());
             self.retain(self.settings.names.info(), &info);
         }
         if dirty.models {

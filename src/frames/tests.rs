@@ -273,6 +273,7 @@ fn a_load_and_its_answer_pass_whole() {
     let spec = LoadSpec {
         name: "m".into(),
         path: "/models/m.gguf".into(),
+        n_ctx_auto_max: 8192,
         n_ctx: 4096,
         n_ctx_seq: 2048,
         n_seq_max: 8,

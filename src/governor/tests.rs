@@ -13,6 +13,7 @@ pub(super) fn spec() -> LoadSpec {
         name: "large".into(),
         path: PathBuf::from("large.gguf"),
         n_ctx: 8192,
+        n_ctx_auto_max: 8192,
         n_ctx_seq: 0,
         n_seq_max: 4,
         n_batch: 512,

@@ -6,41 +6,6 @@ use super::memory;
 use super::need::Need;
 use crate::frames::{KvType, PlanAsk};
 
-/// A share of memory as an operator writes it: bytes, or percent of all within sane bounds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Amount {
-    /// So much, whatever the board.
-    Bytes(u64),
-    /// Percent of MemTotal, at least `bytes_min` and at most `bytes_max`.
-    Percent {
-        /// 0 to 100.
-        percent: f32,
-        /// A small board's floor.
-        bytes_min: u64,
-        /// A large board's ceiling: 10 % of 64 GB would be idle memory.
-        bytes_max: u64,
-    },
-}
-
-impl Amount {
-    /// In bytes, on a board with so much memory. Never more than all of it.
-    pub fn of(self, total_bytes: u64) -> u64 {
-        let bytes = match self {
-            Self::Bytes(bytes) => bytes,
-            Self::Percent {
-                percent,
-                bytes_min,
-                bytes_max,
-            } => {
-                let share =
-                    (total_bytes as f64 * f64::from(percent.clamp(0.0, 100.0)) / 100.0) as u64;
-                share.clamp(bytes_min.min(bytes_max), bytes_max)
-            }
-        };
-        bytes.min(total_bytes)
-    }
-}
-
 /// What there is to take from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {

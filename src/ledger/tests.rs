@@ -114,20 +114,6 @@ fn mapped_weights_are_taken_although_the_kernel_calls_them_available() {
     assert_eq!(room.takeable_bytes(), 3 * GIB);
 }
 
-#[test]
-fn an_amount_in_percent_stays_within_its_bounds() {
-    let amount = Amount::Percent {
-        percent: 10.0,
-        bytes_min: 768 * MIB,
-        bytes_max: 2 * GIB,
-    };
-    assert_eq!(amount.of(4 * GIB), 768 * MIB);
-    assert_eq!(amount.of(16 * GIB) / MIB, 1638);
-    assert_eq!(amount.of(64 * GIB), 2 * GIB);
-    assert_eq!(amount.of(500 * MIB), 500 * MIB);
-    assert_eq!(Amount::Bytes(3 * GIB).of(64 * GIB), 3 * GIB);
-}
-
 fn refusal(short: Short, room: Room) -> Refusal {
     Refusal {
         model: "llama-3.2-3b".to_owned(),

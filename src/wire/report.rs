@@ -12,6 +12,7 @@ use super::{
     topic::{NAME_PATTERN, Op},
 };
 use crate::frames::{self, Backend, BufferUse, Hello, Loaded};
+use crate::offload;
 
 /// Whether the node is there; offline is also its last will.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -59,6 +60,9 @@ pub struct Info {
     /// The engine that runs the model; absent until a worker said hello.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
+    /// Why no model can be served, a sentence; absent while one can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_model: Option<String>,
 }
 
 impl Info {
@@ -73,6 +77,7 @@ impl Info {
             limits,
             hardware,
             engine: None,
+            no_model: None,
         }
     }
 }
@@ -130,6 +135,7 @@ impl Engine {
                 n_layers_gpu: loaded.n_layers_gpu,
                 n_graph_splits: loaded.n_graph_splits,
                 buffers: loaded.buffers.clone(),
+                proof: None,
             }),
         }
     }
@@ -195,6 +201,50 @@ pub struct Offload {
     pub n_graph_splits: u32,
     /// Memory held, by type of buffer.
     pub buffers: Vec<BufferUse>,
+    /// What was proven; absent in versions before there was a proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+}
+
+/// Where the model runs, and how that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Proof {
+    /// In one word.
+    pub verdict: Verdict,
+    /// Tokens a second right after the load, one stream; absent where it was not timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_tok_s: Option<f64>,
+    /// Tokens a second that the memory's speed and the launch of kernels would allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roofline_tok_s: Option<f64>,
+}
+
+impl Proof {
+    /// From the verdict on a load.
+    pub fn of(proof: &offload::Proof) -> Self {
+        let (verdict, speed) = match proof {
+            offload::Proof::OnGpu(speed) => (Verdict::Gpu, *speed),
+            offload::Proof::NoGpu => (Verdict::CpuNoGpu, None),
+            offload::Proof::CpuChosen => (Verdict::CpuChosen, None),
+        };
+        Self {
+            verdict,
+            canary_tok_s: speed.map(|speed| speed.tok_s),
+            roofline_tok_s: speed.map(|speed| speed.roofline_tok_s),
+        }
+    }
+}
+
+/// What a model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// All of it on the GPU.
+    Gpu,
+    /// The CPU: there is no GPU.
+    CpuNoGpu,
+    /// The CPU, although there may be a GPU: the operator said so.
+    CpuChosen,
 }
 
 /// Which models can be asked for.
@@ -274,6 +324,9 @@ pub struct State {
     /// Whether it takes requests from its pools; absent when in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pools: Option<PoolIntake>,
+    /// What the model takes, or would take; absent before it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
 }
 
 /// Whether a node takes requests from its pools. Requests to the node itself are another matter.
@@ -379,6 +432,36 @@ pub enum CommandStatus {
     Successful,
     /// Not done; nothing changed.
     Failed,
+}
+
+/// What a model takes of main memory, which on a Jetson is the GPU's too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Memory {
+    /// Bytes planned before the load, in all.
+    pub planned_bytes: u64,
+    /// Bytes planned for the weights.
+    pub weights_bytes: u64,
+    /// Bytes planned for the KV cache.
+    pub kv_bytes: u64,
+    /// Bytes planned for compute buffers.
+    pub compute_bytes: u64,
+    /// Bytes planned for the context of a GPU that shares main memory.
+    pub gpu_context_bytes: u64,
+    /// Bytes planned for the process beside all buffers.
+    pub process_bytes: u64,
+    /// Bytes taken by the load; absent when the model was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_bytes: Option<u64>,
+    /// Bytes taken less bytes planned: positive when the plan was too small.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference_bytes: Option<i64>,
+    /// Bytes available to all programs before the load (MemAvailable of Linux).
+    pub available_bytes: u64,
+    /// Bytes available to all programs after the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_after_bytes: Option<u64>,
+    /// Bytes left free whatever is loaded.
+    pub reserve_bytes: u64,
 }
 
 /// What a node does.

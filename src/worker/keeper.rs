@@ -6,8 +6,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::admission::Memo;
 use super::backoff::Backoff;
-use super::life::{Closed, Failed, Ready, Served, load};
+use super::life::{Before, Closed, Failed, Ready, Served, load};
 use super::{Cause, Down, Order, Report, WorkerConfig};
 use crate::frames::LoadSpec;
 
@@ -20,6 +21,8 @@ struct Keeper {
     target: Option<LoadSpec>,
     /// Served before the target was ordered: comes back when that cannot be loaded.
     before: Option<LoadSpec>,
+    /// What loads have learned so far.
+    memo: Memo,
     /// Nobody gives orders any more.
     unordered: bool,
 }
@@ -37,6 +40,7 @@ pub(super) async fn keep(
         reports,
         backoff,
         before: None,
+        memo: Memo::default(),
         unordered: false,
     };
     // The receiver of reports is gone, and the workers with their futures.
@@ -51,7 +55,11 @@ impl Keeper {
                 continue;
             };
             let reports = self.reports.clone();
-            let loading = load(self.config.clone(), spec.clone(), Some(reports.clone()));
+            let before = Before {
+                memo: self.memo.clone(),
+                mapped_bytes: 0, // the worker before it is gone
+            };
+            let loading = load(self.config.clone(), spec, before, Some(reports.clone()));
             let loaded = tokio::select! {
                 loaded = loading => loaded,
                 Some(order) = self.orders.recv(), if !self.unordered => {
@@ -74,6 +82,7 @@ impl Keeper {
             let started = Instant::now();
             self.before = None;
             self.target = Some(ready.spec().clone());
+            self.memo = ready.memo.clone();
             let served = ready
                 .serve(&self.config, &mut self.orders, &self.reports)
                 .await;
@@ -107,7 +116,8 @@ impl Keeper {
         }
     }
 
-    async fn not_loaded(&mut self, failed: Failed) -> Result<(), Closed> {
+    async fn not_loaded(&mut self, mut failed: Failed) -> Result<(), Closed> {
+        self.memo = std::mem::take(&mut failed.memo);
         if let (Some(before), Some(target)) = (self.before.take(), &self.target) {
             let report = failed.switch(&target.name);
             self.target = Some(before);

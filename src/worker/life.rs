@@ -7,16 +7,23 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::admission::{Admitted, Memo, admit, available_bytes};
+use super::plan::PlanError;
 use super::process::{Child, ReadError};
-use super::{COMMANDS, Cause, Order, Placing, Report, WorkerConfig};
+use super::{COMMANDS, Cause, Checked, Order, Placing, Report, WorkerConfig, other_protocol};
 use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
+use crate::ledger::{Comparison, Readings, Taken};
+use crate::offload;
 
 /// The receiver of reports has gone: end.
 pub(super) struct Closed;
 
-/// A worker with its model loaded.
+/// A worker with its model loaded, judged and proven.
 pub(super) struct Ready {
     pub(super) child: Child,
+    /// With what this load has learned.
+    pub(super) memo: Memo,
+    checked: Box<Checked>,
     loaded: Box<Loaded>,
     hello: Box<Hello>,
     sandbox: Box<Sandbox>,
@@ -27,6 +34,8 @@ pub(super) struct Ready {
 pub(super) struct Failed {
     pub(super) cause: Cause,
     pub(super) stderr_tail: Vec<String>,
+    /// With what the attempt has learned.
+    pub(super) memo: Memo,
 }
 
 /// Why a worker serves no more. The child is still to be buried.
@@ -41,39 +50,22 @@ pub(super) enum Served {
 
 type Loading = Pin<Box<dyn Future<Output = Result<Ready, Failed>> + Send>>;
 
-/// Starts a worker and loads a model in it. Dropping the future ends the worker.
+/// What a load starts from.
+pub(super) struct Before {
+    /// What earlier loads have learned.
+    pub(super) memo: Memo,
+    /// Mapped by workers that go on meanwhile.
+    pub(super) mapped_bytes: u64,
+}
+
+/// Has the model of `spec` planned and judged, starts a worker and loads it. Dropping the future ends the
+/// worker.
 pub(super) async fn load(
     config: WorkerConfig,
     spec: LoadSpec,
+    before: Before,
     progress: Option<mpsc::Sender<Report>>,
 ) -> Result<Ready, Failed> {
-    let mut child =
-        Child::start(&config.program, spec.sandbox.as_ref()).map_err(|error| Failed {
-            cause: Cause::Spawn(format!("{}: {error}", config.program.display())),
-            stderr_tail: Vec::new(),
-        })?;
-    match until_loaded(&mut child, &spec, config.load_stall, progress).await {
-        Ok((hello, sandbox, loaded)) => Ok(Ready {
-            child,
-            loaded,
-            hello,
-            sandbox,
-            spec,
-        }),
-        Err(verdict) => {
-            let (cause, stderr_tail) = child.bury(verdict).await;
-            Err(Failed { cause, stderr_tail })
-        }
-    }
-}
-
-/// `Err(None)`: it closed its socket, ask the exit status.
-async fn until_loaded(
-    child: &mut Child,
-    spec: &LoadSpec,
-    stall: Duration,
-    progress: Option<mpsc::Sender<Report>>,
-) -> Result<(Box<Hello>, Box<Sandbox>, Box<Loaded>), Option<Cause>> {
     // A full channel drops a figure of progress, which the next one replaces.
     let tell = |fraction| {
         if let Some(reports) = &progress {
@@ -81,6 +73,108 @@ async fn until_loaded(
         }
     };
     tell(0.0);
+    let mut memo = before.memo;
+    let admitted = match admit(&config, &spec, &mut memo, before.mapped_bytes).await {
+        Ok(admitted) => admitted,
+        Err(PlanError { cause, stderr_tail }) => {
+            return Err(Failed {
+                cause,
+                stderr_tail,
+                memo,
+            });
+        }
+    };
+    let mut child = match Child::start(&config.program, spec.sandbox.as_ref()) {
+        Ok(child) => child,
+        Err(error) => {
+            return Err(Failed {
+                cause: Cause::Spawn(format!("{}: {error}", config.program.display())),
+                stderr_tail: Vec::new(),
+                memo,
+            });
+        }
+    };
+    let loaded = until_loaded(&mut child, &admitted.load, config.load_stall, tell).await;
+    let checked = loaded.and_then(|(hello, sandbox, loaded)| {
+        let checked = check(&config, &admitted, &child, &hello, &loaded)?;
+        Ok((hello, sandbox, loaded, Box::new(checked)))
+    });
+    match checked {
+        Ok((hello, sandbox, loaded, checked)) => {
+            memo.proven(&spec.path);
+            Ok(Ready {
+                child,
+                memo,
+                checked,
+                loaded,
+                hello,
+                sandbox,
+                spec,
+            })
+        }
+        Err(verdict) => {
+            let (cause, stderr_tail) = child.bury(verdict).await;
+            Err(Failed {
+                cause,
+                stderr_tail,
+                memo,
+            })
+        }
+    }
+}
+
+/// What the load took and where the model runs; not proven is not served.
+fn check(
+    config: &WorkerConfig,
+    admitted: &Admitted,
+    child: &Child,
+    hello: &Hello,
+    loaded: &Loaded,
+) -> Result<Checked, Option<Cause>> {
+    let Admitted {
+        plan,
+        need,
+        room,
+        expected,
+        ..
+    } = admitted;
+    let proof = offload::after_load(expected, &hello.backends, loaded, Some(plan))
+        .map_err(|unproven| Some(Cause::Unproven(unproven.to_string())))?;
+    let available_after_bytes = available_bytes(&config.admission.root);
+    let readings = Readings {
+        available_before_bytes: room.available_bytes,
+        available_after_bytes,
+        private_bytes: child.private_bytes(),
+    };
+    let comparison = Comparison {
+        planned: need.clone(),
+        taken: Taken::of(loaded, need, readings),
+    };
+    info!(
+        planned_bytes = need.total_bytes(),
+        taken_bytes = comparison.taken.total_bytes(),
+        difference_bytes = comparison.difference_bytes(),
+        available_before_bytes = room.available_bytes,
+        available_after_bytes,
+        reserve_bytes = room.reserve_bytes,
+        ?proof,
+        "model loaded"
+    );
+    Ok(Checked {
+        comparison,
+        room: *room,
+        available_after_bytes,
+        proof,
+    })
+}
+
+/// `Err(None)`: it closed its socket, ask the exit status.
+async fn until_loaded(
+    child: &mut Child,
+    spec: &LoadSpec,
+    stall: Duration,
+    tell: impl Fn(f32),
+) -> Result<(Box<Hello>, Box<Sandbox>, Box<Loaded>), Option<Cause>> {
     if !child.send(Command::Load(Box::new(spec.clone()))).await {
         return Err(None);
     }
@@ -96,10 +190,7 @@ async fn until_loaded(
         heard = Instant::now();
         match event {
             Event::Hello(found) if found.protocol != PROTOCOL => {
-                return Err(Some(Cause::Protocol(format!(
-                    "worker speaks frames {}, this daemon {PROTOCOL}: install both from one package",
-                    found.protocol
-                ))));
+                return Err(Some(other_protocol(found.protocol)));
             }
             Event::Hello(found) => {
                 info!(version = found.version, llama = found.llama, backends = ?found.backends, "worker started");
@@ -145,6 +236,7 @@ impl Ready {
             hello: self.hello.clone(),
             sandbox: self.sandbox.clone(),
             commands: command_queue,
+            checked: self.checked.clone(),
         })
         .await?;
         let mut heard = Instant::now();
@@ -173,7 +265,11 @@ impl Ready {
                     // What is served already is not loaded again; a switch under way ends.
                     Some(Order::Serve { load, .. }) if *load == self.spec => next = None,
                     Some(Order::Serve { load: spec, placing: Placing::Beside }) => {
-                        next = Some(Box::pin(load(config.clone(), *spec, None)));
+                        let before = Before {
+                            memo: self.memo.clone(),
+                            mapped_bytes: self.checked.comparison.account().mapped_bytes(),
+                        };
+                        next = Some(Box::pin(load(config.clone(), *spec, before, None)));
                     }
                     Some(order) => return Ok(Served::Ordered(order)),
                 },
@@ -181,6 +277,7 @@ impl Ready {
                     Ok(ready) => return Ok(Served::Replaced(Box::new(ready))),
                     Err(failed) => {
                         next = None;
+                        self.memo = failed.memo.clone();
                         report(failed.switch(&self.spec.name)).await?;
                     }
                 },

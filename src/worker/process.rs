@@ -88,6 +88,13 @@ impl Child {
         self.outgoing.try_send(command).is_ok()
     }
 
+    /// Resident bytes that belong to it alone (RssAnon and RssShmem; proc_pid_status(5)), `None` where
+    /// /proc is hidden. On a Jetson, memory of the GPU is not among them.
+    pub(super) fn private_bytes(&self) -> Option<u64> {
+        let path = format!("/proc/{}/status", self.process.id()?);
+        private_bytes(&std::fs::read_to_string(path).ok()?)
+    }
+
     /// Waits for the end, or brings it about; gives the cause and the last words.
     ///
     /// A worker whose socket closed is usually a dead one, and its exit status says more than we know.
@@ -136,6 +143,15 @@ fn keep_cuda_cache(command: &mut tokio::process::Command, dir: Option<&Path>) {
         warn!(path = %dir.display(), %error, "no folder for CUDA's cache: kernels may be compiled at each start");
     }
     command.env("CUDA_CACHE_PATH", dir);
+}
+
+fn private_bytes(status: &str) -> Option<u64> {
+    let kib = |name: &str| -> Option<u64> {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let kib = kib("RssAnon:")?.checked_add(kib("RssShmem:")?)?;
+    kib.checked_mul(1024)
 }
 
 fn cause_of(status: Option<ExitStatus>) -> Cause {
@@ -221,5 +237,18 @@ async fn read_stderr(stderr: tokio::process::ChildStderr) -> Vec<String> {
             tail.pop_front();
         }
         tail.push_back(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_memory_is_read_in_bytes_and_absent_when_odd() {
+        let status = "Name:\tx\nRssAnon:\t   12340 kB\nRssFile:\t 9 kB\nRssShmem:\t       4 kB\n";
+        assert_eq!(private_bytes(status), Some(12_344 * 1024));
+        assert_eq!(private_bytes("RssAnon:\t 1 kB\n"), None);
+        assert_eq!(private_bytes("RssAnon:\t x kB\nRssShmem:\t 1 kB\n"), None);
     }
 }

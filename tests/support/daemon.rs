@@ -70,6 +70,8 @@ impl Site {
         settings.push("defaults.queue_jobs_max=1000".into());
         // Tests run side by side: threads that wait for one another would wait for other tests too.
         settings.push("engine.n_threads=1".into());
+        // They test a CPU build, on machines with a GPU too.
+        settings.push("engine.backend=cpu".into());
         let (worker, model) = match engine {
             Engine::Scripted => ("orinoco-engine-scripted", SMOL),
             Engine::Smol => ("orinoco-engine", SMOL),

@@ -25,8 +25,6 @@ use crate::model::{DecodeError, Decoder, Limits, LoadError, Row, SeqId, Template
 const N_PARKED_MAX: u32 = 24;
 /// `LLAMA_MAX_SEQ`.
 const N_SEQ_IDS_MAX: u32 = 256;
-/// Pool size when neither the operator nor the model says one.
-const N_CTX_DEFAULT_MAX: u32 = 8192;
 
 /// How a context is made; [`ContextSpec::of`] fills it from what the supervisor sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +84,13 @@ impl ContextSpec {
             spec.flash_attn
         };
         let n_ctx = match spec.n_ctx {
-            0 => n_ctx_train.clamp(1, N_CTX_DEFAULT_MAX),
+            0 => {
+                let most = match spec.n_ctx_auto_max {
+                    0 => u32::MAX,
+                    most => most,
+                };
+                n_ctx_train.clamp(1, most)
+            }
             n => n,
         };
         let n_ctx_seq = match spec.n_ctx_seq {

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use orinoco::models::gguf::{GgufError, preflight_file};
 
 use crate::model::LoadError;
@@ -59,6 +60,15 @@ impl Judged {
     /// llama.cpp's words with the file's own name.
     pub(super) fn with_its_name(&self, text: &str) -> String {
         text.replace(&self.descriptor(), &self.path.to_string_lossy())
+    }
+
+    /// Its bytes were copied: the kernel may drop its own copy, which on unified memory stands in the way of
+    /// the next large GPU buffer. Pages that another process maps stay. Best effort.
+    pub(super) fn drop_from_page_cache(&self) {
+        let whole = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        if let Err(error) = whole {
+            tracing::debug!(%error, "the file stays in the page cache");
+        }
     }
 
     /// Nobody wrote to the file since it was judged.

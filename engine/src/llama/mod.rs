@@ -7,7 +7,6 @@
 mod canary;
 pub mod context;
 pub mod device;
-pub mod gpu;
 mod judged;
 pub mod log;
 pub mod model;
@@ -15,7 +14,6 @@ pub mod plan;
 #[doc(hidden)]
 pub mod reference;
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -68,8 +66,6 @@ impl Loader for LlamaLoader {
         serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
     ) -> Result<(), LoadError> {
         let start = Instant::now();
-        let gpu = gpu::Found::here(Path::new("/"));
-        gpu.check_build(spec)?;
         log::take();
         let model = Model::load(spec, progress)?;
         let context_spec = ContextSpec::of(spec, model.n_ctx_train())?;
@@ -79,7 +75,6 @@ impl Loader for LlamaLoader {
             (Backend::Auto, Some(pair)) => pair,
             (Backend::Cpu, _) | (_, None) => (0, model.n_layers()),
         };
-        gpu.check_offload(spec, n_layers_gpu, n_layers)?;
         warm_up(&mut context)?;
         let load_ms = start.elapsed().as_millis() as u64;
         let canary = canary::sing(&mut context, spec)?;

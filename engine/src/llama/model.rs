@@ -83,6 +83,9 @@ impl Model {
         let vocab = NonNull::new(vocab.cast_mut()).expect("every loaded model has a vocabulary");
         let model = Self { raw, vocab, file };
         model.file.check_unchanged()?;
+        if tensors == Tensors::Loaded && !maps_file(spec) {
+            model.file.drop_from_page_cache();
+        }
         model.check_kind(&spec.path)?;
         Ok(model)
     }

@@ -40,6 +40,11 @@ fn about() -> About {
         commit: Some("c21eab8".into()),
         llama: "llama-cpp-sys-2 0.1.161".into(),
         hardware: "Jetson Orin NX 16GB, 25W, 8 cores".into(),
+        proof: Some(Proof {
+            verdict: Verdict::Gpu,
+            canary_tok_s: Some(27.5),
+            roofline_tok_s: Some(34.25),
+        }),
     }
 }
 
@@ -112,6 +117,9 @@ fn the_keys_of_a_full_report_are_these() {
         "offload.n_graph_splits",
         "offload.n_layers",
         "offload.n_layers_gpu",
+        "offload.proof.canary_tok_s",
+        "offload.proof.roofline_tok_s",
+        "offload.proof.verdict",
         "ratio.batch1",
         "ratio.batch4",
         "ratio.batch8",
@@ -172,6 +180,7 @@ orinoco 0.1.0 (c21eab8), llama-cpp-sys-2 0.1.161
 model     smol: llama 135M Q4_1
 hardware  Jetson Orin NX 16GB, 25W, 8 cores
 offload   0 of 31 layers on the GPU, graph splits: 1
+          proven, canary 27.5 of 34.2 tokens/s
 
 tokens/s                     raw      MQTT   ratio
 prefill 512                529.0         -       -

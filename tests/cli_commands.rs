@@ -33,8 +33,9 @@ fn tiny_gguf() -> Vec<u8> {
     let mut file = [
         b"GGUF\x03\0\0\0".to_vec(),
         1_u64.to_le_bytes().to_vec(),
-        4_u64.to_le_bytes().to_vec(),
+        5_u64.to_le_bytes().to_vec(),
         key("general.architecture", 8, text("llama")),
+        key("tokenizer.ggml.model", 8, text("llama")),
         key("llama.context_length", 4, 512_u32.to_le_bytes().to_vec()),
         key("llama.block_count", 4, 1_u32.to_le_bytes().to_vec()),
         key(

@@ -228,3 +228,18 @@ fn bombs_are_stopped() {
         assert!(took.as_millis() < 1000, "{took:?} for {bomb}");
     }
 }
+
+#[path = "../../../fuzz/src/entry/template.rs"]
+#[allow(unreachable_pub, reason = "the fuzzers have it from a library")]
+mod entry;
+
+/// What the fuzzer began with and what it found: see scripts/fuzz.sh.
+#[test]
+fn every_template_of_the_corpus_keeps_its_bounds() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/template");
+    let inputs = Vec::from_iter(std::fs::read_dir(dir).unwrap());
+    assert!(!inputs.is_empty());
+    for input in inputs {
+        entry::check(&std::fs::read(input.unwrap().path()).unwrap());
+    }
+}

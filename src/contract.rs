@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 mod asyncapi;
+mod messages;
 mod schemas;
+mod topics;
 
 /// Name of the AsyncAPI document in a folder.
 pub const ASYNCAPI_FILE: &str = "asyncapi.json";

@@ -1,405 +1,15 @@
-//! The AsyncAPI 3 document: which topics there are, who sends what on them, and examples.
-//!
-//! Addresses come from [`Names`], bodies from [`super::schemas`], examples from `tests/wire/v1/`. What
-//! stands here in words is what types do not know: the reason for a topic, QoS and RETAIN. A test
-//! compares those with what a running daemon sends.
+//! The AsyncAPI 3 document, put together from [`super::topics`], [`super::messages`] and
+//! [`super::schemas`]. A test holds a running daemon against it.
 
 use serde_json::{Map, Value, json};
 
+use super::messages::{ANSWER_HEADERS, JSON, MESSAGES, Message, REQUEST_HEADERS, TEXT};
 use super::schemas;
+use super::topics::{PLACEHOLDERS, Sender, Topic, topics};
 use crate::wire::{
-    Name, Names, Op, PROTOCOL, RequestId, reply,
+    PROTOCOL, reply,
     topic::{ID_PATTERN, NAME_PATTERN, RESERVED},
 };
-
-const JSON: &str = "application/json";
-const TEXT: &str = "text/plain";
-const REQUEST_HEADERS: &str = "RequestHeaders";
-const ANSWER_HEADERS: &str = "AnswerHeaders";
-
-/// A body on a topic.
-struct Message {
-    name: &'static str,
-    title: &'static str,
-    summary: &'static str,
-    content_type: &'static str,
-    /// Name of the definition of its payload.
-    schema: &'static str,
-    /// Name of the definition of its user properties.
-    headers: Option<&'static str>,
-    /// Names, and payloads as JSON.
-    examples: &'static [(&'static str, &'static str)],
-}
-
-macro_rules! pinned {
-    ($($name:literal),*) => {
-        &[$(($name, include_str!(concat!("../../tests/wire/v1/", $name, ".json")))),*]
-    };
-}
-
-const MESSAGES: &[Message] = &[
-    Message {
-        name: "chatRequest",
-        title: "Messages of a conversation",
-        summary: "OpenAI's body for chat completions, with a few keys more.",
-        content_type: JSON,
-        schema: "ChatRequest",
-        headers: Some(REQUEST_HEADERS),
-        examples: pinned!("request_chat_small", "request_chat"),
-    },
-    Message {
-        name: "completeRequest",
-        title: "A prompt to continue",
-        summary: "OpenAI's body for completions, with a few keys more.",
-        content_type: JSON,
-        schema: "CompleteRequest",
-        headers: Some(REQUEST_HEADERS),
-        examples: pinned!("request_complete"),
-    },
-    Message {
-        name: "tokenizeRequest",
-        title: "A prompt or messages to tokenize",
-        summary: "Either prompt or messages.",
-        content_type: JSON,
-        schema: "TokenizeRequest",
-        headers: None,
-        examples: pinned!("request_tokenize"),
-    },
-    Message {
-        name: "textRequest",
-        title: "Plain text",
-        summary: "For devices without JSON.",
-        content_type: TEXT,
-        schema: "TextRequest",
-        headers: Some(REQUEST_HEADERS),
-        examples: &[("text", "\"What is 2 bar in psi?\"")],
-    },
-    Message {
-        name: "cancel",
-        title: "Nothing",
-        summary: "The topic says it all; a payload is ignored, leave it empty.",
-        content_type: TEXT,
-        schema: "Nothing",
-        headers: None,
-        examples: &[("empty", "\"\"")],
-    },
-    Message {
-        name: "accepted",
-        title: "Accepted",
-        summary: "seq 0: the request is on the node's disk and will end with exactly one final, also after a power cut.",
-        content_type: JSON,
-        schema: "Response",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("accepted_chat", "accepted_complete"),
-    },
-    Message {
-        name: "chunk",
-        title: "Text of a stream",
-        summary: "What came since the message before it.",
-        content_type: JSON,
-        schema: "Response",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("chunk_chat", "chunk_complete"),
-    },
-    Message {
-        name: "final",
-        title: "End of a stream",
-        summary: "Why the answer ended, counts, times, and the SHA-256 of the whole text.",
-        content_type: JSON,
-        schema: "Response",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("final_chat", "final_chat_cancelled", "final_complete"),
-    },
-    Message {
-        name: "whole",
-        title: "Answer in one message",
-        summary: "Where the request said \"stream\": false.",
-        content_type: JSON,
-        schema: "Response",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("whole_chat", "whole_complete"),
-    },
-    Message {
-        name: "tokens",
-        title: "Token ids",
-        summary: "The one answer to op tokenize.",
-        content_type: JSON,
-        schema: "Tokens",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("tokens"),
-    },
-    Message {
-        name: "failure",
-        title: "Error",
-        summary: "The final of a request that was refused or failed.",
-        content_type: JSON,
-        schema: "Failure",
-        headers: Some(ANSWER_HEADERS),
-        examples: pinned!("error_param", "error_retry"),
-    },
-    Message {
-        name: "bareText",
-        title: "Bare text",
-        summary: "The one answer to op text; a piece of the answer to op text-stream, ended by an empty payload; or `!code message`, an error, which is the last message.",
-        content_type: TEXT,
-        schema: "BareText",
-        headers: Some(ANSWER_HEADERS),
-        examples: &[
-            ("answer", "\"29 psi\""),
-            ("end of a stream", "\"\""),
-            ("error", "\"!no_model no model is installed, add one\""),
-        ],
-    },
-    Message {
-        name: "status",
-        title: "Whether the node is there",
-        summary: "Published at each start and change; offline is also the last will.",
-        content_type: JSON,
-        schema: "Status",
-        headers: None,
-        examples: pinned!("status_online", "status_draining", "status_offline"),
-    },
-    Message {
-        name: "info",
-        title: "What the node is",
-        summary: "Version of the contract, limits, board, engine.",
-        content_type: JSON,
-        schema: "Info",
-        headers: None,
-        examples: pinned!("info_sandbox", "info_pools"),
-    },
-    Message {
-        name: "models",
-        title: "Which models there are",
-        summary: "Names for the key model of requests.",
-        content_type: JSON,
-        schema: "Models",
-        headers: None,
-        examples: pinned!("models", "models_none"),
-    },
-    Message {
-        name: "state",
-        title: "What the node does now",
-        summary: "Loading, serving, and why not.",
-        content_type: JSON,
-        schema: "State",
-        headers: None,
-        examples: pinned!(
-            "state_serving",
-            "state_loading",
-            "state_no_model",
-            "state_pools_away"
-        ),
-    },
-];
-
-/// Who sends on a topic.
-#[derive(PartialEq)]
-enum Sender {
-    /// Requesters; the node receives.
-    Requester,
-    Node,
-}
-
-/// A topic and what happens on it.
-struct Topic {
-    name: &'static str,
-    /// With `{parameters}`.
-    address: String,
-    sender: Sender,
-    retained: bool,
-    title: String,
-    description: String,
-    messages: &'static [&'static str],
-    /// Messages on the response topic that answer; none for topics without an answer.
-    replies: &'static [&'static str],
-}
-
-/// A question, to a node or to a pool.
-struct Question {
-    op: Op,
-    name: &'static str,
-    name_in_pool: &'static str,
-    title: &'static str,
-    description: &'static str,
-    messages: &'static [&'static str],
-    replies: &'static [&'static str],
-}
-
-const STREAMED_OR_NOT: &[&str] = &["accepted", "chunk", "final", "whole", "failure", "bareText"];
-
-const QUESTIONS: &[Question] = &[
-    Question {
-        op: Op::Chat,
-        name: "chat",
-        name_in_pool: "poolChat",
-        title: "Ask for an answer in a conversation",
-        description: "JSON with messages, or plain text as one message of a user. Answered by accepted, chunks \
-                      and a final; with \"stream\": false by accepted and one answer; with the user property \
-                      accept: text/plain as op text-stream or text is.",
-        messages: &["chatRequest", "textRequest"],
-        replies: STREAMED_OR_NOT,
-    },
-    Question {
-        op: Op::Complete,
-        name: "complete",
-        name_in_pool: "poolComplete",
-        title: "Ask for the continuation of a text",
-        description: "JSON with a prompt, or plain text as the prompt, without a chat template. Answered as op \
-                      chat is.",
-        messages: &["completeRequest", "textRequest"],
-        replies: STREAMED_OR_NOT,
-    },
-    Question {
-        op: Op::Text,
-        name: "text",
-        name_in_pool: "poolText",
-        title: "Ask with bare text, for one message of bare text",
-        description: "For the smallest devices. The answer is cut to info.limits.text_bytes, at a character.",
-        messages: &["textRequest"],
-        replies: &["bareText"],
-    },
-    Question {
-        op: Op::TextStream,
-        name: "textStream",
-        name_in_pool: "poolTextStream",
-        title: "Ask with bare text, for pieces of bare text",
-        description: "Pieces as they are made, then an empty payload.",
-        messages: &["textRequest"],
-        replies: &["bareText"],
-    },
-    Question {
-        op: Op::Tokenize,
-        name: "tokenize",
-        name_in_pool: "poolTokenize",
-        title: "Ask for token ids",
-        description: "JSON with a prompt or messages, or plain text as the prompt. Nothing is stored; one answer.",
-        messages: &["tokenizeRequest", "textRequest"],
-        replies: &["tokens", "failure"],
-    },
-];
-
-/// Stand for parameters in addresses, as no fixed level has capital letters.
-const PLACEHOLDERS: [(&str, &str); 5] = [
-    ("ROOT", "{root}"),
-    ("NODE", "{node}"),
-    ("POOL", "{pool}"),
-    ("USER", "{user}"),
-    ("ID", "{id}"),
-];
-const WELL_FORMED: &str = "placeholders are names";
-
-fn topics() -> Vec<Topic> {
-    let name = |text| Name::new(text).expect(WELL_FORMED);
-    let names = Names::new("ROOT", name("NODE")).expect(WELL_FORMED);
-    let (pool, user) = (name("POOL"), name("USER"));
-    let id = RequestId::new("ID").expect(WELL_FORMED);
-    let address = |topic: String| {
-        PLACEHOLDERS.iter().fold(topic, |topic, (word, parameter)| {
-            topic.replace(word, parameter)
-        })
-    };
-    let to_node = |question: &Question| Topic {
-        name: question.name,
-        address: address(names.req(&user, question.op, &id)),
-        sender: Sender::Requester,
-        retained: false,
-        title: question.title.to_owned(),
-        description: question.description.to_owned(),
-        messages: question.messages,
-        replies: question.replies,
-    };
-    let to_pool = |question: &Question| Topic {
-        name: question.name_in_pool,
-        address: address(names.pool_req(&pool, &user, question.op, &id)),
-        title: format!("{}, of a pool", question.title),
-        description: format!(
-            "{} The broker hands it to one member; orinoco.node of the answer says to which. Repeats and the \
-             cancel go to that node.",
-            question.description
-        ),
-        ..to_node(question)
-    };
-    let cancel = |name, topic, title: &str, description: &str| Topic {
-        name,
-        address: address(topic),
-        sender: Sender::Requester,
-        retained: false,
-        title: title.to_owned(),
-        description: description.to_owned(),
-        messages: &["cancel"],
-        replies: &[],
-    };
-    let report = |name, topic, title: &str, description: &str, messages| Topic {
-        name,
-        address: address(topic),
-        sender: Sender::Node,
-        retained: true,
-        title: title.to_owned(),
-        description: description.to_owned(),
-        messages,
-        replies: &[],
-    };
-    let mut topics: Vec<_> = QUESTIONS.iter().map(to_node).collect();
-    topics.extend(QUESTIONS.iter().map(to_pool));
-    topics.extend([
-        cancel(
-            "cancel",
-            names.cancel(&user, &id),
-            "Call a request off",
-            "The answer of that request ends: with finish_reason cancelled when it had begun. A request that \
-             is unknown or over is left alone, and nothing is said.",
-        ),
-        cancel(
-            "poolCancel",
-            names.pool_cancel(&pool, &user, &id),
-            "Call a request to a pool off",
-            "For a request of which no node is known yet; every member hears it.",
-        ),
-        Topic {
-            name: "resp",
-            address: address(names.resp(&user, &id)),
-            sender: Sender::Node,
-            retained: false,
-            title: "Answers".to_owned(),
-            description: "What is sent depends on the request: see the replies of the operations. A Response \
-                          Topic of MQTT 5 may name another topic below the requester's own."
-                .to_owned(),
-            messages: &["accepted", "chunk", "final", "whole", "tokens", "failure", "bareText"],
-            replies: &[],
-        },
-        report(
-            "status",
-            names.status(),
-            "Whether the node is there",
-            "Published at each start, when it begins to drain, at an orderly end, and by the broker as last \
-             will when the node is gone without a word.",
-            &["status"],
-        ),
-        report(
-            "info",
-            names.info(),
-            "What the node is",
-            "Published at each start and when the engine changes.",
-            &["info"],
-        ),
-        report(
-            "models",
-            names.models(),
-            "Which models there are",
-            "Published at each start and when the active model changes.",
-            &["models"],
-        ),
-        report(
-            "state",
-            names.state(),
-            "What the node does now",
-            "Published at each change of mode, and while a model is loaded.",
-            &["state"],
-        ),
-    ]);
-    topics
-}
 
 pub(super) fn document() -> Value {
     let topics = topics();
@@ -421,30 +31,47 @@ pub(super) fn document() -> Value {
             "tags": [{"name": "mqtt"}, {"name": "llm"}],
         },
         "defaultContentType": JSON,
-        "servers": {"site": {
-            "host": "{host}:{port}",
-            "protocol": "mqtt",
-            "protocolVersion": "5.0",
-            "description": "The broker of the site, or the one that a node brings; 3.1.1 does as well.",
-            "variables": {
-                "host": {"description": "Where the broker listens.", "default": "localhost"},
-                "port": {"description": "The broker's port.", "default": "1883"},
-            },
-            "security": [{"$ref": "#/components/securitySchemes/password"}],
-        }},
+        "servers": {
+            "site": server("mqtt", "1883", &["password"]),
+            "siteWithTls": server("secure-mqtt", "8883", &["password", "certificate"]),
+        },
         "channels": named(&topics, channel),
         "operations": named(&topics, operation),
         "components": {
             "schemas": definitions(),
             "messages": MESSAGES.iter().map(|m| (m.name.to_owned(), message(m))).collect::<Map<_, _>>(),
             "parameters": parameters(),
-            "securitySchemes": {"password": {
-                "type": "userPassword",
-                "description": "The user's name is part of the topics, and the broker holds it to the \
-                                credentials. On loopback, until the first user is added, clients without \
-                                credentials are the user local.",
-            }},
+            "securitySchemes": {
+                "password": {
+                    "type": "userPassword",
+                    "description": "The user's name is part of the topics, and the broker holds it to the \
+                                    credentials. On loopback, until the first user is added, clients without \
+                                    credentials are the user local.",
+                },
+                "certificate": {
+                    "type": "X509",
+                    "description": "Where the broker takes the user's name from the client's certificate.",
+                },
+            },
         },
+    })
+}
+
+fn server(protocol: &str, port: &str, security: &[&str]) -> Value {
+    let security: Vec<_> = security
+        .iter()
+        .map(|scheme| json!({"$ref": format!("#/components/securitySchemes/{scheme}")}))
+        .collect();
+    json!({
+        "host": "{host}:{port}",
+        "protocol": protocol,
+        "protocolVersion": "5.0",
+        "description": "The broker of the site, or the one that a node brings; 3.1.1 does as well.",
+        "variables": {
+            "host": {"description": "Where the broker listens.", "default": "localhost"},
+            "port": {"description": "The broker's port.", "default": port},
+        },
+        "security": security,
     })
 }
 

@@ -58,8 +58,10 @@ fn forbid_others(schema: &mut Value) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(forbid_others),
         Value::Object(object) => {
-            object.values_mut().for_each(forbid_others);
-            // Conditions name keys without saying what kind of value has them; maps have keys of the board's own.
+            // Conditions name some keys of an object that is described elsewhere.
+            let parts = object.iter_mut().filter(|(key, _)| *key != "allOf");
+            parts.for_each(|(_, part)| forbid_others(part));
+            // Maps have keys of the board's own.
             if object.get("type").is_some_and(|kind| kind == "object")
                 && !object.contains_key("additionalProperties")
             {

@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 /// Conditions on [`super::body::Response`].
 pub(super) fn response() -> Value {
     let object_is = |object: &str| json!({"properties": {"object": {"const": object}}});
-    let choice_has = |key: &str| json!({"properties": {"choices": {"items": {"required": [key]}}}});
-    let finish = |kind: &str| json!({"items": {"properties": {"finish_reason": {"type": kind}}}});
+    // Kinds of values are told again: some validators want each keyword beside the type that it is for.
+    let choices = |one: Value| json!({"type": "array", "items": one});
+    let choice_has = |key: &str| json!({"properties": {"choices": choices(json!({"type": "object", "required": [key]}))}});
+    let finish = |kind: &str| {
+        choices(json!({"type": "object", "properties": {"finish_reason": {"type": kind}}}))
+    };
     json!([
         {"if": object_is("chat.completion.chunk"), "then": choice_has("delta")},
         {"if": object_is("chat.completion"), "then": choice_has("message")},
@@ -16,7 +20,7 @@ pub(super) fn response() -> Value {
         {"if": object_is("chat.completion"), "then": {"properties": {"final": {"const": true}}}},
         {
             "if": {"properties": {"seq": {"const": 0}}},
-            "then": {"properties": {"final": {"const": false}, "orinoco": {"required": ["queue"]}}},
+            "then": {"properties": {"final": {"const": false}, "orinoco": {"type": "object", "required": ["queue"]}}},
         },
         {
             "if": {"properties": {"final": {"const": true}}},
@@ -25,6 +29,7 @@ pub(super) fn response() -> Value {
                 "properties": {
                     "choices": finish("string"),
                     "orinoco": {
+                        "type": "object",
                         "required": ["text_sha256", "ttft_ms", "total_ms", "prefill_ms", "decode_ms", "resumed"],
                     },
                 },

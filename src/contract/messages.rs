@@ -1,0 +1,183 @@
+//! The bodies that travel: what each is for, its schema, and examples from `tests/wire/v1/`.
+
+pub(super) const JSON: &str = "application/json";
+pub(super) const TEXT: &str = "text/plain";
+/// Definitions of user properties.
+pub(super) const REQUEST_HEADERS: &str = "RequestHeaders";
+pub(super) const ANSWER_HEADERS: &str = "AnswerHeaders";
+
+/// A body on a topic.
+pub(super) struct Message {
+    pub(super) name: &'static str,
+    pub(super) title: &'static str,
+    pub(super) summary: &'static str,
+    pub(super) content_type: &'static str,
+    /// Name of the definition of its payload.
+    pub(super) schema: &'static str,
+    /// Name of the definition of its user properties.
+    pub(super) headers: Option<&'static str>,
+    /// Names, and payloads as JSON.
+    pub(super) examples: &'static [(&'static str, &'static str)],
+}
+
+macro_rules! pinned {
+    ($($name:literal),*) => {
+        &[$(($name, include_str!(concat!("../../tests/wire/v1/", $name, ".json")))),*]
+    };
+}
+
+pub(super) const MESSAGES: &[Message] = &[
+    Message {
+        name: "chatRequest",
+        title: "Messages of a conversation",
+        summary: "OpenAI's body for chat completions, with a few keys more.",
+        content_type: JSON,
+        schema: "ChatRequest",
+        headers: Some(REQUEST_HEADERS),
+        examples: pinned!("request_chat_small", "request_chat"),
+    },
+    Message {
+        name: "completeRequest",
+        title: "A prompt to continue",
+        summary: "OpenAI's body for completions, with a few keys more.",
+        content_type: JSON,
+        schema: "CompleteRequest",
+        headers: Some(REQUEST_HEADERS),
+        examples: pinned!("request_complete"),
+    },
+    Message {
+        name: "tokenizeRequest",
+        title: "A prompt or messages to tokenize",
+        summary: "Either prompt or messages.",
+        content_type: JSON,
+        schema: "TokenizeRequest",
+        headers: None,
+        examples: pinned!("request_tokenize"),
+    },
+    Message {
+        name: "textRequest",
+        title: "Plain text",
+        summary: "For devices without JSON.",
+        content_type: TEXT,
+        schema: "TextRequest",
+        headers: Some(REQUEST_HEADERS),
+        examples: &[("text", "\"What is 2 bar in psi?\"")],
+    },
+    Message {
+        name: "cancel",
+        title: "Nothing",
+        summary: "The topic says it all; a payload is ignored, leave it empty.",
+        content_type: TEXT,
+        schema: "Nothing",
+        headers: None,
+        examples: &[("empty", "\"\"")],
+    },
+    Message {
+        name: "accepted",
+        title: "Accepted",
+        summary: "seq 0: the request is on the node's disk and will end with exactly one final, also after a power cut.",
+        content_type: JSON,
+        schema: "Response",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("accepted_chat", "accepted_complete"),
+    },
+    Message {
+        name: "chunk",
+        title: "Text of a stream",
+        summary: "What came since the message before it.",
+        content_type: JSON,
+        schema: "Response",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("chunk_chat", "chunk_complete"),
+    },
+    Message {
+        name: "final",
+        title: "End of a stream",
+        summary: "Why the answer ended, counts, times, and the SHA-256 of the whole text.",
+        content_type: JSON,
+        schema: "Response",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("final_chat", "final_chat_cancelled", "final_complete"),
+    },
+    Message {
+        name: "whole",
+        title: "Answer in one message",
+        summary: "Where the request said \"stream\": false.",
+        content_type: JSON,
+        schema: "Response",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("whole_chat", "whole_complete"),
+    },
+    Message {
+        name: "tokens",
+        title: "Token ids",
+        summary: "The one answer to op tokenize.",
+        content_type: JSON,
+        schema: "Tokens",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("tokens"),
+    },
+    Message {
+        name: "failure",
+        title: "Error",
+        summary: "The final of a request that was refused or failed.",
+        content_type: JSON,
+        schema: "Failure",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("error_param", "error_retry"),
+    },
+    Message {
+        name: "bareText",
+        title: "Bare text",
+        summary: "The one answer to op text; a piece of the answer to op text-stream, ended by an empty payload; or `!code message`, an error, which is the last message.",
+        content_type: TEXT,
+        schema: "BareText",
+        headers: Some(ANSWER_HEADERS),
+        examples: &[
+            ("answer", "\"29 psi\""),
+            ("end of a stream", "\"\""),
+            ("error", "\"!no_model no model is installed, add one\""),
+        ],
+    },
+    Message {
+        name: "status",
+        title: "Whether the node is there",
+        summary: "Published at each start and change; offline is also the last will.",
+        content_type: JSON,
+        schema: "Status",
+        headers: None,
+        examples: pinned!("status_online", "status_draining", "status_offline"),
+    },
+    Message {
+        name: "info",
+        title: "What the node is",
+        summary: "Version of the contract, limits, board, engine.",
+        content_type: JSON,
+        schema: "Info",
+        headers: None,
+        examples: pinned!("info_sandbox", "info_pools"),
+    },
+    Message {
+        name: "models",
+        title: "Which models there are",
+        summary: "Names for the key model of requests.",
+        content_type: JSON,
+        schema: "Models",
+        headers: None,
+        examples: pinned!("models", "models_none"),
+    },
+    Message {
+        name: "state",
+        title: "What the node does now",
+        summary: "Loading, serving, and why not.",
+        content_type: JSON,
+        schema: "State",
+        headers: None,
+        examples: pinned!(
+            "state_serving",
+            "state_loading",
+            "state_no_model",
+            "state_pools_away"
+        ),
+    },
+];

@@ -1,0 +1,211 @@
+//! The topics, and what happens on each. Their addresses come from [`Names`].
+
+use crate::wire::{Name, Names, Op, RequestId};
+
+/// Who sends on a topic.
+#[derive(PartialEq)]
+pub(super) enum Sender {
+    /// Requesters; the node receives.
+    Requester,
+    Node,
+}
+
+/// A topic and what happens on it.
+pub(super) struct Topic {
+    pub(super) name: &'static str,
+    /// With `{parameters}`.
+    pub(super) address: String,
+    pub(super) sender: Sender,
+    pub(super) retained: bool,
+    pub(super) title: String,
+    pub(super) description: String,
+    pub(super) messages: &'static [&'static str],
+    /// Messages on the response topic that answer; none for topics without an answer.
+    pub(super) replies: &'static [&'static str],
+}
+
+/// A question, to a node or to a pool.
+struct Question {
+    op: Op,
+    name: &'static str,
+    name_in_pool: &'static str,
+    title: &'static str,
+    description: &'static str,
+    messages: &'static [&'static str],
+    replies: &'static [&'static str],
+}
+
+const STREAMED_OR_NOT: &[&str] = &["accepted", "chunk", "final", "whole", "failure", "bareText"];
+
+const QUESTIONS: &[Question] = &[
+    Question {
+        op: Op::Chat,
+        name: "chat",
+        name_in_pool: "poolChat",
+        title: "Ask for an answer in a conversation",
+        description: "JSON with messages, or plain text as one message of a user. Answered by accepted, chunks \
+                      and a final; with \"stream\": false by accepted and one answer; with the user property \
+                      accept: text/plain as op text-stream or text is.",
+        messages: &["chatRequest", "textRequest"],
+        replies: STREAMED_OR_NOT,
+    },
+    Question {
+        op: Op::Complete,
+        name: "complete",
+        name_in_pool: "poolComplete",
+        title: "Ask for the continuation of a text",
+        description: "JSON with a prompt, or plain text as the prompt, without a chat template. Answered as op \
+                      chat is.",
+        messages: &["completeRequest", "textRequest"],
+        replies: STREAMED_OR_NOT,
+    },
+    Question {
+        op: Op::Text,
+        name: "text",
+        name_in_pool: "poolText",
+        title: "Ask with bare text, for one message of bare text",
+        description: "For the smallest devices. The answer is cut to info.limits.text_bytes, at a character.",
+        messages: &["textRequest"],
+        replies: &["bareText"],
+    },
+    Question {
+        op: Op::TextStream,
+        name: "textStream",
+        name_in_pool: "poolTextStream",
+        title: "Ask with bare text, for pieces of bare text",
+        description: "Pieces as they are made, then an empty payload.",
+        messages: &["textRequest"],
+        replies: &["bareText"],
+    },
+    Question {
+        op: Op::Tokenize,
+        name: "tokenize",
+        name_in_pool: "poolTokenize",
+        title: "Ask for token ids",
+        description: "JSON with a prompt or messages, or plain text as the prompt. Nothing is stored; one answer.",
+        messages: &["tokenizeRequest", "textRequest"],
+        replies: &["tokens", "failure"],
+    },
+];
+
+/// Stand for parameters in addresses, as no fixed level has capital letters.
+pub(super) const PLACEHOLDERS: [(&str, &str); 5] = [
+    ("ROOT", "{root}"),
+    ("NODE", "{node}"),
+    ("POOL", "{pool}"),
+    ("USER", "{user}"),
+    ("ID", "{id}"),
+];
+const WELL_FORMED: &str = "placeholders are names";
+
+pub(super) fn topics() -> Vec<Topic> {
+    let name = |text| Name::new(text).expect(WELL_FORMED);
+    let names = Names::new("ROOT", name("NODE")).expect(WELL_FORMED);
+    let (pool, user) = (name("POOL"), name("USER"));
+    let id = RequestId::new("ID").expect(WELL_FORMED);
+    let address = |topic: String| {
+        PLACEHOLDERS.iter().fold(topic, |topic, (word, parameter)| {
+            topic.replace(word, parameter)
+        })
+    };
+    let to_node = |question: &Question| Topic {
+        name: question.name,
+        address: address(names.req(&user, question.op, &id)),
+        sender: Sender::Requester,
+        retained: false,
+        title: question.title.to_owned(),
+        description: question.description.to_owned(),
+        messages: question.messages,
+        replies: question.replies,
+    };
+    let to_pool = |question: &Question| Topic {
+        name: question.name_in_pool,
+        address: address(names.pool_req(&pool, &user, question.op, &id)),
+        title: format!("{}, of a pool", question.title),
+        description: format!(
+            "{} The broker hands it to one member; orinoco.node of the answer says to which. Repeats and the \
+             cancel go to that node.",
+            question.description
+        ),
+        ..to_node(question)
+    };
+    let cancel = |name, topic, title: &str, description: &str| Topic {
+        name,
+        address: address(topic),
+        sender: Sender::Requester,
+        retained: false,
+        title: title.to_owned(),
+        description: description.to_owned(),
+        messages: &["cancel"],
+        replies: &[],
+    };
+    let report = |name, topic, title: &str, description: &str, messages| Topic {
+        name,
+        address: address(topic),
+        sender: Sender::Node,
+        retained: true,
+        title: title.to_owned(),
+        description: description.to_owned(),
+        messages,
+        replies: &[],
+    };
+    let mut topics: Vec<_> = QUESTIONS.iter().map(to_node).collect();
+    topics.extend(QUESTIONS.iter().map(to_pool));
+    topics.extend([
+        cancel(
+            "cancel",
+            names.cancel(&user, &id),
+            "Call a request off",
+            "The answer of that request ends: with finish_reason cancelled when it had begun. A request that \
+             is unknown or over is left alone, and nothing is said.",
+        ),
+        cancel(
+            "poolCancel",
+            names.pool_cancel(&pool, &user, &id),
+            "Call a request to a pool off",
+            "For a request of which no node is known yet; every member hears it.",
+        ),
+        Topic {
+            name: "resp",
+            address: address(names.resp(&user, &id)),
+            sender: Sender::Node,
+            retained: false,
+            title: "Answers".to_owned(),
+            description: "What is sent depends on the request: see the replies of the operations. A Response \
+                          Topic of MQTT 5 may name another topic below the requester's own."
+                .to_owned(),
+            messages: &["accepted", "chunk", "final", "whole", "tokens", "failure", "bareText"],
+            replies: &[],
+        },
+        report(
+            "status",
+            names.status(),
+            "Whether the node is there",
+            "Published at each start, when it begins to drain, at an orderly end, and by the broker as last \
+             will when the node is gone without a word.",
+            &["status"],
+        ),
+        report(
+            "info",
+            names.info(),
+            "What the node is",
+            "Published at each start and when the engine changes.",
+            &["info"],
+        ),
+        report(
+            "models",
+            names.models(),
+            "Which models there are",
+            "Published at each start and when the active model changes.",
+            &["models"],
+        ),
+        report(
+            "state",
+            names.state(),
+            "What the node does now",
+            "Published at each change of mode, and while a model is loaded.",
+            &["state"],
+        ),
+    ]);
+    topics
+}

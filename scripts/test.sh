@@ -8,9 +8,10 @@ usage() {
     cat <<'END'
 Usage: scripts/test.sh [--full] [--no-lint] [TEST FILTER...]
 
-Runs, in this order: shell and dependency checks, rustfmt, clippy, every Rust test (with Mosquitto, the
-embedded broker, paho-mqtt, MQTT.js and two real models), then the quickstart. Missing programs come from
-apt, the MQTT clients for Python and Node.js go to target/test-deps, models to models/.
+Runs, in this order: shell, contract and dependency checks, rustfmt, clippy, every Rust test (with
+Mosquitto, the embedded broker, paho-mqtt, MQTT.js and two real models), then the quickstart. Missing
+programs come from apt, clients and linters for Python and Node.js go to target/test-deps, models to
+models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
                  and broker deaths, and cargo-deny is installed when missing
@@ -52,8 +53,8 @@ want_build_tools
 want binutils "a test reads which libraries the daemon needs" have readelf
 want mosquitto "the other broker; only our tests start it, on free ports" have mosquitto
 want mosquitto-clients "the issue's own commands are tested" have mosquitto_pub
-want nodejs "MQTT.js, the client inside Node-RED" have node
-want npm "fetches MQTT.js" have npm
+want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the published contract" have node
+want npm "fetches them" have npm
 [ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck
 install_wanted
 need_rust
@@ -94,6 +95,14 @@ lint_all() {
     cargo clippy --release --locked --workspace --all-targets -- -D warnings || return 1
 }
 
+# The AsyncAPI document by a linter, where a hint counts like an error, and the JSON Schemas by a
+# validator; we wrote neither.
+lint_contract() {
+    node tests/interop/schemas.js >&2 || return 1
+    "$deps/node/node_modules/.bin/spectral" lint --fail-severity hint --ruleset tests/interop/spectral.yaml \
+        docs/contract/asyncapi.json >&2
+}
+
 # Advisories need a database from the network; without it the rest is still checked.
 deny_all() {
     if ! cargo deny --version >/dev/null 2>&1; then
@@ -124,7 +133,7 @@ if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 
 fi
 
 timed "models" scripts/fetch-models.sh
-timed "MQTT clients" client_deps
+timed "MQTT clients, judges of the contract" client_deps
 ignored=()
 # ORINOCO_FULL: tests with rounds run all of them (tests/power_cut.rs).
 [ -z "$full" ] || { ignored=(--include-ignored) && export ORINOCO_FULL=1; }
@@ -134,6 +143,7 @@ if [ ${#filters[@]} -gt 0 ]; then
 fi
 if [ -n "$lint" ]; then
     timed "formats, lints, scripts" lint_all
+    timed "published contract" lint_contract
     timed "dependencies" deny_all
 fi
 # The tests start the programs, so they come first; --workspace builds what the tests link as well.

@@ -21,7 +21,9 @@ mod request;
 #[path = "../fuzz/src/entry/topic.rs"]
 mod topic;
 
-const TARGETS: [(&str, fn(&[u8])); 5] = [
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 5] = [
     ("answer", answer::check),
     ("frames", frames::check),
     ("gguf", gguf::check),

@@ -179,13 +179,25 @@ fn channel(topic: &Topic) -> Value {
     })
 }
 
+/// Three times the default `telemetry.interval_seconds`.
+const TELEMETRY_EXPIRY_SECONDS: u32 = 15;
+/// Events are of interest for an hour.
+const EVENT_EXPIRY_SECONDS: u32 = 3600;
+
 fn operation(topic: &Topic) -> Value {
     let on = |channel: &str, messages: &[&str]| -> Vec<Value> {
         let target = |name| json!({"$ref": format!("#/channels/{channel}/messages/{name}")});
         messages.iter().map(target).collect()
     };
     let is_answer = topic.name == "resp";
-    let mut mqtt = json!({"qos": 1, "retain": topic.retained, "bindingVersion": "0.2.0"});
+    let is_telemetry = topic.address.contains("/tele/");
+    let qos = u8::from(!is_telemetry);
+    let mut mqtt = json!({"qos": qos, "retain": topic.retained, "bindingVersion": "0.2.0"});
+    if is_telemetry {
+        mqtt["messageExpiryInterval"] = TELEMETRY_EXPIRY_SECONDS.into();
+    } else if topic.address.contains("/evt/") {
+        mqtt["messageExpiryInterval"] = EVENT_EXPIRY_SECONDS.into();
+    }
     if is_answer {
         mqtt["messageExpiryInterval"] = reply::EXPIRY_SECONDS.into();
     }

@@ -206,6 +206,65 @@ pub(super) fn topics() -> Vec<Topic> {
             "Published at each change of mode, and while a model is loaded.",
             &["state"],
         ),
+        Topic {
+            retained: false,
+            ..report(
+                "pressureEvent",
+                names.event("pressure"),
+                "A step of the memory watchdog",
+                "Told when the step had time to work.",
+                &["pressureEvent"],
+            )
+        },
+        Topic {
+            retained: false,
+            ..report(
+                "switchEvent",
+                names.event("switch"),
+                "Another model",
+                "Told when a model that was ordered serves, or could not.",
+                &["switchEvent"],
+            )
+        },
+        Topic {
+            name: "setModel",
+            address: address(names.set("model")),
+            sender: Sender::Requester,
+            retained: false,
+            title: "Choose the model".to_owned(),
+            description: "For operators: the name of the model that is to serve.".to_owned(),
+            messages: &["modelName"],
+            replies: &[],
+        },
+        Topic {
+            name: "modelCommand",
+            address: address(names.command("model", id.as_str())),
+            sender: Sender::Requester,
+            retained: true,
+            title: "Choose the model, and hear what became of it".to_owned(),
+            description: "For operators, who write init; the node writes executing, then successful or failed, \
+                          to the same topic. Cleared by whoever asked, with an empty retained message."
+                .to_owned(),
+            messages: &["modelCommand"],
+            replies: &[],
+        },
     ]);
+    let numbers = [
+        ("teleHost", "host", "Numbers of the board"),
+        ("teleGpu", "gpu", "Numbers of its GPU"),
+        ("teleLlm", "llm", "Numbers of the model and its streams"),
+        ("teleQueue", "queue", "Numbers of the requests"),
+    ];
+    topics.extend(numbers.map(|(name, kind, title)| {
+        let description = "Every telemetry.interval_seconds.";
+        let messages = TELEMETRY
+            .iter()
+            .find(|messages| messages[0] == name)
+            .expect("each has its message");
+        report(name, names.tele(kind), title, description, messages)
+    }));
     topics
 }
+
+/// The one message of each topic of numbers.
+const TELEMETRY: &[&[&str]] = &[&["teleHost"], &["teleGpu"], &["teleLlm"], &["teleQueue"]];

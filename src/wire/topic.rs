@@ -401,6 +401,11 @@ impl Names {
         })
     }
 
+    /// `{r}/v1/{n}/set/{key}`.
+    pub fn set(&self, key: &str) -> String {
+        self.of_node(&format!("set/{key}"))
+    }
+
     /// `{r}/v1/{n}/cmd/{op}/{cid}`, retained.
     pub fn command(&self, op: &str, ticket: &str) -> String {
         self.of_node(&format!("cmd/{op}/{ticket}"))

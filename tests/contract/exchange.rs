@@ -477,8 +477,8 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
         let of = tap.contract.document.pointer(pointer).unwrap();
         of.as_object().unwrap().keys().cloned().collect()
     };
-    assert_eq!(used, described("/channels"));
-    assert_eq!(said, described("/components/messages"));
+    assert_eq!(used, without(ELSEWHERE, described("/channels")));
+    assert_eq!(said, without(ELSEWHERE, described("/components/messages")));
     let codes: BTreeSet<_> = tap
         .heard
         .iter()
@@ -504,4 +504,23 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
     ] {
         assert!(codes.contains(code.as_str()), "no {code} among {codes:?}");
     }
+}
+
+/// What needs an operator, short memory or a GPU, or comes every few seconds: tests/governor.rs brings it about,
+/// and the examples on the page are judged by its schemas.
+const ELSEWHERE: &[&str] = &[
+    "modelCommand",
+    "modelName",
+    "pressureEvent",
+    "setModel",
+    "switchEvent",
+    "teleGpu",
+    "teleHost",
+    "teleLlm",
+    "teleQueue",
+];
+
+fn without(left_out: &[&str], mut names: BTreeSet<String>) -> BTreeSet<String> {
+    names.retain(|name| !left_out.contains(&name.as_str()));
+    names
 }

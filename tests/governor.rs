@@ -11,7 +11,7 @@ use orinoco::wire::error::Code;
 use orinoco::wire::report::{CommandStatus, Level, Mode, ModelCommand, State};
 use sha2::Digest as _;
 use support::broker::Mosquitto;
-use support::daemon::{Engine, Site};
+use support::daemon::{Engine, Site, poll};
 use support::requester::Client;
 
 const SMOL: &str = "SmolLM2-135M-Instruct.Q4_1";
@@ -240,10 +240,11 @@ async fn streams_survive_every_step_of_the_ladder_and_new_requests_are_refused_m
             }
         }
     }
-    assert!(
-        daemon.child_named("orinoco-engine-scripted").is_none(),
-        "the worker was ended"
-    );
+    // The level is told first, the worker ended next.
+    poll(|| {
+        let worker = daemon.child_named("orinoco-engine-scripted");
+        worker.is_none().then_some(())
+    });
     meminfo.available(6000);
     until_level(&mut client, Level::Ok).await;
     client.until_mode(Mode::Serving).await;

@@ -18,7 +18,8 @@
 //! A `+` in a rule stands for a node, and could stand for `resp`, `pool` or `fleet` as well: then
 //! `…/+/tele/#` would be the answers to a user named `tele`, and `…/+/req/ann/#` answers to one named
 //! `req`. Nobody can have such a name ([`Name::is_reserved`]); on a broker whose accounts somebody else
-//! makes, the rules also deny what such a user would be answered on, to everybody.
+//! makes, the rules also deny what such a user would be answered on, to everybody. So they do with fleets
+//! and pools of such names, where a device's own requests would be orders.
 
 mod files;
 #[cfg(test)]
@@ -208,6 +209,7 @@ impl Rules {
                 .iter()
                 .filter(|name| **name != LOCAL_USER)
                 .map(|name| below(&format!("resp/{name}/#")))
+                .chain(["fleet/req/#", "fleet/tele/#", "fleet/evt/#", "pool/req/#"].map(below))
                 .collect(),
         }
     }
@@ -233,7 +235,7 @@ impl Rules {
         asks.iter().chain(&self.sees).chain(oversees).chain(orders)
     }
 
-    /// What nobody may touch, the daemon neither: where users with reserved names would be answered.
+    /// What nobody may touch, the daemon neither: topics of users, fleets and pools with reserved names.
     pub fn denied(&self) -> impl Iterator<Item = &str> {
         self.denied.iter().map(String::as_str)
     }

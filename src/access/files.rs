@@ -19,8 +19,8 @@ pub fn mosquitto_acl(rules: &Rules, daemon: &str, users: &BTreeMap<String, Role>
 # read an answer, in another's name. Mosquitto grants every SUBSCRIBE and filters what it delivers. It
 # handles what is denied first, and says at its start that some patterns have no %u, which is meant.
 
-# The daemon of every node. Nobody is answered under a name that stands for something else in topics: for
-# others, such answers would be telemetry or requests.
+# The daemon of every node. No user, fleet or pool has a name that stands for something else in topics: for
+# others, such answers would be telemetry, and such requests orders.
 user {daemon}
 ",
         rules.root(),

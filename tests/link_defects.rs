@@ -1,5 +1,29 @@
 //! Each defect of rumqttc 0.25.1 (v5) that the link repairs, twice: raw rumqttc shows it, the link
 //! does not. When a "raw" test fails after an update, its repair can go.
+//!
+//! The contract for any client library in its place, and where it is tested:
+//!
+//! | promise | test (here, unless another file is named) |
+//! |---|---|
+//! | what is queued outlives the session, in order | `queued_messages_survive_a_lost_session_in_order`, `…_with_a_small_window` |
+//! | and every fault of a network and a broker, end to end | chaos.rs |
+//! | what is sent again says so, under its packet id | `a_kept_session_gets_unacknowledged_messages_again_with_their_ids_and_dup` |
+//! | packet ids that collide wedge nothing (rumqttc issue 1056) | `acknowledgements_out_of_order_wedge_nothing` |
+//! | a peer that stops reading, acknowledging or answering is left | `a_peer_that_stopped_reading_is_left`, `a_broker_that_does_not_acknowledge_…`, `a_broker_that_answers_no_ping_…`; link_hostile.rs: `one_acknowledgement_that_never_comes_…` |
+//! | a packet that is too large is nobody's poison, in either direction | `a_packet_that_the_broker_does_not_take_…`, `a_packet_queued_before_the_limit_was_known_…`, `a_large_message_arrives_and_the_limit_is_announced`; link_hostile.rs: `a_packet_larger_than_announced_comes_twice_…` |
+//! | no topic aliases, in either direction (rumqttc issue 972) | `a_message_without_topic_is_rejected_…`, `a_broker_that_offers_aliases_gets_whole_topics` |
+//! | no QoS 2, and refusals leave the window open (issue 1060) | link_hostile.rs: `a_message_with_qos_2_is_rejected_…`, `many_refused_publishes_leave_the_window_open` |
+//! | a small window, little memory, and never more than the broker takes | `raw_takes_14_mib_for_each_connection_and_a_link_does_not`, `no_more_messages_are_in_flight_than_the_broker_takes` |
+//! | small packets go out at once | `a_small_packet_goes_out_at_once` |
+//! | keep-alive: 0 from the broker, and less than rumqttc takes | `a_broker_that_turns_keep_alive_off_is_kept`, `a_keep_alive_that_rumqttc_would_panic_at_is_raised` |
+//! | who publishes never waits for who polls (issues 263, 1025) | link_session.rs: `a_full_outbox_hands_the_message_back`, `an_unread_inbox_…`; link_hostile.rs: `a_flood_of_messages_does_not_hold_up_publishes` |
+//! | subscribed at each connection (issue 250); a refusal is told with its filter | link_session.rs: `filters_are_subscribed_at_each_connection_…`, `a_refused_subscription_…` |
+//! | delivered is told, for the right message, once | link_session.rs: `delivered_is_told_…` |
+//! | an acknowledgement names its connection (issue 859) | link_session.rs: `an_acknowledgement_of_an_earlier_connection_is_dropped` |
+//! | a takeover is told and not fought | link_session.rs: `a_takeover_is_reported_…`, `a_takeover_that_rumqttc_does_not_see_…`; link_brokers.rs: `two_equal_clients_…`; chaos.rs: `two_daemons_with_one_name_…` |
+//! | waits double, with jitter | link_hostile.rs: `attempts_are_spread_out_…`; properties in src/link/backoff.rs |
+//! | the last word (`offline`) is acknowledged before DISCONNECT, and then nobody comes back | link_session.rs: `closing_sends_what_is_queued_then_…`; link_brokers.rs: `a_closed_link_leaves_its_last_word_…`; link_hostile.rs: `a_closed_link_does_not_come_back` |
+//! | TLS without rumqttc's | link_tls.rs |
 
 #![allow(clippy::print_stderr, reason = "a failed test says its seed")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -185,7 +209,10 @@ async fn link_has_read(link: &Link, peer: &mut Peer) -> bool {
 #[tokio::test]
 async fn no_more_messages_are_in_flight_than_the_broker_takes() {
     let broker = ScriptedBroker::start().await;
-    let (link, _inbox) = link::spawn(config(broker.port()));
+    let (link, _inbox) = link::spawn(LinkConfig {
+        stall: Duration::from_secs(5), // The oldest is owed for two silences.
+        ..config(broker.port())
+    });
     publish_20(&link);
     // Receive Maximum 5; one place stays free for acknowledgements (src/link/connection.rs).
     let mut peer = broker.accept_with(false, &[0x21, 0, 5]).await;
@@ -454,6 +481,35 @@ async fn a_message_without_topic_is_rejected_and_acknowledged() {
     let message = wait_for!(&mut inbox, Inbound::Message(message) => message);
     assert_eq!(message.payload, "next");
     assert_eq!(link.counters().n_rejected, 1);
+}
+
+/// Those of one connection mean nothing on the next.
+#[tokio::test]
+async fn a_broker_that_offers_aliases_gets_whole_topics() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = link::spawn(config(broker.port()));
+    // Topic Alias Maximum 10.
+    let mut peer = broker.accept_with(false, &[0x22, 0, 10]).await;
+    up(&mut inbox).await;
+    for payload in ["first", "again"] {
+        link.try_publish(message(payload)).unwrap();
+        let whole = |packet: &Received| matches!(packet, Received::Publish { topic, payload: found, .. } if topic == "t" && found == payload);
+        peer.expect(whole).await;
+    }
+}
+
+/// rumqttc panics at less than 5 s.
+#[tokio::test]
+async fn a_keep_alive_that_rumqttc_would_panic_at_is_raised() {
+    let broker = ScriptedBroker::start().await;
+    let (_link, mut inbox) = link::spawn(LinkConfig {
+        keep_alive: Duration::from_secs(1),
+        ..config(broker.port())
+    });
+    let peer = broker.accept(false).await;
+    // After protocol name (6 bytes), level and flags.
+    assert_eq!(peer.connect[8..10], [0, 5]);
+    up(&mut inbox).await;
 }
 
 #[tokio::test]

@@ -220,6 +220,32 @@ async fn an_acknowledgement_of_nothing_ends_the_connection_and_loses_nothing() {
     serves(&link, &mut inbox, &mut peer).await;
 }
 
+/// The others must not hide it: it may be the end of somebody's answer.
+#[tokio::test]
+async fn one_acknowledgement_that_never_comes_is_noticed_while_others_do() {
+    let broker = ScriptedBroker::start().await;
+    let (link, mut inbox) = spawn(&broker);
+    let mut peer = broker.accept(false).await;
+    up(&mut inbox).await;
+    link.try_publish(message("t", "forgotten")).unwrap();
+    peer.publishes(1).await;
+    // A publish each 50 ms, which is a tenth of the stall limit, is acknowledged at once.
+    let reason = loop {
+        if let Some(Inbound::Down { reason, .. }) = inbox.try_recv() {
+            break reason;
+        }
+        link.try_publish(message("t", "in time")).unwrap();
+        if let Ok(Some((_, id, _))) = timeout(QUIET, peer.next_publish()).await {
+            peer.puback(id, 0).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(reason.contains("does not acknowledge"), "{reason}");
+    let mut peer = broker.accept(true).await;
+    assert_eq!(peer.drain(QUIET).await[0], "forgotten");
+    serves(&link, &mut inbox, &mut peer).await;
+}
+
 #[tokio::test]
 async fn many_refused_publishes_leave_the_window_open() {
     const N: u64 = 300;

@@ -163,6 +163,15 @@ impl Flights {
         self.queue.is_empty()
     }
 
+    /// Whether this is the packet id whose acknowledgement the broker has owed for longest.
+    pub(super) fn is_due(&self, pkid: u16) -> bool {
+        let oldest = self.queue.iter().find_map(|flight| match flight.stage {
+            Stage::Sent(id, _) => Some(id),
+            _ => None,
+        });
+        oldest == Some(pkid)
+    }
+
     /// Since when the broker owes the oldest acknowledgement.
     pub(super) fn oldest_sent(&self) -> Option<Instant> {
         self.queue.iter().find_map(|flight| match flight.stage {

@@ -85,7 +85,7 @@ pub(super) struct FlowState {
     pub(super) polled: Instant,
     /// When the ping that is not answered yet was sent.
     pub(super) pinged: Option<Instant>,
-    /// When the broker last acknowledged a publish.
+    /// When the broker last acknowledged the publish whose turn it was.
     pub(super) acked: Instant,
 }
 

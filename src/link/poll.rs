@@ -270,7 +270,10 @@ impl Poll<'_> {
     fn acknowledged(&mut self, pkid: u16, reason: PubAckReason) -> Result<(), Ended> {
         let publish = {
             let mut state = self.flow.state();
-            state.acked = Instant::now();
+            // One that comes out of turn says nothing about the one that is due.
+            if state.flights.is_due(pkid) {
+                state.acked = Instant::now();
+            }
             state.flights.acked(pkid)
         };
         self.flow.changed.notify_one();

@@ -99,6 +99,14 @@ fn worst_headers() -> Vec<(&'static str, Vec<u8>)> {
         tokens.extend(limits::ARRAY_ELEMENTS_MAX.to_le_bytes());
         tokens.extend(std::iter::repeat_n(item, limits::ARRAY_ELEMENTS_MAX as usize).flatten());
     }
+    let n_arrays = limits::HEADER_BYTES_MAX / 8 / limits::ARRAY_ELEMENTS_MAX;
+    let mut strings = head(1, n_arrays);
+    for i in 0..n_arrays {
+        strings.extend(text(format!("{i}").as_bytes()));
+        strings.extend([9_u32.to_le_bytes(), 8_u32.to_le_bytes()].concat());
+        strings.extend(limits::ARRAY_ELEMENTS_MAX.to_le_bytes());
+        strings.resize(strings.len() + 8 * limits::ARRAY_ELEMENTS_MAX as usize, 0);
+    }
     let mut lengths = head(1, 1);
     lengths.extend(text(b"general.name"));
     lengths.extend(8_u32.to_le_bytes());
@@ -107,6 +115,7 @@ fn worst_headers() -> Vec<(&'static str, Vec<u8>)> {
         ("keys", keys),
         ("tensors", tensors),
         ("tokens", tokens),
+        ("strings", strings),
         ("lengths", lengths),
     ]
 }
@@ -123,7 +132,8 @@ fn the_worst_headers_are_judged_quickly_and_in_little_memory_and_real_models_pas
         let _ = read_header(endless, u64::MAX);
         let (took, peak) = (cpu_time() - start, PEAK.load(Relaxed) - before);
         assert!(peak < 24 << 20, "{name}: {peak} bytes");
-        assert!(took < 3 * CPU_TIME_MAX, "{name}: {took:?}");
+        // 20 to 85 ms alone on a core; twice the limit on one that others share.
+        assert!(took < 2 * CPU_TIME_MAX, "{name}: {took:?}");
     }
 
     let real = [

@@ -309,19 +309,18 @@ impl Metadata {
             "tokenizer.ggml.tokens" => {
                 expect(STRING, "strings")?;
                 self.n_tokens = Some(n);
-                for _ in 0..n {
-                    let token = bytes.short("a token", limits::TOKEN_BYTES_MAX)?;
-                    self.written_as_byte.push(token.is_some_and(is_byte_token));
-                }
+                // In one piece: a small one, whatever `n` is. A key that comes twice was refused.
+                self.written_as_byte.reserve_exact(n as usize);
+                bytes.strings(n, "a token", limits::TOKEN_BYTES_MAX, |token| {
+                    self.written_as_byte.push(is_byte_token(token));
+                })?;
             }
             "tokenizer.ggml.token_type" => {
-                const BYTE: i32 = 6; // LLAMA_TOKEN_TYPE_BYTE
+                const BYTE: u32 = 6; // LLAMA_TOKEN_TYPE_BYTE
                 expect(I32, "i32")?;
                 self.n_token_types = Some(n);
-                for _ in 0..n {
-                    self.marked_as_byte
-                        .push(i32::from_le_bytes(bytes.array()?) == BYTE);
-                }
+                self.marked_as_byte.reserve_exact(n as usize);
+                bytes.u32s(n, |kind| self.marked_as_byte.push(kind == BYTE))?;
             }
             "tokenizer.ggml.scores" => {
                 expect(F32, "f32")?;
@@ -503,6 +502,6 @@ fn ascii(what: &'static str, bytes: Vec<u8>) -> Result<String, Reason> {
 }
 
 /// `<0x0A>`: llama.cpp turns the two digits into a byte without looking at them (llama.cpp#25969).
-fn is_byte_token(token: [u8; 6]) -> bool {
+fn is_byte_token(token: &[u8]) -> bool {
     matches!(token, [b'<', b'0', b'x', a, b, b'>'] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
 }

@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader, Read};
 
 use super::{Reason, limits};
 
+/// Strings that are not longer are always shown by [`Bounded::strings`].
+const SHORT_BYTES: usize = 8;
+
 /// Reads at most a given number of bytes; every method fails instead of going beyond it.
 pub(super) struct Bounded<R> {
     input: BufReader<R>,
@@ -52,18 +55,73 @@ impl<R: Read> Bounded<R> {
         Ok(text)
     }
 
-    /// A string of exactly `N` bytes; `None` for one of another length, which is skipped.
-    pub(super) fn short<const N: usize>(
+    /// Passes over `n` strings, and shows each to `see`; of one longer than [`SHORT_BYTES`], maybe nothing.
+    pub(super) fn strings(
         &mut self,
+        n: u64,
         what: &'static str,
         max: u64,
-    ) -> Result<Option<[u8; N]>, Reason> {
-        let length = self.length(what, max)?;
-        if length == N as u64 {
-            return self.array().map(Some);
+        mut see: impl FnMut(&[u8]),
+    ) -> Result<(), Reason> {
+        let mut left = n;
+        loop {
+            // Those that have been read already, which is nearly all. A header may have millions, and this
+            // package is compiled without inlining: no calls that can be spared.
+            let here = self.input.buffer();
+            let mut at = 0;
+            while left > 0 && here.len() - at >= 8 {
+                let length = u64::from_le_bytes([
+                    here[at],
+                    here[at + 1],
+                    here[at + 2],
+                    here[at + 3],
+                    here[at + 4],
+                    here[at + 5],
+                    here[at + 6],
+                    here[at + 7],
+                ]);
+                if length > max || length > (here.len() - at - 8) as u64 {
+                    break;
+                }
+                let end = at + 8 + length as usize;
+                see(&here[at + 8..end]);
+                at = end;
+                left -= 1;
+            }
+            self.claim(at as u64)?;
+            self.input.consume(at);
+            if left == 0 {
+                return Ok(());
+            }
+            let length = self.length(what, max)?;
+            let mut short = [0; SHORT_BYTES];
+            let short = short.get_mut(..length as usize).unwrap_or_default();
+            self.fill(short)?;
+            see(short);
+            self.skip(length - short.len() as u64)?;
+            left -= 1;
         }
-        self.skip(length)?;
-        Ok(None)
+    }
+
+    /// Gives `see` each of `n` numbers.
+    pub(super) fn u32s(&mut self, n: u64, mut see: impl FnMut(u32)) -> Result<(), Reason> {
+        let mut left = n;
+        while left > 0 {
+            let here = self.input.fill_buf().map_err(end)?;
+            let whole = left.min(here.len() as u64 / 4);
+            if whole == 0 {
+                see(self.u32()?);
+                left -= 1;
+                continue;
+            }
+            for number in here[..whole as usize * 4].as_chunks().0 {
+                see(u32::from_le_bytes(*number));
+            }
+            self.claim(whole * 4)?;
+            self.input.consume(whole as usize * 4);
+            left -= whole;
+        }
+        Ok(())
     }
 
     pub(super) fn skip_string(&mut self, what: &'static str, max: u64) -> Result<(), Reason> {
@@ -72,7 +130,7 @@ impl<R: Read> Bounded<R> {
     }
 
     pub(super) fn skip_strings(&mut self, n: u64) -> Result<(), Reason> {
-        (0..n).try_for_each(|_| self.skip_string("a string", limits::STRING_BYTES_MAX))
+        self.strings(n, "a string", limits::STRING_BYTES_MAX, |_| {})
     }
 
     pub(super) fn skip(&mut self, length: u64) -> Result<(), Reason> {

@@ -21,7 +21,8 @@ impl Tensors {
         n_tensors: u64,
         alignment: u64,
     ) -> Result<Self, Reason> {
-        let mut names = HashSet::new();
+        // About a MiB for as many as there may be; growing would hash all of them again.
+        let mut names = HashSet::with_capacity(n_tensors as usize);
         let mut bytes_by_type = BTreeMap::<&str, u64>::new();
         let mut n_params = 0_u64;
         let mut data_bytes = 0_u64;

@@ -239,3 +239,59 @@ async fn on_the_embedded_broker_it_is_the_same() {
     until_done(&mut client).await;
     a.until_taking(true).await;
 }
+
+/// `orinoco ask` as a person runs it, with none of this machine's configuration.
+async fn orinoco_ask(port: u16, args: &[&str]) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_orinoco"));
+    command
+        .env_clear()
+        .args(["ask", "--host", "127.0.0.1", "--port", &port.to_string()])
+        .args(args);
+    let output = tokio::task::spawn_blocking(move || command.output());
+    output.await.unwrap().expect("the program starts")
+}
+
+#[tokio::test]
+async fn a_person_asks_a_pool_from_a_terminal() {
+    let (broker, _a, _b, _client) = pool_of_two().await;
+    let output = orinoco_ask(broker.port(), &["--pool", POOL, "!count !tokens 20"]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(output.stdout, b"0 1 2 3 4 5 6 7 8 9 \n");
+
+    let nobody = ["--pool", "empty", "--accept-seconds", "1", "Hello"];
+    let output = orinoco_ask(broker.port(), &nobody).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("nobody in the pool empty"), "{said}");
+}
+
+#[tokio::test]
+async fn a_person_is_told_when_another_node_takes_over() {
+    let (broker, a, b, _client) = pool_of_two().await;
+    let mut eye = Client::watch(broker.port(), "orinoco/v1/resp/#").await;
+    let args = ["--pool", POOL, "!count !tokens 400 !step 5"];
+    let asking = orinoco_ask(broker.port(), &args);
+    let kill = async {
+        eye.until("some text", |_, eye| {
+            eye.answers.values().any(|answer| answer.text().len() > 20)
+        })
+        .await;
+        let answer = eye.answers.values().next().unwrap();
+        let asked = answer.node().unwrap().to_string();
+        let [mut killed, lives] = if asked == "a" { [a, b] } else { [b, a] };
+        killed.daemon.take().unwrap().power_cut();
+        (asked, lives)
+    };
+    let (output, (asked, _lives)) = tokio::join!(asking, kill);
+    let (said, text) = (
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout),
+    );
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let gone = format!("the node {asked} is gone; asking the pool again");
+    assert!(said.contains(&gone) && said.contains("is void"), "{said}");
+    let (void, whole) = text.trim_end().rsplit_once('\n').unwrap();
+    assert!(whole.starts_with("0 1 2 ") && whole.len() == 400, "{text}");
+    assert!(whole.starts_with(void), "{text}");
+}

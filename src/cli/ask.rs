@@ -39,6 +39,7 @@ EXAMPLES
   orinoco ask --host broker.lan --node press-7 --user me --password-file me.password \"Hello\"
   orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --password-file - \"Hello\"
   orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --cert-file me.pem --key-file me.key \"Hello\"
+  orinoco ask --host broker.lan --pool hall2 --user me --password-file me.password \"Hello\"
   orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
 pub(super) struct Args {
     /// The question; - reads it from standard input
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// Node to ask [default: the daemon on this machine]
     #[arg(long)]
     node: Option<String>,
+    /// Pool to ask: one of its nodes answers
+    #[arg(long, conflicts_with = "node")]
+    pool: Option<String>,
     /// Host of the broker [default: the daemon's, or mqtt.host]
     #[arg(long)]
     host: Option<String>,
@@ -245,7 +249,7 @@ impl Page {
     /// The text so far is void.
     fn start_over(&mut self) {
         self.end_line();
-        output::say("the node started again; the text above is void");
+        output::say("the node started again, or another one took over; the text above is void");
     }
 
     fn end_line(&mut self) {

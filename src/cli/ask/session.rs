@@ -11,13 +11,11 @@ use tokio::time::{Instant, sleep_until};
 use super::target::Target;
 use super::{Page, output};
 use crate::link::{self, Inbound, Inbox, Link, LinkConfig, Props, Publish};
-use crate::receive::{Finished, Heard, Receiver};
+use crate::receive::{Action, Finished, Heard, Requester};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Op, RequestId};
 
-/// The same request, with the same id, is sent again when it was not accepted in this time.
-const REPEAT_EVERY: Duration = Duration::from_secs(2);
 /// After Ctrl-C the final is waited for this long.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// The broker keeps answers for us over a short break.
@@ -57,40 +55,28 @@ pub(super) async fn ask(asked: Asked, page: &mut Page) -> anyhow::Result<End> {
         RequestId::new(&format!("ask-{suffix:016x}")).context("failed to make a request id")?;
     let target = &asked.target;
     let answers = target.names.resp(&target.user, &id);
+    let statuses = match &target.pool {
+        Some(_) => target.names.statuses(),
+        None => target.names.status(),
+    };
     let (link, inbox) = link::spawn(LinkConfig {
         credentials: target.credentials.clone(),
         tls: target.tls.clone(),
         clean_start: false,
         session_expiry: SESSION_EXPIRY,
-        subscriptions: vec![answers.clone(), target.names.status()],
+        subscriptions: vec![answers.clone(), statuses],
         ..LinkConfig::new(&target.host, target.port, format!("orinoco-{id}"))
     });
-    let request = Publish {
-        topic: target.names.req(&target.user, Op::Chat, &id),
-        payload: Bytes::from(asked.body),
-        at_least_once: true,
-        retain: false,
-        props: Props {
-            content_type: Some("application/json".into()),
-            ..Props::default()
-        },
-        token: None,
-    };
-    let cancel = Publish {
-        topic: target.names.cancel(&target.user, &id),
-        payload: Bytes::new(),
-        props: Props::default(),
-        ..request.clone()
-    };
     let mut session = Session {
         link,
         inbox,
         target,
         answers,
-        request,
-        cancel,
+        id,
+        body: Bytes::from(asked.body),
         page,
-        receiver: Receiver::default(),
+        requester: None,
+        started: Instant::now(),
         sent_at: None,
         first_text_at: None,
         is_accepted: false,
@@ -108,14 +94,17 @@ struct Session<'a> {
     inbox: Inbox,
     target: &'a Target,
     answers: String,
-    request: Publish,
-    cancel: Publish,
+    id: RequestId,
+    body: Bytes,
     page: &'a mut Page,
-    receiver: Receiver,
+    /// None before the first connection: there is nothing to repeat, and nothing to cancel.
+    requester: Option<Requester>,
+    /// The requester's clock.
+    started: Instant,
     sent_at: Option<Instant>,
     first_text_at: Option<Instant>,
     is_accepted: bool,
-    /// What the node said of itself.
+    /// What the node that was asked said of itself; none of a pool.
     node: Option<Presence>,
     last_down: Option<String>,
 }
@@ -123,12 +112,14 @@ struct Session<'a> {
 impl Session<'_> {
     async fn follow(&mut self, accept_limit: Duration) -> anyhow::Result<End> {
         let give_up = Instant::now() + accept_limit;
-        let mut repeat = give_up;
         let mut cancelled_until = None;
         let listen = |kind| signal(kind).context("failed to listen for signals");
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut terminate = listen(SignalKind::terminate())?;
         loop {
+            self.act()?;
+            let wake = self.requester.as_ref().and_then(Requester::wake);
+            let wake = wake.map(|at| self.started + at);
             let inbound = tokio::select! {
                 inbound = self.inbox.recv() => inbound,
                 () = either(&mut interrupt, &mut terminate) => {
@@ -136,32 +127,42 @@ impl Session<'_> {
                     if self.sent_at.is_none() || cancelled_until.is_some() {
                         return Ok(End::Cancelled);
                     }
-                    self.publish(self.cancel.clone())?;
+                    self.cancel()?;
                     cancelled_until = Some(Instant::now() + CANCEL_LIMIT);
                     continue;
                 }
                 () = sleep_until(cancelled_until.unwrap_or(give_up)), if cancelled_until.is_some() => {
                     return Ok(End::Cancelled);
                 }
-                () = sleep_until(repeat), if self.sent_at.is_some() && !self.is_accepted && repeat < give_up => {
-                    self.publish(self.request.clone())?;
-                    repeat += REPEAT_EVERY;
-                    continue;
-                }
+                () = sleep_until(wake.unwrap_or(give_up)), if wake.is_some() => continue,
                 () = sleep_until(give_up), if !self.is_accepted => {
-                    return Ok(End::Unreachable(self.why_nobody(accept_limit)));
+                    let refusal = self.requester.as_ref().and_then(Requester::refusal).cloned();
+                    if self.target.pool.is_some() {
+                        // It may still be on its way to a node.
+                        self.cancel()?;
+                    }
+                    return Ok(match refusal {
+                        Some(error) => End::Refused(error),
+                        None => End::Unreachable(self.why_nobody(accept_limit)),
+                    });
                 }
             };
             match inbound.context("the link ended by itself")? {
                 Inbound::Up {
                     session_present, ..
                 } => {
-                    // Without a session, messages may have been lost; the node answers a repeated request
-                    // from its store.
-                    if !session_present {
-                        self.publish(self.request.clone())?;
-                        self.sent_at.get_or_insert_with(Instant::now);
-                        repeat = Instant::now() + REPEAT_EVERY;
+                    let now = self.started.elapsed();
+                    self.sent_at.get_or_insert_with(Instant::now);
+                    match &mut self.requester {
+                        // Without a session, messages may have been lost.
+                        Some(requester) if !session_present => requester.session_lost(now),
+                        Some(_) => {}
+                        none => {
+                            *none = Some(match &self.target.pool {
+                                Some(_) => Requester::of_pool(now),
+                                None => Requester::of_node(now),
+                            });
+                        }
                     }
                 }
                 Inbound::Down { reason, .. } => {
@@ -175,6 +176,7 @@ impl Session<'_> {
                 }
                 Inbound::Message(message) => {
                     let payload = message.payload.clone();
+                    let node = self.target.names.node_of_status(&message.topic);
                     let is_answer = message.topic == self.answers;
                     self.link
                         .try_ack(message.ack)
@@ -185,13 +187,19 @@ impl Session<'_> {
                             Ok(None) => {}
                             Err(e) if is_closed(&e) => {
                                 // `| head` has had enough; the model need not go on.
-                                self.publish(self.cancel.clone())?;
+                                self.cancel()?;
                                 return Ok(End::ReaderGone);
                             }
                             Err(e) => return Err(e),
                         }
-                    } else if let Ok(status) = serde_json::from_slice::<Status>(&payload) {
-                        self.node = Some(status.state);
+                    } else if let Ok(status) = serde_json::from_slice::<Status>(&payload)
+                        && let Some(node) = node
+                    {
+                        let now = self.started.elapsed();
+                        if let Some(requester) = &mut self.requester {
+                            requester.presence(&node, status.state, now);
+                        }
+                        self.node = Some(status.state).filter(|_| self.target.pool.is_none());
                     }
                 }
                 Inbound::Undelivered { reason, .. } => {
@@ -211,14 +219,18 @@ impl Session<'_> {
 
     /// Takes a message of the answer; the outcome, when it was the last.
     fn hear(&mut self, payload: &[u8]) -> anyhow::Result<Option<Result<Finished, ApiError>>> {
-        let had = self.receiver.text().len();
-        let heard = self
-            .receiver
-            .hear(payload)
+        let now = self.started.elapsed();
+        let Some(requester) = &mut self.requester else {
+            return Ok(None);
+        };
+        let had = requester.receiver().text().len();
+        let heard = requester
+            .hear(payload, now)
             .context("the answer is broken")?;
-        if heard == Heard::Repeat {
+        if let Heard::Repeat | Heard::Refused(_) | Heard::OtherNode { .. } = heard {
             return Ok(None);
         }
+        let receiver = requester.receiver();
         self.is_accepted = true;
         self.page.message(payload)?;
         let from = match heard {
@@ -230,10 +242,10 @@ impl Session<'_> {
                 self.first_text_at.get_or_insert_with(Instant::now);
                 from
             }
-            _ => had.min(self.receiver.text().len()),
+            _ => had.min(receiver.text().len()),
         };
-        self.page.text(&self.receiver.text()[from..])?;
-        Ok(self.receiver.end().map(|end| end.outcome.clone()))
+        self.page.text(&receiver.text()[from..])?;
+        Ok(receiver.end().map(|end| end.outcome.clone()))
     }
 
     fn end(&self, outcome: Result<Finished, ApiError>) -> End {
@@ -253,10 +265,63 @@ impl Session<'_> {
         }
     }
 
-    fn publish(&self, publish: Publish) -> anyhow::Result<()> {
-        self.link
-            .try_publish(publish)
-            .context("failed to send the request")
+    fn cancel(&mut self) -> anyhow::Result<()> {
+        if let Some(requester) = &mut self.requester {
+            requester.cancel();
+        }
+        self.act()
+    }
+
+    fn next_action(&mut self, now: Duration) -> Option<Action> {
+        let requester = self.requester.as_mut()?;
+        let followed = requester.receiver().node().cloned();
+        let action = requester.poll(now);
+        if let Some(gone) = followed
+            && requester.receiver().node().is_none()
+        {
+            output::say(&format!("the node {gone} is gone; asking the pool again"));
+        }
+        action
+    }
+
+    /// Publishes what is to be published now.
+    fn act(&mut self) -> anyhow::Result<()> {
+        let now = self.started.elapsed();
+        let Target {
+            names, user, pool, ..
+        } = self.target;
+        while let Some(action) = self.next_action(now) {
+            let to = match &action {
+                Action::AskNode(node) | Action::CancelAt(node) => names
+                    .of(node.clone())
+                    .context("a node with a reserved name answered")?,
+                Action::Ask | Action::Cancel => names.clone(),
+            };
+            let (topic, is_request) = match (action, pool) {
+                (Action::Ask, Some(pool)) => (to.pool_req(pool, user, Op::Chat, &self.id), true),
+                (Action::Cancel, Some(pool)) => (to.pool_cancel(pool, user, &self.id), false),
+                (Action::Ask | Action::AskNode(_), _) => (to.req(user, Op::Chat, &self.id), true),
+                (Action::Cancel | Action::CancelAt(_), _) => (to.cancel(user, &self.id), false),
+            };
+            let publish = Publish {
+                topic,
+                payload: if is_request {
+                    self.body.clone()
+                } else {
+                    Bytes::new()
+                },
+                at_least_once: true,
+                props: Props {
+                    content_type: is_request.then(|| "application/json".into()),
+                    ..Props::default()
+                },
+                ..Publish::default()
+            };
+            self.link
+                .try_publish(publish)
+                .context("failed to send the request")?;
+        }
+        Ok(())
     }
 
     fn why_nobody(&self, limit: Duration) -> String {
@@ -264,9 +329,16 @@ impl Session<'_> {
             host,
             port,
             names,
+            pool,
             found,
             ..
         } = self.target;
+        if let (Some(pool), Some(_)) = (pool, self.sent_at) {
+            let seconds = limit.as_secs();
+            return format!(
+                "nobody in the pool {pool} at {host}:{port} accepted the request within {seconds} s"
+            );
+        }
         let node = names.node();
         match (self.sent_at, &self.last_down, self.node) {
             (None, down, _) => format!(

@@ -15,6 +15,8 @@ pub(super) struct Target {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) names: Names,
+    /// Any node of this pool, instead of the node in `names`.
+    pub(super) pool: Option<Name>,
     pub(super) user: Name,
     pub(super) credentials: Option<Credentials>,
     pub(super) tls: Option<TlsFiles>,
@@ -53,6 +55,11 @@ impl Target {
         };
         let node = args.node.clone().unwrap_or(node);
         let node = Name::new(&node).with_context(|| format!("failed to ask the node {node:?}"))?;
+        let pool = args
+            .pool
+            .as_ref()
+            .map(|pool| Name::new(pool).with_context(|| format!("failed to ask the pool {pool:?}")))
+            .transpose()?;
         let user = args.user.as_deref().unwrap_or(LOCAL_USER);
         let credentials = match (&args.user, &args.password_file) {
             (Some(user), Some(file)) => Some(Credentials {
@@ -69,6 +76,7 @@ impl Target {
             host,
             port: args.port.unwrap_or(port),
             names: Names::new(&root, node).context("failed to name the topics")?,
+            pool,
             user: Name::new(user).with_context(|| format!("failed to ask as the user {user:?}"))?,
             credentials,
             tls,

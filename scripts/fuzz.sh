@@ -78,7 +78,8 @@ for target in "${targets[@]}"; do
     [ "$target" != template ] || extra=(-fork=1 -ignore_ooms=1 -rss_limit_mb=2048)
     if ! run "$target" -max_total_time="$seconds" -max_len=65536 "${extra[@]}" "$found" "$seeds" >"$log" 2>&1; then
         tail -n 40 "$log" >&2
-        die "$target found something: $(find "$work/artifacts/$target" -type f -newer "$found" | tr '\n' ' ')"
+        ! grep -q 'run interrupted' "$log" || die "$target was interrupted"
+        die "$target found something, or did not start: see $log and $work/artifacts/$target"
     fi
     grep -E '^stat::number_of_executed_units|^stat::peak_rss_mb' "$log" >&2 || true
     if [ -n "$keep" ]; then

@@ -14,7 +14,8 @@ programs come from apt, clients and linters for Python and Node.js go to target/
 models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
-                 and broker deaths, and cargo-deny is installed when missing
+                 and broker deaths, a minute of each fuzzer, and cargo-deny is installed when
+                 missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -151,5 +152,6 @@ timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "quickstart" quickstart_answers
+[ -z "$full" ] || timed "fuzzing, a minute for each target" scripts/fuzz.sh
 say "
 everything passed in $((SECONDS - started_s)) s"

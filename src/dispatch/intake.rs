@@ -21,7 +21,7 @@ use crate::store;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply::{Form, Replier};
 use crate::wire::request::{self, Request};
-use crate::wire::topic::{Incoming, Name, Op, RequestId};
+use crate::wire::topic::{Incoming, Name, Op, RESPONSE_TOPIC_BYTES_MAX, RequestId};
 
 /// A request whose topic is in order.
 struct Arrived {
@@ -108,9 +108,15 @@ impl Dispatch {
             ))
         } else if let Some(topic) = foreign {
             let allowed = self.settings.names.resp_filter(&address.user);
+            // It may have 65,535 bytes.
+            let shown: String = topic.chars().take(100).collect();
             Some(ApiError::new(
                 Code::ResponseTopicDenied,
-                format!("response topic `{topic}` is not yours: it must lie inside {allowed}"),
+                format!(
+                    "response topic {shown:?} is not taken: expected at most \
+                     {RESPONSE_TOPIC_BYTES_MAX} bytes inside {allowed}, without wildcards, empty \
+                     levels and control characters"
+                ),
             ))
         } else if op == Op::Embed {
             Some(ApiError::new(

@@ -209,7 +209,11 @@ impl Rules {
                 .iter()
                 .filter(|name| **name != LOCAL_USER)
                 .map(|name| below(&format!("resp/{name}/#")))
-                .chain(["fleet/req/#", "fleet/tele/#", "fleet/evt/#", "pool/req/#"].map(below))
+                .chain(["req", "tele", "evt"].map(|name| below(&format!("fleet/{name}/#"))))
+                .chain(
+                    ["req", "tele", "evt", "cmd", "ota"]
+                        .map(|name| below(&format!("pool/{name}/#"))),
+                )
                 .collect(),
         }
     }

@@ -37,6 +37,7 @@ fn a_device_writes_requests_under_its_own_name_only() {
         "orinoco/v1/fleet/all/desired",
         "orinoco/v1/fleet/req/ann/desired",
         "orinoco/v1/pool/req/ann/chat/1",
+        "orinoco/v1/pool/cmd/req/ann/chat/1",
         "orinoco/v2/node-1/req/ann/chat/1",
         "other/v1/node-1/req/ann/chat/1",
         "homeassistant/device/node-1/config",

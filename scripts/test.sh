@@ -56,6 +56,7 @@ want mosquitto "the other broker; only our tests start it, on free ports" have m
 want mosquitto-clients "the issue's own commands are tested" have mosquitto_pub
 want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the published contract" have node
 want npm "fetches them" have npm
+want systemd "the units are verified and rated; 3 MB, and nothing of it is started" have systemd-analyze
 [ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck
 install_wanted
 need_rust

@@ -25,6 +25,7 @@
 mod guard;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -35,9 +36,11 @@ use std::time::Duration;
 
 use mqtt5::broker::config::{BrokerConfig as Mqtt5Config, StorageConfig};
 use mqtt5::broker::server::MqttBroker;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::access::{Role, Rules};
+use crate::notify::Notifier;
 use crate::users::UsersError;
 use guard::{Accounts, Filter, Guard};
 
@@ -46,6 +49,9 @@ const DAEMON_CLIENT_ID: &str = "orinoco-daemon";
 
 /// Longest wait for a lookup in the session store.
 const STORAGE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Sessions and queues are on disk within this time of an order to end.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ports tried by [`PortChoice::FirstFreeFrom`].
 const PORTS_TRIED: u16 = 64;
@@ -248,8 +254,8 @@ pub async fn serve(
     Ok(run.await?)
 }
 
-/// The whole of `orinoco broker`: a runtime, [`serve`], and an end by SIGTERM or SIGINT. Prints
-/// nothing; `ready` tells the address on.
+/// The whole of `orinoco broker`: a runtime, [`serve`], what systemd is told, and an end by SIGTERM or
+/// SIGINT. Prints nothing; `ready` tells the address on.
 pub fn run(config: BrokerConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), BrokerError> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -259,14 +265,40 @@ pub fn run(config: BrokerConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), B
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(BrokerError::Runtime)?;
+        let mut notifier = Notifier::from_environment();
+        let (say_where, listening) = oneshot::channel();
         let shutdown = async {
+            if let Ok(address) = listening.await {
+                notifier.ready();
+                notifier.status(&format!("listening on {address}"));
+            }
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                never = feed(&notifier) => match never {},
             }
+            notifier.stopping(STOP_LIMIT);
+        };
+        let ready = |address| {
+            ready(address);
+            // It is polled until the broker ends.
+            let _ = say_where.send(address);
         };
         serve(config, ready, shutdown).await
     })
+}
+
+/// Tells systemd that this loop turns, by which all connections are served.
+async fn feed(notifier: &Notifier) -> Infallible {
+    let Some(period) = notifier.period() else {
+        return std::future::pending().await;
+    };
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        notifier.well();
+    }
 }
 
 /// The line by which a broker process tells its parent where it listens.

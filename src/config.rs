@@ -116,8 +116,8 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
 
     let node = NodeConfig::read(&mut root);
     let paths = PathsConfig::read(&mut root);
-    let mqtt = MqttConfig::read(&mut root, &node);
     let broker = BrokerConfig::read(&mut root, &paths);
+    let mqtt = MqttConfig::read(&mut root, &node, broker.mode);
     let models = ModelsConfig::read(&mut root, &paths);
     let engine = EngineConfig::read(&mut root);
     let watchdog = WatchdogConfig::read(&mut root);

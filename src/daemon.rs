@@ -13,7 +13,9 @@ mod broker_child;
 mod credentials;
 mod hardware;
 mod lineup;
+mod service;
 mod settings;
+mod vigil;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,20 +28,26 @@ use tracing::{error, info, warn};
 use crate::board::Root;
 use crate::config::{BrokerMode, Config};
 use crate::dispatch::{self, Control, Parts};
-use crate::link;
+use crate::link::{self, Inbox};
+use crate::notify::Notifier;
 use crate::runtime_file::{self, Runtime, RuntimeFile};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Name, Names};
 use crate::{governor, store, telemetry, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
-pub use credentials::unusable_files;
+pub use credentials::{unit_password, unusable_files};
+use service::Service;
 pub use settings::{Choice, choose as choose_model, worker as worker_config};
 
 /// Words and notices between governor and dispatcher that wait; both are rare.
 const GOVERNOR_QUEUE: usize = 64;
+/// Orders and questions to the dispatcher that wait.
+const CONTROL_QUEUE: usize = 4;
 /// Last messages, `offline` among them, must be acknowledged within this time.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// Everything after the drain: the last messages, the ends of worker, broker and store.
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs until a signal.
 ///
@@ -57,6 +65,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 /// The parts, in the order in which they are stopped.
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::new()?;
+    let mut notifier = Notifier::from_environment();
+    notifier.status("opening the job store");
     let boot = format!(
         "{:016x}",
         getrandom::u64().context("failed to make a boot id")?
@@ -92,15 +102,19 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         BrokerMode::Child => Some(BrokerChild::start(&config).await?),
         BrokerMode::Unit | BrokerMode::External => None,
     };
-    let at = broker
-        .as_ref()
-        .map(|broker| (broker.address, broker.password.clone()));
+    let at = match (&broker, config.broker.mode) {
+        (Some(broker), _) => Some((broker.address, broker.password.clone())),
+        (None, BrokerMode::Unit) => Some(settings::unit_broker(&config)?),
+        (None, _) => None,
+    };
+    let ours = at.as_ref().map(|(address, _)| *address);
     let link_config = settings::link(&config, &names, &boot, clock.now_ms(), at)?;
     let pools = settings::pool_link(&link_config, &names).map(link::spawn);
     let (link, inbound) = link::spawn(link_config);
 
     let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
-    let (orders, control) = mpsc::channel(1);
+    let (orders, control) = mpsc::channel(CONTROL_QUEUE);
+    let mut service = Service::new(notifier, orders.clone(), worker.pulse);
     let (notices, notice_queue) = mpsc::channel(GOVERNOR_QUEUE);
     let (words, word_queue) = mpsc::channel(GOVERNOR_QUEUE);
     let governor = governor::Parts {
@@ -136,14 +150,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let runtime = Runtime {
         node: config.node.name.clone(),
         root: config.node.root.clone(),
-        host: broker.as_ref().map_or(config.mqtt.host.clone(), |broker| {
-            broker.address.ip().to_string()
-        }),
-        port: broker
-            .as_ref()
-            .map_or(config.mqtt.port, |broker| broker.address.port()),
-        own_broker: broker.is_some(),
-        tls: match (&broker, &config.mqtt.tls) {
+        host: ours.map_or(config.mqtt.host.clone(), |ours| ours.ip().to_string()),
+        port: ours.map_or(config.mqtt.port, |ours| ours.port()),
+        own_broker: ours.is_some(),
+        tls: match (&ours, &config.mqtt.tls) {
             (None, Some(tls)) => Some(runtime_file::Tls {
                 ca_file: tls.ca_file.clone(),
                 server_name: tls.server_name.clone(),
@@ -155,54 +165,72 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let runtime_file = RuntimeFile::write(&config.paths.state_dir, &runtime)
         .context("failed to say where to find us")?;
 
-    let (code, inbox) = tokio::select! {
-        name = stop.signal() => {
+    let end = service
+        .during(async {
+            tokio::select! {
+                name = stop.signal() => End::Signal(name),
+                ended = &mut dispatcher => End::Dispatcher(ended.ok()),
+            }
+        })
+        .await;
+    service.stopping(config.engine.drain + END_LIMIT);
+    let (code, inbox) = match end {
+        End::Dispatcher(inbox) => {
+            error!("the dispatcher ended by itself");
+            (ExitCode::FAILURE, inbox)
+        }
+        End::Signal(name) => {
             info!(signal = name, "stopping; a second signal ends at once");
             let (done, drained) = oneshot::channel();
-            let order = Control::Drain { limit: config.engine.drain, done };
-            // A dispatcher that has ended is noticed below.
-            let _ = orders.send(order).await;
-            tokio::select! {
-                _ = drained => {}
-                name = stop.signal() => {
-                    warn!(signal = name, "ending at once");
-                    return Ok(ExitCode::from(1));
+            let limit = config.engine.drain;
+            let drain = async {
+                // A dispatcher that has ended is noticed below.
+                let _ = orders.send(Control::Drain { limit, done }).await;
+                tokio::select! {
+                    _ = drained => None,
+                    name = stop.signal() => Some(name),
                 }
+            };
+            if let Some(name) = service.during(drain).await {
+                warn!(signal = name, "ending at once");
+                return Ok(ExitCode::from(1));
             }
             (ExitCode::SUCCESS, dispatcher.await.ok())
         }
-        ended = &mut dispatcher => {
-            error!("the dispatcher ended by itself");
-            (ExitCode::FAILURE, ended.ok())
-        }
     };
+    service.closing(END_LIMIT);
 
     let offline = Status {
         state: Presence::Offline,
         boot,
         since_ms: clock.now_ms(),
     };
-    if let Err(error) = link
-        .close(
-            Some(dispatch::retained(names.status(), &offline)),
-            CLOSE_LIMIT,
-        )
-        .await
-    {
-        warn!(%error, "the broker may learn of our end from the last will only");
-    }
-    drop(inbox); // Before the close it would have ended the link.
-    // The dispatcher's end closed the worker's reports, and with them the worker.
-    if let Err(error) = keeper.await {
-        warn!(%error, "the worker's keeper failed");
-    }
-    drop(runtime_file);
-    if let Some(broker) = broker {
-        broker.stop().await;
-    }
-    store.close().await;
+    let goodbye = dispatch::retained(names.status(), &offline);
+    let close = async {
+        if let Err(error) = link.close(Some(goodbye), CLOSE_LIMIT).await {
+            warn!(%error, "the broker may learn of our end from the last will only");
+        }
+        drop(inbox); // Before the close it would have ended the link.
+        // The dispatcher's end closed the worker's reports, and with them the worker.
+        if let Err(error) = keeper.await {
+            warn!(%error, "the worker's keeper failed");
+        }
+        drop(runtime_file);
+        if let Some(broker) = broker {
+            broker.stop().await;
+        }
+        store.close().await;
+    };
+    service.during(close).await;
     info!("orinoco ended");
     Ok(code)
+}
+
+/// What ends the daemon.
+enum End {
+    Signal(&'static str),
+    /// By itself, which it should not.
+    Dispatcher(Option<Inbox>),
 }
 
 /// SIGTERM and SIGINT.

@@ -57,7 +57,7 @@ use queue::{Queue, Verdict};
 use quotas::Quotas;
 use refusals::Ignored;
 use report::Node;
-pub use report::retained;
+pub use report::{Overview, retained};
 pub use settings::{Accounts, Settings, UserEntry, UserSettings, UsersSettings};
 use tele::Meters;
 use tokens::Tokenizing;
@@ -85,6 +85,8 @@ pub enum Control {
         /// Told when it is done.
         done: oneshot::Sender<()>,
     },
+    /// Say how it goes. The answer comes from the loop itself, so it is proof that this turns.
+    Tell(oneshot::Sender<Overview>),
 }
 
 /// What the dispatcher works with.
@@ -147,6 +149,7 @@ struct Dispatch {
     undelivered: VecDeque<Asked>,
     retry_finals_at: Option<Instant>,
     node: Node,
+    is_connected: bool,
     pools: Option<Pools>,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
@@ -246,6 +249,8 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
             },
             order = control.recv() => match order {
                 Some(Control::Drain { limit, done }) => dispatch.drain(limit, done),
+                // Who asked may have ended.
+                Some(Control::Tell(asked)) => drop(asked.send(dispatch.overview())),
                 None => return inbound,
             },
             () = sleep_until(wake) => {}
@@ -311,6 +316,7 @@ impl Dispatch {
             undelivered: VecDeque::new(),
             retry_finals_at: None,
             node,
+            is_connected: false,
             pools: None,
             draining: None,
         }
@@ -322,9 +328,11 @@ impl Dispatch {
         match inbound {
             Inbound::Up { .. } => {
                 info!("broker connected");
+                self.is_connected = true;
                 self.node.publish_all();
             }
             Inbound::Down { reason, taken_over } => {
+                self.is_connected = false;
                 // The broker brings them again.
                 self.forget_waiting(false);
                 if taken_over {

@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod link;
 pub mod logging;
 pub mod models;
+pub mod notify;
 pub mod offload;
 pub mod pressure;
 pub mod process;

@@ -40,11 +40,22 @@ pub enum ProcessError {
     Prctl(#[from] nix::Error),
 }
 
-/// Prepares a command whose program calls [`die_with_parent`].
+/// What systemd gave to us and to nobody else: its socket, its watchdog, our secrets.
+const OURS_ALONE: [&str; 4] = [
+    "CREDENTIALS_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// Prepares a command whose program calls [`die_with_parent`]. It inherits nothing that systemd meant for us.
 ///
 /// It gets a process group of its own: Ctrl-C at a terminal and signals to a whole group reach the
 /// parent alone, which ends its children in its own order.
 pub fn tie(command: &mut StdCommand) -> &mut StdCommand {
+    for name in OURS_ALONE {
+        command.env_remove(name);
+    }
     command
         .process_group(0)
         .env(PARENT_PID, std::process::id().to_string())

@@ -26,7 +26,7 @@ pub struct Runtime {
     pub host: String,
     /// Its broker's port.
     pub port: u16,
-    /// The broker is its own child.
+    /// The broker is the one that comes with it.
     pub own_broker: bool,
     /// How its broker is spoken to; absent: in clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]

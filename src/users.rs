@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use argon2::Argon2;
 use argon2::password_hash::{self, PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use crate::access::Role;
@@ -306,6 +307,17 @@ fn change<T>(
     Ok(done)
 }
 
+/// Gives a new file to the owner of the one that it replaces, or else of the folder: root changes what the
+/// services go on to read.
+fn keep_owner(new: &File, path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let old = fs::metadata(path).or_else(|_| fs::metadata(folder))?;
+    std::os::unix::fs::fchown(new, Some(old.uid()), Some(old.gid()))
+}
+
 /// Writes a new file beside the old one and renames it over that, durably.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
@@ -322,6 +334,9 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Ok(old) = fs::metadata(path) {
         // A packager may have given the group read access.
         file.set_permissions(old.permissions())?;
+    }
+    if Uid::effective().is_root() {
+        keep_owner(&file, path)?;
     }
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -31,11 +31,12 @@ mod keeper;
 mod life;
 mod plan;
 mod process;
+mod pulse;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
 use crate::ledger::{Comparison, Refusal, Room};
@@ -43,6 +44,8 @@ use crate::offload::Proof;
 pub use admission::AdmissionConfig;
 pub use backoff::Backoff;
 pub use plan::{PlanError, Planner};
+use pulse::Pulser;
+pub use pulse::{Doing, Pulse};
 
 /// How the worker is started and judged.
 #[derive(Debug, Clone)]
@@ -235,6 +238,9 @@ impl std::fmt::Display for Cause {
     }
 }
 
+/// A worker that was killed, or has ended, is gone within this time, with all that it had: the kernel gives
+/// back gigabytes and a GPU context.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// Commands on their way to the worker. When full, the dispatcher tries again at its next turn.
 const COMMANDS: usize = 256;
 /// Reports on their way to the dispatcher. When full, the worker's own channel fills and text joins.
@@ -249,6 +255,8 @@ pub struct Worker {
     pub reports: mpsc::Receiver<Report>,
     /// What to serve; may be dropped by who never changes it.
     pub orders: mpsc::Sender<Order>,
+    /// What the keeper is at, for whoever watches over the process.
+    pub pulse: watch::Receiver<Pulse>,
 }
 
 /// Starts the keeper. Must be called on the main thread of a current-thread runtime: the kernel ends the
@@ -256,8 +264,14 @@ pub struct Worker {
 pub fn spawn(config: WorkerConfig) -> (Worker, tokio::task::JoinHandle<()>) {
     let (report_queue, reports) = mpsc::channel(REPORTS);
     let (orders, order_queue) = mpsc::channel(ORDERS);
-    let task = tokio::spawn(keeper::keep(config, order_queue, report_queue));
-    (Worker { reports, orders }, task)
+    let (pulser, pulse) = Pulser::new();
+    let task = tokio::spawn(keeper::keep(config, order_queue, report_queue, pulser));
+    let worker = Worker {
+        reports,
+        orders,
+        pulse,
+    };
+    (worker, task)
 }
 
 fn other_protocol(found: u32) -> Cause {

@@ -16,6 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("frames", &[]),
     ("ledger", &["frames"]),
     ("offload", &["frames", "ledger"]),
+    ("notify", &[]),
     ("process", &[]),
     ("secret", &[]),
     ("link", &["secret"]),
@@ -31,7 +32,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("logging", &["config"]),
     ("models", &["config", "frames", "wire"]),
     ("selection", &["board", "config", "frames"]),
-    ("broker", &["access", "config", "process", "users", "wire"]),
+    (
+        "broker",
+        &["access", "config", "notify", "process", "users", "wire"],
+    ),
     // What it starts must fit the board and run where it should: it asks both pure parts.
     (
         "worker",
@@ -87,6 +91,7 @@ const PURE: &[&str] = &[
     "src/board/power/cores",
     "src/board/text",
     "src/contract",
+    "src/daemon/vigil.rs",
     "src/dispatch/pools/policy.rs",
     "src/dispatch/queue",
     "src/dispatch/quotas",
@@ -172,6 +177,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rumqttc", &["src/link"]),
     ("seccompiler", &["engine/src/sandbox"]),
     ("schemars", &["src/contract", "src/frames.rs", "src/wire"]),
+    ("sd_notify", &["src/notify"]),
     ("serde", ANY),
     ("serde_json", ANY),
     ("sha2", ANY),

@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::output;
 use crate::access;
 use crate::broker::{self, PortChoice};
-use crate::config::{BrokerStorage, Config};
+use crate::config::{BrokerMode, BrokerStorage, Config};
 use crate::{daemon, secret};
 
 /// Run the embedded MQTT broker alone (broker.mode = "unit")
@@ -20,7 +20,7 @@ EXAMPLES
   orinoco broker --set broker.listen=0.0.0.0 --set broker.port=1884
 
 The daemon connects as the user \"daemon\", with the password in mqtt.password_file:
-  orinoco broker --set mqtt.username=daemon --set mqtt.password_file=/etc/orinoco/daemon.password")]
+  orinoco broker --set broker.mode=unit --set mqtt.password_file=/etc/orinoco/mqtt.password")]
 pub(super) struct Args {
     /// As the daemon's child: its settings come on standard input, whose end is its order to leave
     #[arg(long, hide = true)]
@@ -48,14 +48,18 @@ fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
             "broker.storage = \"memory\" is for broker.mode = \"child\"; a unit keeps sessions in files"
         ),
     };
-    let daemon_password = match (config.mqtt.username.as_deref(), &config.mqtt.password_file) {
+    let is_unit = own.mode == BrokerMode::Unit;
+    let username = config.mqtt.username.as_deref();
+    let daemon_password = match (username, &config.mqtt.password_file) {
+        _ if is_unit => Some(daemon::unit_password(config)?),
         (Some(access::DAEMON), Some(file)) => Some(secret::password(file)?),
         // Then the daemon is refused; users can still connect, e.g. to try out their rules.
         _ => None,
     };
     Ok(broker::BrokerConfig {
         listen: vec![own.listen],
-        port: match own.port_search {
+        // The daemon of a unit looks for it at the port of the configuration.
+        port: match own.port_search && !is_unit {
             true => PortChoice::FirstFreeFrom(own.port),
             false => PortChoice::Exactly(own.port),
         },

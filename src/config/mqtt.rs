@@ -10,18 +10,19 @@ use super::{NodeConfig, PathsConfig};
 /// `[mqtt]`: how the daemon reaches its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MqttConfig {
-    /// Not read with [`BrokerMode::Child`].
+    /// Read with [`BrokerMode::External`] only.
     pub host: String,
-    /// Never 0. Not read with [`BrokerMode::Child`].
+    /// Never 0. Read with [`BrokerMode::External`] only.
     pub port: u16,
-    /// `None`: in clear. Not read with [`BrokerMode::Child`].
+    /// `None`: in clear. Read with [`BrokerMode::External`] only.
     pub tls: Option<TlsConfig>,
     /// Never empty.
     pub client_id: String,
-    /// Account on the broker; `None`: none, or the one in the client certificate. Not read with
-    /// [`BrokerMode::Child`].
+    /// Account on the broker; `None`: none, or the one in the client certificate. Read with
+    /// [`BrokerMode::External`] only.
     pub username: Option<String>,
-    /// File with the password on its first line; `None` without a `username`.
+    /// File with the password on its first line; `None` without a `username` on an external broker. Not read
+    /// with [`BrokerMode::Child`].
     pub password_file: Option<PathBuf>,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
@@ -59,7 +60,7 @@ pub struct TlsConfig {
 }
 
 impl MqttConfig {
-    pub(super) fn read(root: &mut Root<'_>, node: &NodeConfig) -> Self {
+    pub(super) fn read(root: &mut Root<'_>, node: &NodeConfig, broker: BrokerMode) -> Self {
         let mut section = root.section("mqtt");
         let mut config = Self {
             host: section.checked("host", check_host).unwrap_or_default(),
@@ -103,7 +104,9 @@ impl MqttConfig {
                 ),
             );
         }
-        if config.username.is_none() && config.password_file.is_some() {
+        // To our own broker the daemon is always "daemon".
+        let names_nobody = broker == BrokerMode::External && config.username.is_none();
+        if names_nobody && config.password_file.is_some() {
             section.contradiction(
                 "password_file",
                 "mqtt.username",

@@ -388,13 +388,14 @@ impl Section<'_> {
     }
 
     /// A path; where the key names none, that of the systemd credential `name`, if the service was handed
-    /// one (systemd.exec(5), LoadCredential=).
+    /// one (systemd.exec(5), LoadCredential=). One without any text is none: SetCredential= gives it to a unit
+    /// whose file is missing, which could not start otherwise.
     pub(super) fn path_or_credential(&mut self, key: &'static str, name: &str) -> Option<PathBuf> {
         if let Some(path) = self.path(key) {
             return Some(path);
         }
         let path = self.credentials_dir?.join(name);
-        if !path.exists() {
+        if !path.exists() || is_blank(&path) {
             return None;
         }
         if let Some(entry) = self.report.entries.last_mut() {
@@ -558,4 +559,9 @@ fn origin_of(value: &Value) -> String {
         }
     }
     "configuration".to_owned()
+}
+
+/// Whether a file has nothing but white space, and little of that.
+fn is_blank(path: &Path) -> bool {
+    read_bounded(path, 64).is_ok_and(|text| text.trim().is_empty())
 }

@@ -256,7 +256,7 @@ fn contradictions_between_keys_are_named_at_the_key_to_change() {
             "backoff_ms_min = 50000",
         ),
         (
-            &[("mqtt.password_file", "/x")],
+            &[("broker.mode", "external"), ("mqtt.password_file", "/x")],
             "mqtt.password_file",
             "username",
         ),
@@ -682,7 +682,7 @@ fn files_of_tls_without_tls_are_refused() {
 fn credentials_of_systemd_are_taken_where_the_configuration_names_no_file() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["mqtt.password", "mqtt.ca.pem", "mqtt.cert.pem"] {
-        std::fs::write(dir.path().join(name), "").unwrap();
+        std::fs::write(dir.path().join(name), "x").unwrap();
     }
     let path = |name: &str| dir.path().join(name);
     let handed = path("").display().to_string();
@@ -705,11 +705,40 @@ fn credentials_of_systemd_are_taken_where_the_configuration_names_no_file() {
         "{shown}"
     );
     // A password that nobody is to give is a mistake, wherever it comes from.
-    let problems =
-        problems(&environment(&[("CREDENTIALS_DIRECTORY", &handed)]).set("mqtt.tls", "on"));
+    let sources = environment(&[("CREDENTIALS_DIRECTORY", &handed)])
+        .set("broker.mode", "external")
+        .set("mqtt.tls", "on");
+    let problems = problems(&sources);
     let password = "systemd credential mqtt.password: mqtt.password_file";
     assert!(
         problems.iter().any(|problem| problem.starts_with(password)),
         "{problems:?}"
     );
+}
+
+/// What `SetCredential=mqtt.password:\n` gives to a service whose file is missing.
+#[test]
+fn a_credential_without_text_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let handed = dir.path().display().to_string();
+    let sources = environment(&[("CREDENTIALS_DIRECTORY", &handed)]).set("broker.mode", "external");
+    for blank in ["", "\n", " \r\n"] {
+        std::fs::write(dir.path().join("mqtt.password"), blank).unwrap();
+        let config = load(&sources).unwrap();
+        assert_eq!(config.mqtt.password_file, None, "{blank:?}");
+    }
+}
+
+/// One unit file serves every broker.mode.
+#[test]
+fn a_password_is_handed_over_in_vain_where_the_daemon_has_one_for_its_own_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mqtt.password");
+    std::fs::write(&file, "x").unwrap();
+    let handed = dir.path().display().to_string();
+    for mode in ["child", "unit"] {
+        let sources = environment(&[("CREDENTIALS_DIRECTORY", &handed)]).set("broker.mode", mode);
+        let config = load(&sources).unwrap();
+        assert_eq!(config.mqtt.password_file.as_ref(), Some(&file), "{mode}");
+    }
 }

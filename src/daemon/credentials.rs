@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tracing::warn;
 
 use crate::config::{BrokerMode, Config, MqttConfig};
@@ -27,6 +27,19 @@ pub(super) fn credentials(mqtt: &MqttConfig) -> anyhow::Result<Option<Credential
     Ok(Some(Credentials { user, password }))
 }
 
+/// The daemon's password on the broker of `broker.mode = "unit"`, which has it from the same file.
+///
+/// # Errors
+/// None is given, or it cannot be read.
+pub fn unit_password(config: &Config) -> anyhow::Result<String> {
+    match &config.mqtt.password_file {
+        Some(path) => secret::password(path).context("failed to read mqtt.password_file"),
+        None => bail!(
+            "broker.mode = \"unit\" needs a password of the daemon: mqtt.password_file or the systemd credential mqtt.password, the same for both services; systemd/orinoco-password.service makes one"
+        ),
+    }
+}
+
 /// The files of TLS, which can be used now. The link reads them again for each connection.
 pub(super) fn tls(mqtt: &MqttConfig) -> anyhow::Result<Option<TlsFiles>> {
     let Some(tls) = &mqtt.tls else {
@@ -49,8 +62,10 @@ pub(super) fn tls(mqtt: &MqttConfig) -> anyhow::Result<Option<TlsFiles>> {
 
 /// What the daemon could not read of what its configuration names, for `orinoco config check`.
 pub fn unusable_files(config: &Config) -> Vec<anyhow::Error> {
-    if config.broker.mode == BrokerMode::Child {
-        return Vec::new();
+    match config.broker.mode {
+        BrokerMode::Child => return Vec::new(),
+        BrokerMode::Unit => return unit_password(config).err().into_iter().collect(),
+        BrokerMode::External => {}
     }
     let password = credentials(&config.mqtt).err();
     let tls = tls(&config.mqtt).err();

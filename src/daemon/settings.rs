@@ -1,7 +1,7 @@
 //! From the operator's configuration to what each part takes. Each part gets its own and never the whole.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,7 +45,21 @@ pub(super) fn store(config: &Config) -> StoreConfig {
     }
 }
 
-/// The link to the broker: our own child at `broker`, or the one in the configuration.
+/// The broker of `broker.mode = "unit"`: where it listens, and the daemon's password on it.
+///
+/// # Errors
+/// There is no such password.
+pub(super) fn unit_broker(config: &Config) -> anyhow::Result<(SocketAddr, String)> {
+    let listen = match config.broker.listen {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let password = credentials::unit_password(config)?;
+    Ok((SocketAddr::new(listen, config.broker.port), password))
+}
+
+/// The link to the broker: our own at `broker`, or the one in the configuration.
 pub(super) fn link(
     config: &Config,
     names: &Names,

@@ -237,7 +237,39 @@ impl Node {
     }
 }
 
+/// How it goes, in short: for whoever watches the process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overview {
+    /// The broker's connection is up.
+    pub is_connected: bool,
+    /// As published.
+    pub mode: Mode,
+    /// The model that serves, or is to.
+    pub model: Option<String>,
+    /// 0.0 to 1.0, while a model loads.
+    pub load_progress: Option<f32>,
+    /// What an operator should know first.
+    pub reason: Option<String>,
+    /// Jobs in the worker.
+    pub n_running: usize,
+    /// Jobs that wait for it.
+    pub n_waiting: usize,
+}
+
 impl Dispatch {
+    pub(super) fn overview(&self) -> Overview {
+        let state = &self.node.state;
+        Overview {
+            is_connected: self.is_connected,
+            mode: state.mode,
+            model: state.model.clone(),
+            load_progress: state.load_progress,
+            reason: state.reasons.first().cloned(),
+            n_running: self.queue.running(),
+            n_waiting: self.queue.waiting(),
+        }
+    }
+
     /// Sends the documents that changed; says when to look again.
     pub(super) fn flush_reports(&mut self, now: Instant) -> Option<Instant> {
         let mut wake = None;

@@ -8,14 +8,16 @@ use tracing::{info, warn};
 
 use super::admission::Memo;
 use super::backoff::Backoff;
-use super::life::{Before, Closed, Failed, Ready, Served, load};
-use super::{Cause, Down, Order, Report, WorkerConfig};
+use super::life::{Before, Closed, Failed, Follower, Ready, Served, load};
+use super::pulse::Pulser;
+use super::{Cause, Doing, Down, END_LIMIT, Order, Report, WorkerConfig};
 use crate::frames::LoadSpec;
 
 struct Keeper {
     config: WorkerConfig,
     orders: mpsc::Receiver<Order>,
     reports: mpsc::Sender<Report>,
+    pulse: Pulser,
     backoff: Backoff,
     /// What to serve; none while resting.
     target: Option<LoadSpec>,
@@ -31,6 +33,7 @@ pub(super) async fn keep(
     config: WorkerConfig,
     orders: mpsc::Receiver<Order>,
     reports: mpsc::Sender<Report>,
+    pulse: Pulser,
 ) {
     let backoff = Backoff::new(config.backoff_min, config.backoff_max);
     let keeper = Keeper {
@@ -38,6 +41,7 @@ pub(super) async fn keep(
         config,
         orders,
         reports,
+        pulse,
         backoff,
         before: None,
         memo: Memo::default(),
@@ -59,7 +63,11 @@ impl Keeper {
                 memo: self.memo.clone(),
                 mapped_bytes: 0, // the worker before it is gone
             };
-            let loading = load(self.config.clone(), spec, before, Some(reports.clone()));
+            let follower = Follower {
+                reports: reports.clone(),
+                pulse: self.pulse.clone(),
+            };
+            let loading = load(self.config.clone(), spec, before, Some(follower));
             let loaded = tokio::select! {
                 loaded = loading => loaded,
                 Some(order) = self.orders.recv(), if !self.unordered => {
@@ -84,15 +92,17 @@ impl Keeper {
             self.target = Some(ready.spec().clone());
             self.memo = ready.memo.clone();
             let served = ready
-                .serve(&self.config, &mut self.orders, &self.reports)
+                .serve(&self.config, &mut self.orders, &self.reports, &self.pulse)
                 .await;
             let served = match served {
                 Ok(served) => served,
                 Err(Closed) => {
+                    self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
                     ready.child.end().await;
                     return Err(Closed);
                 }
             };
+            self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
             match served {
                 Served::Ended(verdict) => {
                     let (cause, stderr_tail) = ready.child.bury(verdict).await;
@@ -167,6 +177,11 @@ impl Keeper {
 
     /// Waits for the time, or without one for ever; an order ends the wait.
     async fn pause(&mut self, time: Option<Duration>) -> Result<(), Closed> {
+        let doing = match time {
+            Some(_) => Doing::Pausing,
+            None => Doing::Resting,
+        };
+        self.pulse.turn_to(doing, time);
         let elapsed = async {
             match time {
                 Some(time) => tokio::time::sleep(time).await,

@@ -10,7 +10,11 @@ use tracing::{info, warn};
 use super::admission::{Admitted, Memo, admit, available_bytes};
 use super::plan::PlanError;
 use super::process::{Child, ReadError};
-use super::{COMMANDS, Cause, Checked, Order, Placing, Report, WorkerConfig, other_protocol};
+use super::pulse::Pulser;
+use super::{
+    COMMANDS, Cause, Checked, Doing, END_LIMIT, Order, Placing, Report, WorkerConfig,
+    other_protocol,
+};
 use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
 use crate::ledger::{Comparison, Readings, Taken};
 use crate::offload;
@@ -48,6 +52,19 @@ pub(super) enum Served {
     Ordered(Order),
 }
 
+/// Who follows a load. Nobody does beside a worker that serves.
+pub(super) struct Follower {
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) pulse: Pulser,
+}
+
+impl Follower {
+    /// A full channel drops a figure of progress, which the next one replaces.
+    fn tell(&self, fraction: f32) {
+        let _ = self.reports.try_send(Report::Loading { fraction });
+    }
+}
+
 type Loading = Pin<Box<dyn Future<Output = Result<Ready, Failed>> + Send>>;
 
 /// What a load starts from.
@@ -64,15 +81,18 @@ pub(super) async fn load(
     config: WorkerConfig,
     spec: LoadSpec,
     before: Before,
-    progress: Option<mpsc::Sender<Report>>,
+    follower: Option<Follower>,
 ) -> Result<Ready, Failed> {
-    // A full channel drops a figure of progress, which the next one replaces.
-    let tell = |fraction| {
-        if let Some(reports) = &progress {
-            let _ = reports.try_send(Report::Loading { fraction });
+    let turn_to = |doing, patience| {
+        if let Some(follower) = &follower {
+            follower.pulse.turn_to(doing, Some(patience));
         }
     };
-    tell(0.0);
+    if let Some(follower) = &follower {
+        follower.tell(0.0);
+    }
+    // One answer of the planner may be late and cost it its life; all of them take a second or two.
+    turn_to(Doing::Loading, config.load_stall * 2 + END_LIMIT);
     let mut memo = before.memo;
     let admitted = match admit(&config, &spec, &mut memo, before.mapped_bytes).await {
         Ok(admitted) => admitted,
@@ -94,7 +114,9 @@ pub(super) async fn load(
             });
         }
     };
-    let loaded = until_loaded(&mut child, &admitted.load, config.load_stall, tell).await;
+    turn_to(Doing::Loading, config.load_stall);
+    let follow = follower.as_ref();
+    let loaded = until_loaded(&mut child, &admitted.load, config.load_stall, follow).await;
     let checked = loaded.and_then(|(hello, sandbox, loaded)| {
         let checked = check(&config, &admitted, &child, &hello, &loaded)?;
         Ok((hello, sandbox, loaded, Box::new(checked)))
@@ -113,6 +135,7 @@ pub(super) async fn load(
             })
         }
         Err(verdict) => {
+            turn_to(Doing::Ending, END_LIMIT);
             let (cause, stderr_tail) = child.bury(verdict).await;
             Err(Failed {
                 cause,
@@ -173,7 +196,7 @@ async fn until_loaded(
     child: &mut Child,
     spec: &LoadSpec,
     stall: Duration,
-    tell: impl Fn(f32),
+    follower: Option<&Follower>,
 ) -> Result<(Box<Hello>, Box<Sandbox>, Box<Loaded>), Option<Cause>> {
     if !child.send(Command::Load(Box::new(spec.clone()))).await {
         return Err(None);
@@ -188,6 +211,9 @@ async fn until_loaded(
             Ok(Some(Ok(event))) => event,
         };
         heard = Instant::now();
+        if let Some(follower) = follower {
+            follower.pulse.beat();
+        }
         match event {
             Event::Hello(found) if found.protocol != PROTOCOL => {
                 return Err(Some(other_protocol(found.protocol)));
@@ -205,7 +231,11 @@ async fn until_loaded(
                 }
                 sandbox = Some(found);
             }
-            Event::LoadProgress { fraction } => tell(fraction),
+            Event::LoadProgress { fraction } => {
+                if let Some(follower) = follower {
+                    follower.tell(fraction);
+                }
+            }
             Event::LoadFailed { message } => return Err(Some(Cause::LoadFailed(message))),
             Event::Loaded(loaded) => {
                 // A model that was opened outside a sandbox is none that we asked for.
@@ -227,7 +257,9 @@ impl Ready {
         config: &WorkerConfig,
         orders: &mut mpsc::Receiver<Order>,
         reports: &mpsc::Sender<Report>,
+        pulse: &Pulser,
     ) -> Result<Served, Closed> {
+        pulse.turn_to(Doing::Serving, Some(config.step_stall));
         let child = &mut self.child;
         let (command_queue, mut commands) = mpsc::channel(COMMANDS);
         let report = async |report| reports.send(report).await.map_err(|_| Closed);
@@ -255,6 +287,7 @@ impl Ready {
                     }
                     // After the report: that wait was ours, not the worker's.
                     heard = Instant::now();
+                    pulse.beat();
                 }
                 command = commands.recv(), if commanded => match command {
                     None => commanded = false,

@@ -9,4 +9,6 @@
 pub mod board;
 pub mod broker;
 pub mod daemon;
+pub mod journal;
 pub mod requester;
+pub mod systemd;

@@ -59,9 +59,9 @@ pub enum Word {
     Pressure {
         /// Where the node is.
         level: Level,
-        /// What was read.
+        /// What was read last, if ever.
         available_bytes: Option<u64>,
-        /// Whether readings fail.
+        /// Whether that is too old to count.
         stale: bool,
     },
     /// Caches and parked sequences are to be dropped.
@@ -115,9 +115,14 @@ struct Governor {
     parts: Parts,
     probe: MemoryProbe,
     started: Instant,
+    /// `None`: memory is not watched.
     ladder: Option<Ladder>,
+    /// What the ladder goes by, once it is known how much memory there is.
     thresholds: Option<Thresholds>,
+    /// As last read.
     available_bytes: Option<u64>,
+    /// The last reading failed.
+    is_blind: bool,
     was_stale: bool,
     /// What is to serve when memory allows.
     wanted: LoadSpec,
@@ -145,9 +150,14 @@ pub async fn run(settings: Settings, parts: Parts) {
     let governor = Governor {
         probe: MemoryProbe::new(&settings.root),
         started: Instant::now(),
-        ladder: None,
+        // Without a size there is no threshold; that nothing can be read is judged all the same.
+        ladder: settings
+            .thresholds
+            .as_ref()
+            .map(|thresholds| Ladder::new(thresholds(0), Duration::ZERO)),
         thresholds: None,
         available_bytes: None,
+        is_blind: false,
         was_stale: false,
         wanted: settings.first.clone(),
         shrunk: None,
@@ -189,23 +199,25 @@ impl Governor {
     async fn read(&mut self) -> Result<Duration, Closed> {
         let now = self.started.elapsed();
         let reading = self.probe.read();
-        if let Err(error) = &reading
-            && !self.was_stale
-        {
-            warn!(%error, "memory cannot be read");
+        match &reading {
+            Ok(_) => self.is_blind = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_blind, true) {
+                    warn!(%error, "memory cannot be read");
+                }
+            }
         }
         let reading = reading.ok();
-        if let (None, Some(reading), Some(thresholds)) =
-            (&self.thresholds, &reading, &self.settings.thresholds)
-        {
+        let (Some(ladder), Some(thresholds)) = (&mut self.ladder, &self.settings.thresholds) else {
+            return Ok(SLOWEST);
+        };
+        let is_first = self.thresholds.is_none() && reading.is_some();
+        if let (None, Some(reading)) = (self.thresholds, &reading) {
             let thresholds = thresholds(reading.total_bytes);
             info!(?thresholds, "memory is watched");
+            ladder.set_thresholds(thresholds);
             self.thresholds = Some(thresholds);
-            self.ladder = Some(Ladder::new(thresholds, now));
         }
-        let (Some(thresholds), Some(ladder)) = (self.thresholds, &mut self.ladder) else {
-            return Ok(SLOWEST); // Not one good reading yet.
-        };
         let available = reading.map(|reading| reading.available_bytes);
         if available.is_some() {
             self.available_bytes = available;
@@ -213,11 +225,11 @@ impl Governor {
         let relief = relief(self.serving.as_ref(), &self.wanted, &self.models);
         let change = ladder.step(available, &relief, now);
         let (level, stale) = (ladder.level(), ladder.is_stale(now));
-        if change.is_some() || self.was_stale != stale || now < SLOWEST {
+        if change.is_some() || self.was_stale != stale || is_first {
             self.was_stale = stale;
             self.say(Word::Pressure {
                 level,
-                available_bytes: available,
+                available_bytes: self.available_bytes,
                 stale,
             })
             .await?;
@@ -233,8 +245,10 @@ impl Governor {
             });
         }
         self.told(false).await?;
-        let soon = thresholds.next_reading(self.available_bytes.unwrap_or(0));
-        Ok(soon)
+        Ok(match (self.thresholds, self.available_bytes) {
+            (Some(thresholds), Some(available)) => thresholds.next_reading(available),
+            _ => SLOWEST,
+        })
     }
 
     /// Tells of the last step when it had time to work, or at once when another follows.

@@ -171,6 +171,11 @@ impl Ladder {
         }
     }
 
+    /// Goes by others from now on, as when the board's memory becomes known.
+    pub fn set_thresholds(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
     /// Where the node is.
     pub fn level(&self) -> Level {
         self.level

@@ -5,10 +5,11 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use orinoco::link::Props;
 use orinoco::wire::error::Code;
-use orinoco::wire::report::{CommandStatus, Level, Mode, ModelCommand, State};
+use orinoco::wire::report::{CommandStatus, Level, Mode, ModelCommand, PressureEvent, State};
 use sha2::Digest as _;
 use support::broker::Mosquitto;
 use support::daemon::{Engine, Site, poll};
@@ -192,13 +193,13 @@ impl<'a> Meminfo<'a> {
     }
 }
 
-#[tokio::test]
-async fn streams_survive_every_step_of_the_ladder_and_new_requests_are_refused_meanwhile() {
-    let root = tempfile::tempdir().unwrap();
-    let meminfo = Meminfo::new(root.path());
-    meminfo.available(6000);
-    let mut site = Site::with_own_broker(Engine::Scripted)
-        .set(format!("paths.board_root={}", root.path().display()));
+/// Thresholds 200 MiB apart, judged faster than an operator would want, on a board where a worker is loaded as
+/// soon as there is room for it.
+fn quick_watchdog(site: Site) -> Site {
+    let mut site = site
+        .set("memory.reserve_bytes=1048576")
+        // Five of them have room in a quarter of the pool, so that none waits for another.
+        .set("defaults.max_tokens=300");
     for (key, value) in [
         ("trim_bytes", 800_u64 << 20),
         ("park_bytes", 600 << 20),
@@ -207,49 +208,175 @@ async fn streams_survive_every_step_of_the_ladder_and_new_requests_are_refused_m
         ("margin_bytes", 50 << 20),
         ("hold_ms", 100),
         ("settle_ms", 50),
+        ("stale_ms", 500),
     ] {
         site = site.set(format!("watchdog.{key}={value}"));
     }
+    site
+}
+
+async fn refused_for_memory(client: &mut Client, id: &str) {
+    client.ask("chat", id, "!count !tokens 3").await;
+    client.until_ended(&[id.to_owned()]).await;
+    let outcome = &client.answers[id].end().unwrap().outcome;
+    let error = outcome.as_ref().unwrap_err();
+    assert_eq!(error.code, Code::OutOfMemory);
+    assert!(error.retry_after_ms.is_some());
+}
+
+async fn answered(client: &mut Client, id: &str) {
+    client.ask("chat", id, "!count !tokens 3").await;
+    client.until_ended(&[id.to_owned()]).await;
+    let outcome = &client.answers[id].end().unwrap().outcome;
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn memory_walks_the_ladder_down_and_up_and_streams_survive_every_step() {
+    let root = tempfile::tempdir().unwrap();
+    let meminfo = Meminfo::new(root.path());
+    meminfo.available(6000);
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()));
+    let site = quick_watchdog(site);
     let daemon = site.start();
-    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    let mut watcher = Client::watch(broker.port(), "orinoco/v1/n1/evt/pressure").await;
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
     client.until_mode(Mode::Serving).await;
     let ids: Vec<String> = (0..4).map(|n| format!("s{n}")).collect();
     for id in &ids {
-        client.ask("chat", id, "!count !tokens 600 !step 4").await;
+        client.ask("chat", id, "!count !tokens 300 !step 12").await;
     }
     client.until_accepted(&ids).await;
 
-    for (available, level) in [
+    let down = [
         (700, Level::Trim),
         (500, Level::Park),
         (300, Level::Shrink),
         (100, Level::Kill),
-    ] {
+    ];
+    for (available, level) in down {
         meminfo.available(available);
         until_level(&mut client, level).await;
-        let late = format!("late{available}");
-        client.ask("chat", &late, "!count !tokens 3").await;
-        client.until_ended(std::slice::from_ref(&late)).await;
-        let outcome = &client.answers[&late].end().unwrap().outcome;
+        let late = format!("down{available}");
         match level.admits() {
-            true => assert!(outcome.is_ok(), "{level:?}: {outcome:?}"),
-            false => {
-                let error = outcome.as_ref().unwrap_err();
-                assert_eq!(error.code, Code::OutOfMemory, "{level:?}");
-                assert!(error.retry_after_ms.is_some());
-            }
+            true => answered(&mut client, &late).await,
+            false => refused_for_memory(&mut client, &late).await,
         }
+        // Around the threshold, above it and below, on the near side of the margin.
+        let threshold = 200 * (available / 200 + 1);
+        for turn in 0..10 {
+            meminfo.available(threshold - 10 + turn % 2 * 40);
+            client.listen(Duration::from_millis(25)).await;
+        }
+        meminfo.available(available);
     }
     // The level is told first, the worker ended next.
     poll(|| {
         let worker = daemon.child_named("orinoco-engine-scripted");
         worker.is_none().then_some(())
     });
-    meminfo.available(6000);
-    until_level(&mut client, Level::Ok).await;
-    client.until_mode(Mode::Serving).await;
+    let said = |client: &Client| -> Vec<usize> {
+        let text = |id: &String| client.answers[id].text().len();
+        ids.iter().map(text).collect()
+    };
+    let before = said(&client);
+    assert!(
+        before.iter().all(|bytes| (1..300).contains(bytes)),
+        "all under way: {before:?}"
+    );
+
+    let up = [
+        (300, Level::Shrink),
+        (500, Level::Park),
+        (700, Level::Trim),
+        (6000, Level::Ok),
+    ];
+    for (available, level) in up {
+        meminfo.available(available);
+        until_level(&mut client, level).await;
+        client.until_mode(Mode::Serving).await;
+        client
+            .until("the streams go on", |_, client| {
+                let now = said(client);
+                now.iter().zip(&before).all(|(now, before)| now > before)
+            })
+            .await;
+        let late = format!("up{available}");
+        match level.admits() {
+            true => answered(&mut client, &late).await,
+            false => refused_for_memory(&mut client, &late).await,
+        }
+    }
     client.until_ended(&ids).await;
     all_whole(&client, &ids);
+    for id in &ids {
+        assert_eq!(client.text(id).len(), 300, "{id}");
+        let end = client.answers[id].end().unwrap();
+        assert!(end.outcome.is_ok(), "{id}: {:?}", end.outcome);
+    }
+
+    let expected: Vec<Level> = [Level::Ok]
+        .into_iter()
+        .chain(down.map(|(_, level)| level))
+        .chain(up.map(|(_, level)| level))
+        .collect();
+    let steps = expected.len() - 1;
+    watcher
+        .until("an event for each step", |_, watcher| {
+            watcher.events.len() >= steps
+        })
+        .await;
+    let events: Vec<PressureEvent> = watcher
+        .events
+        .iter()
+        .map(|bytes| serde_json::from_slice(bytes).unwrap())
+        .collect();
+    let walked: Vec<(Level, Level)> = events.iter().map(|event| (event.from, event.to)).collect();
+    let wanted: Vec<(Level, Level)> = expected.windows(2).map(|two| (two[0], two[1])).collect();
+    assert_eq!(walked, wanted, "each step once, in order");
+    for event in &events {
+        let is_down = event.to > event.from;
+        let read = event.available_bytes.unwrap();
+        assert_eq!(is_down, read < event.threshold_bytes, "{event:?}");
+        assert!(!event.action.is_empty() && event.returned_bytes.is_some());
+        // The scripted worker takes nothing that it could give back.
+        assert_eq!(event.relief_bytes, 0);
+    }
+    assert!(events.is_sorted_by_key(|event| event.at_ms));
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_see_its_memory_goes_on_and_takes_nothing_new() {
+    let root = tempfile::tempdir().unwrap();
+    let meminfo = Meminfo::new(root.path());
+    meminfo.available(6000);
+    let site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()));
+    let site = quick_watchdog(site);
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    client.until_mode(Mode::Serving).await;
+    client.ask("chat", "s", "!count !tokens 300 !step 10").await;
+    client.until_accepted(&["s".to_owned()]).await;
+
+    std::fs::remove_file(root.path().join("proc/meminfo")).unwrap();
+    until_level(&mut client, Level::Park).await;
+    let pressure = state(&client).unwrap().pressure.unwrap();
+    assert!(pressure.stale);
+    assert_eq!(
+        pressure.available_bytes,
+        Some(6000 << 20),
+        "the last that it saw"
+    );
+    refused_for_memory(&mut client, "a").await;
+    client.until_ended(&["s".to_owned()]).await;
+    all_whole(&client, &["s".to_owned()]);
+    meminfo.available(6000);
+    until_level(&mut client, Level::Ok).await;
+    assert!(!state(&client).unwrap().pressure.unwrap().stale);
+    answered(&mut client, "b").await;
 }
 
 #[tokio::test]

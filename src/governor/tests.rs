@@ -50,6 +50,11 @@ fn thresholds(_total_bytes: u64) -> Thresholds {
     }
 }
 
+fn meminfo(available_mib: u64) -> String {
+    let available = available_mib << 10;
+    format!("MemTotal: {} kB\nMemAvailable: {available} kB\n", 8 << 20)
+}
+
 struct Site {
     dir: tempfile::TempDir,
     orders: mpsc::Receiver<Order>,
@@ -59,6 +64,10 @@ struct Site {
 
 impl Site {
     async fn new(available_mib: u64) -> Self {
+        Self::with_meminfo(&meminfo(available_mib)).await
+    }
+
+    async fn with_meminfo(text: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();
         let (orders, order_queue) = mpsc::channel(8);
@@ -87,7 +96,7 @@ impl Site {
             words: word_queue,
             notices,
         };
-        site.available(available_mib);
+        site.write(text);
         let parts = Parts {
             orders,
             words,
@@ -99,8 +108,11 @@ impl Site {
     }
 
     fn available(&self, mib: u64) {
+        self.write(&meminfo(mib));
+    }
+
+    fn write(&self, text: &str) {
         let path = self.dir.path().join("proc/meminfo");
-        let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", 8 << 20, mib << 10);
         fs::write(path.with_extension("new"), text).unwrap();
         fs::rename(path.with_extension("new"), path).unwrap();
     }
@@ -208,15 +220,15 @@ async fn an_unreadable_meminfo_parks_the_node_and_a_readable_one_frees_it() {
         )
     })
     .await;
-    fs::write(site.dir.path().join("proc/meminfo"), "MemTotal: many kB\n").unwrap();
+    site.write("MemTotal: many kB\n");
     let stale = |word: &Word| {
         matches!(
             word,
             Word::Pressure {
                 level: Level::Park,
                 stale: true,
-                available_bytes: None
-            }
+                available_bytes: Some(last),
+            } if *last == 4000 * MIB
         )
     };
     site.word(stale).await;
@@ -232,6 +244,42 @@ async fn an_unreadable_meminfo_parks_the_node_and_a_readable_one_frees_it() {
         )
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_saw_its_memory_takes_nothing_new_until_it_does() {
+    // Cut short, of another kernel, not text at all.
+    for unreadable in ["", "MemTotal: 8388608 kB\n", "\u{0}\u{7f}"] {
+        let mut site = Site::with_meminfo(unreadable).await;
+        let blind = Word::Pressure {
+            level: Level::Park,
+            available_bytes: None,
+            stale: true,
+        };
+        site.word(|word| *word == blind).await;
+        site.available(4000);
+        let levels = [Level::Park, Level::Trim, Level::Ok];
+        for level in levels {
+            let seen = Word::Pressure {
+                level,
+                available_bytes: Some(4000 * MIB),
+                stale: false,
+            };
+            site.word(|word| *word == seen).await;
+        }
+    }
+}
+
+/// The GPU's memory cannot be swapped out, and zram is made of the memory that is short.
+#[tokio::test]
+async fn free_swap_puts_off_no_step() {
+    let swap = "SwapTotal: 16777216 kB\nSwapFree: 16777216 kB\nZswap: 0 kB\n";
+    let mut site = Site::with_meminfo(&(meminfo(4000) + swap)).await;
+    site.write(&(meminfo(250) + swap));
+    assert_eq!(site.stepped().await.1, Level::Park);
+    // Half used, as when the kernel pushes others out for us.
+    site.write(&(meminfo(150) + &swap.replace("SwapFree: 16777216", "SwapFree: 8388608")));
+    assert_eq!(site.stepped().await.1, Level::Shrink);
 }
 
 #[tokio::test]

@@ -364,10 +364,10 @@ pub struct Pressure {
     pub level: Level,
     /// When it came there, unix milliseconds.
     pub since_ms: u64,
-    /// MemAvailable at that moment, bytes; absent when it could not be read.
+    /// MemAvailable at that moment, bytes, or as last read; absent when it never could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_bytes: Option<u64>,
-    /// True while /proc/meminfo cannot be read.
+    /// True while /proc/meminfo cannot be read, so that what it said is too old to count.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
 }

@@ -33,6 +33,8 @@ pub struct Client {
     pub correlations: Vec<Bytes>,
     /// Latest retained documents by the last level of their topic.
     pub documents: BTreeMap<String, Bytes>,
+    /// All events, in their order; nobody is subscribed to them but who watches them.
+    pub events: Vec<Bytes>,
 }
 
 impl Client {
@@ -85,6 +87,7 @@ impl Client {
             faults: Vec::new(),
             correlations: Vec::new(),
             documents: BTreeMap::new(),
+            events: Vec::new(),
         };
         client.until("connected", |up, _| up).await;
         client
@@ -233,6 +236,10 @@ impl Client {
             .next()
             .unwrap_or_default()
             .to_owned();
+        if message.topic.contains("/evt/") {
+            self.events.push(message.payload);
+            return;
+        }
         if !message.topic.contains("/resp/") {
             self.documents.insert(last, message.payload.clone());
             return;

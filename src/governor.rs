@@ -128,6 +128,10 @@ struct Governor {
     wanted: LoadSpec,
     /// What is to serve now, below `shrink`.
     shrunk: Option<LoadSpec>,
+    /// What the wanted one had taken when it served last.
+    wanted_bytes: u64,
+    /// About what the shrunk one takes.
+    shrunk_bytes: u64,
     serving: Option<Serving>,
     /// What there was when a worker last served, or an order last came.
     models: Vec<Candidate>,
@@ -161,6 +165,8 @@ pub async fn run(settings: Settings, parts: Parts) {
         was_stale: false,
         wanted: settings.first.clone(),
         shrunk: None,
+        wanted_bytes: 0,
+        shrunk_bytes: 0,
         serving: None,
         models: (settings.models)(),
         wish: None,
@@ -208,6 +214,7 @@ impl Governor {
             }
         }
         let reading = reading.ok();
+        let relief = self.relief(self.level());
         let (Some(ladder), Some(thresholds)) = (&mut self.ladder, &self.settings.thresholds) else {
             return Ok(SLOWEST);
         };
@@ -222,7 +229,6 @@ impl Governor {
         if available.is_some() {
             self.available_bytes = available;
         }
-        let relief = relief(self.serving.as_ref(), &self.wanted, &self.models);
         let change = ladder.step(available, &relief, now);
         let (level, stale) = (ladder.level(), ladder.is_stale(now));
         if change.is_some() || self.was_stale != stale || is_first {
@@ -310,17 +316,16 @@ impl Governor {
         Ok(match change.to {
             Level::Kill => {
                 // Now, while it is known: what will serve when some memory is back.
-                self.shrunk = self.shrunk.take().or_else(|| self.smaller());
+                self.shrink();
                 self.serving = None;
                 let why = "was ended to give its memory back".to_owned();
                 self.order(Order::Rest { why }).await?;
                 "the worker was ended; its streams wait".to_owned()
             }
-            Level::Shrink => match self.smaller() {
+            Level::Shrink => match self.shrink() {
                 None => "nothing smaller can serve".to_owned(),
                 Some(load) => {
                     let said = format!("{} is loaded with n_ctx {}", load.name, load.n_ctx);
-                    self.shrunk = Some(load.clone());
                     self.serve(load, Placing::After).await?;
                     said
                 }
@@ -330,9 +335,44 @@ impl Governor {
         })
     }
 
-    fn smaller(&self) -> Option<LoadSpec> {
-        let (load, _) = shrink::smaller(self.serving.as_ref()?, &self.wanted, &self.models)?;
+    /// Decides on something smaller than what serves, if there is such a thing.
+    fn shrink(&mut self) -> Option<LoadSpec> {
+        let serving = self.serving.as_ref()?;
+        self.shrunk_bytes = serving.worker_bytes;
+        let (load, bytes) = self.smaller()?;
+        self.shrunk_bytes = self.shrunk_bytes.saturating_sub(bytes);
+        self.shrunk = Some(load.clone());
         Some(load)
+    }
+
+    /// The next smaller thing than what serves, and what it gives back.
+    fn smaller(&self) -> Option<(LoadSpec, u64)> {
+        let now = self.shrunk.as_ref().unwrap_or(&self.wanted);
+        shrink::smaller(self.serving.as_ref()?, now, &self.models)
+    }
+
+    fn level(&self) -> Level {
+        self.ladder.as_ref().map_or(Level::Ok, Ladder::level)
+    }
+
+    /// What each step would give back at this level, and what the next one up takes again.
+    fn relief(&self, level: Level) -> Relief {
+        let served_bytes = self.serving.as_ref().map_or(0, |now| now.worker_bytes);
+        Relief {
+            // Both live inside the KV pool, which is taken when the model is loaded.
+            trim_bytes: 0,
+            park_bytes: 0,
+            shrink_bytes: self.smaller().map_or(0, |(_, bytes)| bytes),
+            kill_bytes: served_bytes,
+            regrowth_bytes: match level {
+                Level::Kill if self.shrunk.is_some() => self.shrunk_bytes,
+                Level::Kill => self.wanted_bytes,
+                Level::Shrink if self.shrunk.is_some() => {
+                    self.wanted_bytes.saturating_sub(served_bytes)
+                }
+                _ => 0,
+            },
+        }
     }
 
     /// Beside the old one where the first threshold would still be far, else after it.
@@ -369,6 +409,9 @@ impl Governor {
         match notice {
             Notice::Serving(serving) => {
                 let done = self.wish.take_if(|wish| wish.model == serving.name);
+                if self.shrunk.is_none() && serving.name == self.wanted.name {
+                    self.wanted_bytes = serving.worker_bytes;
+                }
                 self.serving = Some(serving);
                 self.models = (self.settings.models)();
                 match done {
@@ -431,8 +474,7 @@ impl Governor {
             );
             return self.say(refused(wish, reason)).await;
         };
-        let level = self.ladder.as_ref().map_or(Level::Ok, Ladder::level);
-        if level >= Level::Shrink {
+        if self.level() >= Level::Shrink {
             let reason = "memory is short: the model in service was made smaller or ended; try again when state.pressure.level is below shrink";
             return self.say(refused(wish, reason.to_owned())).await;
         }
@@ -457,20 +499,6 @@ impl Governor {
         self.wanted = load.clone();
         let placing = self.placing(&load);
         self.serve(load, placing).await
-    }
-}
-
-/// What each step would give back now.
-fn relief(serving: Option<&Serving>, wanted: &LoadSpec, models: &[Candidate]) -> Relief {
-    let Some(serving) = serving else {
-        return Relief::default();
-    };
-    Relief {
-        // Both live inside the KV pool, which is taken when the model is loaded.
-        trim_bytes: 0,
-        park_bytes: 0,
-        shrink_bytes: shrink::smaller(serving, wanted, models).map_or(0, |(_, bytes)| bytes),
-        kill_bytes: serving.worker_bytes,
     }
 }
 

@@ -9,7 +9,7 @@
 //! Going down is quick: two readings that agree, then the step, then [`Thresholds::settle`] for its effect.
 //! Below the lowest threshold there is no waiting at all: the worker goes at once, since the kernel's OOM
 //! killer would take whatever it likes. Going up is slow: [`Thresholds::margin_bytes`] above a threshold for
-//! [`Thresholds::hold`], and then one step.
+//! [`Thresholds::hold`], and room for what the step takes again; then one step.
 //!
 //! A reading that failed changes nothing but its age: the last one counts until it is older than
 //! [`Thresholds::stale`]; then the ladder stands on `park` at least, because a node that cannot see its
@@ -99,6 +99,9 @@ pub const SLOWEST: Duration = Duration::from_millis(250);
 pub const QUICKEST: Duration = Duration::from_millis(20);
 
 /// What each step would give back, from the ledger, in bytes. A step with zero is passed over.
+///
+/// What a step gave back is taken again when it ends. So that this does not lead straight down again, the way
+/// up is open when there is room for it beside the margin.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Relief {
     /// By dropping caches and parked sequences.
@@ -109,6 +112,8 @@ pub struct Relief {
     pub shrink_bytes: u64,
     /// By ending the worker.
     pub kill_bytes: u64,
+    /// What the next step up takes again.
+    pub regrowth_bytes: u64,
 }
 
 impl Relief {
@@ -133,7 +138,8 @@ pub struct Change {
     pub to: Level,
     /// What was read; `None` when readings stopped coming.
     pub available_bytes: Option<u64>,
-    /// The threshold that was crossed, in bytes; for a way up, the one that was left behind, margin included.
+    /// The threshold that was crossed, in bytes; for a way up, the one that was left behind, with the margin and
+    /// what the step takes again.
     pub threshold_bytes: u64,
     /// What the step is to give back, by the ledger.
     pub relief_bytes: u64,
@@ -206,7 +212,7 @@ impl Ladder {
             return self.down(wanted, available, relief, now);
         }
         self.n_low = 0;
-        self.up(available, now)
+        self.up(available, relief, now)
     }
 
     /// The deepest level whose threshold the reading is below.
@@ -239,11 +245,11 @@ impl Ladder {
         Some(self.enter(next, Some(available), relief, now))
     }
 
-    fn up(&mut self, available: u64, now: Duration) -> Option<Change> {
+    fn up(&mut self, available: u64, relief: &Relief, now: Duration) -> Option<Change> {
         if self.level == Level::Ok {
             return None;
         }
-        let needed = self.needed_to_rise();
+        let needed = self.needed_to_rise(relief);
         if available < needed {
             self.high_since = None;
             return None;
@@ -263,9 +269,11 @@ impl Ladder {
         })
     }
 
-    fn needed_to_rise(&self) -> u64 {
+    fn needed_to_rise(&self, relief: &Relief) -> u64 {
         let threshold = self.thresholds.of(self.level);
-        threshold.saturating_add(self.thresholds.margin_bytes)
+        threshold
+            .saturating_add(self.thresholds.margin_bytes)
+            .saturating_add(relief.regrowth_bytes)
     }
 
     fn enter(

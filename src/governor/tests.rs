@@ -189,12 +189,17 @@ async fn falling_memory_takes_each_step_and_rising_memory_takes_it_back() {
     assert_eq!((from, to), (Level::Shrink, Level::Kill));
     assert!(returned >= Some(0), "{returned:?}");
 
+    // Enough to leave the level, and too little for what would be loaded then: 100 + 50 + 700 MiB.
+    site.available(800);
+    let early = timeout(Duration::from_millis(400), site.orders.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+
     site.available(5000);
     let Order::Serve { load, .. } = site.ordered().await else {
-        panic!("the smaller one comes back")
+        panic!("something smaller comes back")
     };
-    assert_eq!(load.n_ctx, 4096);
-    site.serving("large", 4096).await;
+    assert_eq!(load.name, "small", "half of half the pool is too little");
+    site.serving("small", 8192).await;
     let Order::Serve { load, placing } = site.ordered().await else {
         panic!("all of it comes back")
     };

@@ -23,6 +23,7 @@ const ALL: Relief = Relief {
     park_bytes: 1,
     shrink_bytes: 1,
     kill_bytes: 1,
+    regrowth_bytes: 0,
 };
 
 /// A ladder that is read every 100 ms.
@@ -121,6 +122,26 @@ fn the_level_that_is_wanted_is_entered_for_what_it_forbids_even_when_it_gives_no
     assert_eq!(play.hold(3 * GIB - 1, 3), [Level::Park]);
 }
 
+/// Another program keeps what it took. The worker's memory, once given back, is above every threshold; loaded
+/// again it would be short again at once.
+#[test]
+fn what_a_step_gave_back_is_not_taken_again_where_it_would_be_short_again() {
+    let mut play = Play::new();
+    assert_eq!(play.read(GIB / 2).unwrap().to, Level::Kill);
+    play.relief.regrowth_bytes = 6 * GIB;
+    assert_eq!(
+        play.hold(13 * GIB / 2, 60),
+        [],
+        "1 + 0.5 + 6 GiB are needed"
+    );
+    play.relief.regrowth_bytes = 3 * GIB;
+    assert_eq!(
+        play.hold(13 * GIB / 2, 6),
+        [Level::Shrink],
+        "a smaller one fits"
+    );
+}
+
 #[test]
 fn memory_at_a_threshold_does_not_flap() {
     let mut play = Play::new();
@@ -160,7 +181,7 @@ proptest! {
     #[test]
     fn changes_form_a_chain_up_by_one_and_down_by_need(readings in readings(), relief in prop::array::uniform4(0..2u64)) {
         let mut play = Play::new();
-        play.relief = Relief { trim_bytes: relief[0], park_bytes: relief[1], shrink_bytes: relief[2], kill_bytes: relief[3] };
+        play.relief = Relief { trim_bytes: relief[0], park_bytes: relief[1], shrink_bytes: relief[2], kill_bytes: relief[3], regrowth_bytes: 0 };
         let mut level = Level::Ok;
         for reading in readings {
             if let Some(change) = play.read(reading) {

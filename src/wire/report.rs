@@ -384,7 +384,7 @@ pub struct PressureEvent {
     /// MemAvailable that led to it, bytes; absent when it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_bytes: Option<u64>,
-    /// The threshold that it crossed, bytes; on the way up with its margin.
+    /// The threshold that it crossed, bytes; on the way up with its margin and what the step takes again.
     pub threshold_bytes: u64,
     /// What was done, a sentence.
     pub action: String,

@@ -11,6 +11,7 @@ mod ask;
 mod bench;
 mod broker;
 mod configuration;
+mod doctor;
 mod models;
 mod output;
 mod run;
@@ -95,6 +96,7 @@ enum Command {
     Acl(acl::Args),
     Broker(broker::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
     Config(configuration::Args),
     Schema(schema::Args),
     /// Print a completion script for a shell
@@ -130,7 +132,10 @@ impl Cli {
     /// The exit code, after every problem was printed.
     pub fn load(&self, environment: &Environment) -> Result<Config, ExitCode> {
         let sources = match self.command {
-            Command::Completions { .. } | Command::Schema(_) => Sources::defaults(),
+            // For the doctor a wrong configuration is a finding; it reads by itself.
+            Command::Completions { .. } | Command::Schema(_) | Command::Doctor(_) => {
+                Sources::defaults()
+            }
             // The daemon has read the configuration and hands over what the broker needs.
             Command::Broker(ref args) if args.settings_from_stdin => Sources::defaults(),
             _ => self.sources(environment),
@@ -202,7 +207,8 @@ impl Cli {
     }
 
     /// Does what was asked for; a failure is printed, with its causes.
-    pub fn run(self, config: Config) -> ExitCode {
+    pub fn run(self, config: Config, environment: &Environment) -> ExitCode {
+        let sources = self.sources(environment);
         let done = match self.command {
             Command::Run(_) => run::run(config),
             Command::Ask(args) => ask::run(*args, &config),
@@ -211,6 +217,7 @@ impl Cli {
             Command::Acl(args) => acl::run(&args, &config),
             Command::Broker(args) => broker::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config),
+            Command::Doctor(args) => doctor::run(args, sources),
             Command::Config(args) => configuration::run(&args, &config),
             Command::Schema(args) => schema::run(&args),
             Command::Completions { shell } => {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod contract;
 pub mod daemon;
 pub mod dispatch;
+pub mod doctor;
 pub mod frames;
 pub mod governor;
 pub mod ledger;

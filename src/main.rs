@@ -15,5 +15,5 @@ fn steps() -> Result<ExitCode, ExitCode> {
     let cli = Cli::from_args(std::env::args_os())?;
     let config = cli.load(&environment)?;
     cli.start_logging(&config, &environment)?;
-    Ok(cli.run(config))
+    Ok(cli.run(config, &environment))
 }

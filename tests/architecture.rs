@@ -78,6 +78,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
+    // Looks at everything that can go wrong, and owns none of it.
+    ("doctor", &["board", "config", "ledger"]),
     ("cli", ANY),
     ("main", ANY),
 ];
@@ -95,6 +97,8 @@ const PURE: &[&str] = &[
     "src/dispatch/pools/policy.rs",
     "src/dispatch/queue",
     "src/dispatch/quotas",
+    "src/doctor/checks",
+    "src/doctor/report.rs",
     "src/frames.rs",
     "src/ledger",
     "src/offload",

@@ -1,0 +1,49 @@
+//! `orinoco doctor`: every trouble that is known to befall such a board, looked for, one line each.
+//!
+//! ```text
+//!     Question ──▶ facts (reads the board's files once, below one root)  ──▶ checks (pure) ──▶ report
+//!                  live  (asks what runs; only on the machine itself)    ──▶
+//! ```
+//!
+//! Owns the list of checks and their ids. It reads and asks, and changes nothing: no mode is set, no file
+//! of the board is written. A tree of another board (`--root`) is examined as that board; what must be
+//! asked of running programs is skipped there, and says so.
+
+pub mod checks;
+pub mod facts;
+pub mod report;
+
+use std::path::PathBuf;
+
+pub use facts::Facts;
+pub use report::{Finding, Line, Report, Status};
+
+use crate::board::Root;
+use crate::config::Sources;
+use checks::CHECKS;
+
+/// What is to be examined.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The tree of another board; `None`: this machine.
+    pub root: Option<PathBuf>,
+    /// Where its configuration is. With a tree, files and environment of this machine are left out, see
+    /// [`facts::Facts::read`].
+    pub sources: Sources,
+}
+
+/// Reads, asks, and judges.
+pub fn examine(question: &Question) -> Report {
+    let root = question.root.as_ref().map_or_else(Root::live, Root::new);
+    let facts = Facts::read(&root, &question.sources);
+    judge(&facts)
+}
+
+/// All checks on these facts.
+pub fn judge(facts: &Facts) -> Report {
+    let line = |check: &checks::Check| Line {
+        id: check.id,
+        finding: (check.run)(facts),
+    };
+    Report::new(facts.shown_root.clone(), CHECKS.iter().map(line).collect())
+}

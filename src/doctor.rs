@@ -30,12 +30,14 @@ pub struct Question {
     /// Where its configuration is. With a tree, files and environment of this machine are left out, see
     /// [`facts::Facts::read`].
     pub sources: Sources,
+    /// Whether model files are read whole, which takes seconds for each gigabyte.
+    pub with_digests: bool,
 }
 
 /// Reads, asks, and judges.
 pub fn examine(question: &Question) -> Report {
     let root = question.root.as_ref().map_or_else(Root::live, Root::new);
-    let facts = Facts::read(&root, &question.sources);
+    let facts = Facts::read(&root, &question.sources, question.with_digests);
     judge(&facts)
 }
 

@@ -79,7 +79,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     // Looks at everything that can go wrong, and owns none of it.
-    ("doctor", &["board", "config", "ledger"]),
+    (
+        "doctor",
+        &["board", "config", "frames", "ledger", "models", "secret"],
+    ),
     ("cli", ANY),
     ("main", ANY),
 ];
@@ -164,6 +167,7 @@ const HOMES: &[(&str, &[&str])] = &[
         &[
             "engine/src",
             "src/board",
+            "src/doctor/facts/host.rs",
             "src/logging",
             "src/models",
             "src/process",

@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Print JSON instead of lines
     #[arg(long)]
     json: bool,
+    /// Read each model file whole and compare its SHA-256 with the one noted when it was added
+    #[arg(long)]
+    digests: bool,
     /// Examine the board whose files are below DIR; what must be asked of running programs is skipped
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -44,6 +47,7 @@ pub(super) fn run(args: Args, sources: Sources) -> anyhow::Result<ExitCode> {
                 .is_ok_and(|root| root.parent().is_some())
         }),
         sources,
+        with_digests: args.digests,
     });
     let text = match args.json {
         true => {

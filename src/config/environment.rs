@@ -2,11 +2,20 @@
 
 use std::collections::BTreeMap;
 
-/// Variables that the daemon reads besides its own `ORINOCO_*`: systemd's, and `HOME` for the terminal user.
+/// Variables that the daemon reads besides its own `ORINOCO_*`: systemd's, `HOME` for the terminal user, and
+/// those of CUDA that the doctor asks about.
 const OTHERS: &[&str] = &[
     "CREDENTIALS_DIRECTORY",
+    "CUDA_CACHE_DISABLE",
+    "CUDA_DISABLE_PTX_JIT",
+    "CUDA_FORCE_PTX_JIT",
+    "CUDA_VISIBLE_DEVICES",
+    "GGML_CUDA_DISABLE_GRAPHS",
+    "GGML_CUDA_ENABLE_UNIFIED_MEMORY",
+    "GGML_CUDA_FORCE_CUBLAS",
     "HOME",
     "JOURNAL_STREAM",
+    "LD_LIBRARY_PATH",
     "NOTIFY_SOCKET",
     "NO_COLOR",
     "RUNTIME_DIRECTORY",

@@ -1,8 +1,12 @@
 //! The list of checks. Each is a pure function of [`Facts`] to one [`Finding`].
 
 mod board;
+mod engine;
+mod gpu;
 mod memory;
+mod models;
 mod power;
+mod system;
 
 use super::{Facts, Finding};
 
@@ -26,7 +30,20 @@ pub const CHECKS: &[Check] = &[
     check("board.container", board::container),
     check("board.sensors", board::sensors),
     check("gpu.nodes", board::nodes),
+    check("gpu.groups", gpu::groups),
     check("gpu.clocks", board::gpu_clocks),
+    check("gpu.libcuda", gpu::libcuda),
+    check("gpu.libraries", gpu::libraries),
+    check("gpu.cuda", gpu::version),
+    check("gpu.toolkits", gpu::toolkits),
+    check("gpu.nvcc", gpu::nvcc),
+    check("gpu.environment", gpu::environment),
+    check("gpu.jit", gpu::jit),
+    check("engine.program", engine::program),
+    check("engine.backend", engine::backend),
+    check("engine.graphs", engine::graphs),
+    check("engine.threads", engine::threads),
+    check("engine.sandbox", engine::sandbox),
     check("power.table", power::table),
     check("power.status", power::status),
     check("power.clocks", power::clocks),
@@ -40,7 +57,15 @@ pub const CHECKS: &[Check] = &[
     check("memory.swap", memory::swap),
     check("memory.cgroup", memory::cgroup),
     check("memory.watchdog", memory::watchdog),
+    check("models.present", models::present),
+    check("models.intact", models::intact),
+    check("service.unit", system::unit),
+    check("service.watchdog", system::watchdog),
+    check("service.devices", system::devices),
+    check("system.disk", system::disk),
+    check("system.clock", system::clock),
     check("config.valid", config_valid),
+    check("config.credentials", system::credentials),
 ];
 
 fn config_valid(facts: &Facts) -> Finding {

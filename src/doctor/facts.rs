@@ -1,5 +1,12 @@
 //! What the checks judge, read once. A file that cannot be used is a fact as well.
 
+pub mod host;
+pub mod libraries;
+pub mod models;
+pub mod service;
+
+use std::collections::BTreeMap;
+
 use crate::board::cgroup::{self, Cgroup};
 use crate::board::identity::{self, Identity};
 use crate::board::memory::{self, MemInfo};
@@ -10,6 +17,25 @@ use crate::board::sensors::{Sensors, Snapshot};
 use crate::board::swap::{self, Swap};
 use crate::board::{Faults, ReadError, Root};
 use crate::config::{self, Config, Environment, Place, Sources};
+use host::{Account, Clocks, Disk, Kernel, Secret};
+use libraries::{Libraries, Program};
+use models::ModelFile;
+use service::Service;
+
+/// The unit that starts the daemon.
+const UNIT: &str = "orinoco.service";
+
+/// Variables that change what CUDA or the engine do. Others are never looked at.
+pub const VARIABLES: &[&str] = &[
+    "CUDA_CACHE_DISABLE",
+    "CUDA_DISABLE_PTX_JIT",
+    "CUDA_FORCE_PTX_JIT",
+    "CUDA_VISIBLE_DEVICES",
+    "GGML_CUDA_DISABLE_GRAPHS",
+    "GGML_CUDA_ENABLE_UNIFIED_MEMORY",
+    "GGML_CUDA_FORCE_CUBLAS",
+    "LD_LIBRARY_PATH",
+];
 
 /// A board, and how Orinoco is set up on it.
 #[derive(Debug)]
@@ -39,19 +65,55 @@ pub struct Facts {
     pub faults: Faults,
     /// The configuration in force; the defaults where it is wrong.
     pub config: Config,
+    /// How systemd starts the daemon; `None`: it does not; or why that cannot be told.
+    pub service: Result<Option<Service>, String>,
+    /// Of [`VARIABLES`] those that the daemon is started with, by the unit or, without one, by this shell.
+    pub variables: BTreeMap<String, String>,
+    /// The daemon's user; `None` without a unit.
+    pub account: Option<Account>,
+    /// Files with secrets.
+    pub secrets: Vec<Secret>,
+    /// CUDA, as it is installed.
+    pub libraries: Libraries,
+    /// The worker's program.
+    pub engine: Program,
+    /// The processor of this machine, as programs name it; `None` of a tree.
+    pub arch: Option<&'static str>,
+    /// Cores that are on; where the board does not say it, those that we may use.
+    pub n_cores: Option<u32>,
+    /// The models, or why they cannot be listed.
+    pub models: Result<Vec<ModelFile>, String>,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Clocks.
+    pub clocks: Clocks,
+    /// Disks; none of a tree.
+    pub disks: Vec<Disk>,
     /// What is wrong with it, a sentence for each mistake; empty when nothing is.
     pub config_problems: Vec<String>,
 }
 
 impl Facts {
     /// Reads all of it. For a tree the configuration is the tree's own `/etc/orinoco`, unless `sources` name
-    /// another place; the environment of this machine says nothing about it.
-    pub fn read(root: &Root, sources: &Sources) -> Self {
+    /// another place; the environment of this machine says nothing about it. `with_digests`: see
+    /// [`models::read`].
+    pub fn read(root: &Root, sources: &Sources, with_digests: bool) -> Self {
         let mut faults = Faults::default();
         let identity = identity::read(root, &mut faults);
         let power = PowerProbe::new(root, identity.module.clone()).read(None);
         let sensors = Sensors::find(root, &mut faults).read();
         let (config, config_problems) = configuration(root, sources);
+        let service = Service::read(root, UNIT);
+        let unit = service.as_ref().ok().and_then(Option::as_ref);
+        let variables = variables(root, unit, &sources.environment);
+        let library_path = variables
+            .get("LD_LIBRARY_PATH")
+            .map(String::as_str)
+            .unwrap_or_default();
+        let library_dirs: Vec<String> = (library_path.split(':'))
+            .filter(|dir| dir.starts_with('/'))
+            .map(str::to_owned)
+            .collect();
         Self {
             is_live: root.is_live(),
             shown_root: root
@@ -62,6 +124,18 @@ impl Facts {
             swaps: swap::read(root, &mut faults),
             cgroup: cgroup::read(root, &mut faults),
             power_table: power_table(root, &identity),
+            account: unit.map(|unit| Account::read(root, unit)),
+            secrets: host::secrets(root, &config, unit),
+            libraries: libraries::read(root, &library_dirs),
+            engine: libraries::program(root, &engine_path(root, unit, &config), &library_dirs),
+            models: models::read(root, &config, with_digests),
+            arch: root.is_live().then_some(std::env::consts::ARCH),
+            n_cores: power.caps.n_cores.or_else(|| n_cores(root)),
+            kernel: Kernel::read(root),
+            clocks: Clocks::read(root),
+            disks: host::disks(root, &config),
+            variables,
+            service,
             power,
             sensors,
             faults,
@@ -101,6 +175,44 @@ fn on_board(root: &Root, text: &str) -> String {
             .replace(&*dir.to_string_lossy(), "/")
             .replace("//", "/"),
         _ => text.to_owned(),
+    }
+}
+
+/// Where the worker's program is: beside the daemon that the unit starts, else beside this one.
+fn engine_path(root: &Root, unit: Option<&Service>, config: &Config) -> String {
+    let program = match unit.and_then(Service::program) {
+        Some(program) => program.into(),
+        None if root.is_live() => std::env::current_exe().unwrap_or_default(),
+        None => "/usr/bin/orinoco".into(),
+    };
+    config
+        .engine
+        .worker_program(&program)
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn n_cores(root: &Root) -> Option<u32> {
+    let cores = std::thread::available_parallelism().ok()?;
+    u32::try_from(cores.get()).ok().filter(|_| root.is_live())
+}
+
+fn variables(root: &Root, unit: Option<&Service>, shell: &Environment) -> BTreeMap<String, String> {
+    let known = |name: &&str| VARIABLES.contains(name);
+    match unit {
+        Some(unit) => {
+            let all = unit.environment().into_iter();
+            all.filter(|(name, _)| known(&name.as_str())).collect()
+        }
+        None if root.is_live() => {
+            let pairs = VARIABLES
+                .iter()
+                .filter_map(|name| Some((*name, shell.get(name)?)));
+            pairs
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect()
+        }
+        None => BTreeMap::new(),
     }
 }
 

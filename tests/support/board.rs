@@ -16,32 +16,45 @@ pub struct Tree(tempfile::TempDir);
 impl Tree {
     /// A copy of `tests/boards/NAME`, or of `tests/boards/variants/NAME` over its base.
     pub fn new(name: &str) -> Self {
-        let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boards");
+        Self::layered(name, &[])
+    }
+
+    /// The same with Orinoco installed (`tests/boards/installed`); `name` may be one of
+    /// `tests/boards/setups` too, where something about that differs.
+    pub fn installed(name: &str) -> Self {
+        Self::layered(name, &["installed"])
+    }
+
+    fn layered(name: &str, over_base: &[&str]) -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
-        let variant = boards.join("variants").join(name);
-        let Ok(base) = fs::read_to_string(variant.join("BASE")) else {
-            copy(&boards.join(name), tree.0.path());
-            return tree;
+        let places = ["variants", "setups"].map(|place| boards().join(place).join(name));
+        let variant = places.iter().find(|place| place.join("BASE").exists());
+        let base = match variant {
+            Some(variant) => fs::read_to_string(variant.join("BASE")).unwrap(),
+            None => name.to_owned(),
         };
         let mut lines = base.lines();
-        copy(&boards.join(lines.next().unwrap()), tree.0.path());
+        for layer in lines.next().iter().chain(over_base) {
+            copy(&boards().join(layer), tree.0.path());
+        }
         for line in lines {
             tree.remove(line.strip_prefix("- ").unwrap());
         }
-        copy(&variant, tree.0.path());
-        tree.remove("BASE");
+        if let Some(variant) = variant {
+            copy(variant, tree.0.path());
+            tree.remove("BASE");
+        }
         tree
     }
 
     /// All variants by name.
     pub fn variants() -> Vec<String> {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boards/variants");
-        let mut names: Vec<String> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        names("variants")
+    }
+
+    /// All setups by name.
+    pub fn setups() -> Vec<String> {
+        names("setups")
     }
 
     pub fn root(&self) -> Root {
@@ -122,6 +135,19 @@ impl Tree {
     }
 }
 
+fn boards() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boards")
+}
+
+fn names(dir: &str) -> Vec<String> {
+    let entries = fs::read_dir(boards().join(dir)).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -131,6 +157,8 @@ fn copy(from: &Path, to: &Path) {
             fs::create_dir_all(&to).unwrap();
             copy(&from, &to);
         } else if kind.is_symlink() {
+            // An upper layer's link replaces what is there.
+            let _ = fs::remove_file(&to);
             symlink(fs::read_link(&from).unwrap(), &to).unwrap();
         } else {
             fs::copy(&from, &to).unwrap();

@@ -11,6 +11,7 @@
 
 pub mod checks;
 pub mod facts;
+pub mod live;
 pub mod report;
 
 use std::path::PathBuf;
@@ -32,12 +33,17 @@ pub struct Question {
     pub sources: Sources,
     /// Whether model files are read whole, which takes seconds for each gigabyte.
     pub with_digests: bool,
+    /// With which account the broker is asked; `None`: that of the daemon, or none where none is needed.
+    pub asker: Option<live::Asker>,
 }
 
-/// Reads, asks, and judges.
+/// Reads, asks, and judges. For this machine it must be called on the main thread: see [`live::ask`].
 pub fn examine(question: &Question) -> Report {
     let root = question.root.as_ref().map_or_else(Root::live, Root::new);
-    let facts = Facts::read(&root, &question.sources, question.with_digests);
+    let mut facts = Facts::read(&root, &question.sources, question.with_digests);
+    if facts.is_live {
+        facts.live = Some(live::ask(&facts, question.asker.as_ref()));
+    }
     judge(&facts)
 }
 

@@ -43,7 +43,7 @@ use crate::ledger::{Comparison, Refusal, Room};
 use crate::offload::Proof;
 pub use admission::AdmissionConfig;
 pub use backoff::Backoff;
-pub use plan::{PlanError, Planner};
+pub use plan::{PlanError, Planner, greet};
 use pulse::Pulser;
 pub use pulse::{Doing, Pulse};
 

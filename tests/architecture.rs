@@ -149,6 +149,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/cli",
             "src/daemon",
             "src/dispatch",
+            "src/doctor/live.rs",
             "src/link",
             "src/users",
         ],

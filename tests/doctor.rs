@@ -10,6 +10,8 @@
 mod elf;
 #[path = "support/gguf.rs"]
 mod gguf;
+#[path = "doctor/live.rs"]
+mod live;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -209,6 +211,7 @@ fn examine(tree: &Tree) -> Report {
         root: Some(tree.path("/")),
         sources: Sources::new(Environment::default()),
         with_digests: false,
+        asker: None,
     })
 }
 
@@ -261,7 +264,9 @@ fn no_golden_report_is_left_without_its_board() {
     let known = |name: &str| names.iter().any(|known| known == name);
     for entry in fs::read_dir(golden("x").parent().unwrap()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(known(name.trim_end_matches(".txt")), "{name}");
+        if let Some(board) = name.strip_suffix(".txt") {
+            assert!(known(board), "{name}");
+        }
     }
 }
 

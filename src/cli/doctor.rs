@@ -26,6 +26,12 @@ pub(super) struct Args {
     /// Read each model file whole and compare its SHA-256 with the one noted when it was added
     #[arg(long)]
     digests: bool,
+    /// Ask the broker with this account; without it with the daemon's, or none where none is needed
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    user: Option<String>,
+    /// File with its password on the first line
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
     /// Examine the board whose files are below DIR; what must be asked of running programs is skipped
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -48,6 +54,7 @@ pub(super) fn run(args: Args, sources: Sources) -> anyhow::Result<ExitCode> {
         }),
         sources,
         with_digests: args.digests,
+        asker: args.user.zip(args.password_file),
     });
     let text = match args.json {
         true => {

@@ -3,6 +3,7 @@
 mod board;
 mod engine;
 mod gpu;
+mod live;
 mod memory;
 mod models;
 mod power;
@@ -44,6 +45,10 @@ pub const CHECKS: &[Check] = &[
     check("engine.graphs", engine::graphs),
     check("engine.threads", engine::threads),
     check("engine.sandbox", engine::sandbox),
+    check("engine.hello", live::hello),
+    check("engine.offload", live::proof),
+    check("engine.splits", live::splits),
+    check("engine.speed", live::speed),
     check("power.table", power::table),
     check("power.status", power::status),
     check("power.clocks", power::clocks),
@@ -62,6 +67,11 @@ pub const CHECKS: &[Check] = &[
     check("service.unit", system::unit),
     check("service.watchdog", system::watchdog),
     check("service.devices", system::devices),
+    check("daemon.running", live::running),
+    check("daemon.state", live::state),
+    check("broker.reachable", live::reachable),
+    check("broker.anonymous", live::anonymous),
+    check("broker.acl", live::acl),
     check("system.disk", system::disk),
     check("system.clock", system::clock),
     check("config.valid", config_valid),

@@ -7,6 +7,7 @@ pub mod service;
 
 use std::collections::BTreeMap;
 
+use super::live::{Asked, Live};
 use crate::board::cgroup::{self, Cgroup};
 use crate::board::identity::{self, Identity};
 use crate::board::memory::{self, MemInfo};
@@ -89,6 +90,8 @@ pub struct Facts {
     pub clocks: Clocks,
     /// Disks; none of a tree.
     pub disks: Vec<Disk>,
+    /// What running programs said, or why they could not be asked; `None`: they were not, as of a tree.
+    pub live: Option<Asked<Live>>,
     /// What is wrong with it, a sentence for each mistake; empty when nothing is.
     pub config_problems: Vec<String>,
 }
@@ -142,6 +145,7 @@ impl Facts {
             identity,
             config,
             config_problems,
+            live: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::process::{Child, ReadError};
 use super::{Cause, other_protocol};
-use crate::frames::{Command, Event, LoadSpec, Outline, PROTOCOL, Plan, PlanAsk};
+use crate::frames::{Command, Event, Hello, LoadSpec, Outline, PROTOCOL, Plan, PlanAsk};
 
 /// A planning worker, its model laid out.
 pub struct Planner {
@@ -95,6 +95,31 @@ impl Planner {
     async fn say(&self, command: Command) -> Result<(), Option<Cause>> {
         // A closed socket is a dead worker: its exit status says more.
         self.child.send(command).await.then_some(()).ok_or(None)
+    }
+}
+
+/// Starts `program`, hears its first words within `limit`, and ends it: it needs its libraries for that, and
+/// no model.
+///
+/// Must be called on the main thread of a current-thread runtime, as every start of a worker.
+///
+/// # Errors
+/// It said nothing, or something else.
+pub async fn greet(program: &Path, limit: Duration) -> Result<Hello, PlanError> {
+    let mut child = Child::start(program, None).map_err(|error| PlanError {
+        cause: Cause::Spawn(format!("{}: {error}", program.display())),
+        stderr_tail: Vec::new(),
+    })?;
+    match next(&mut child, limit).await {
+        Ok(Event::Hello(hello)) => {
+            child.end().await;
+            Ok(hello)
+        }
+        Ok(_) => {
+            let other = Cause::Protocol("no hello".into());
+            Err(bury(child, Some(other)).await)
+        }
+        Err(verdict) => Err(bury(child, verdict).await),
     }
 }
 

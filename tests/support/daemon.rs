@@ -146,6 +146,17 @@ impl Site {
         daemon
     }
 
+    /// Another command of the program, with the daemon's configuration.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orinoco"));
+        command.arg("--config").arg(self.dir.path());
+        for setting in &self.settings {
+            command.args(["--set", setting]);
+        }
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("daemon.log")).unwrap_or_default()
     }

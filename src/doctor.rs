@@ -9,6 +9,7 @@
 //! of the board is written. A tree of another board (`--root`) is examined as that board; what must be
 //! asked of running programs is skipped there, and says so.
 
+pub mod bundle;
 pub mod checks;
 pub mod facts;
 pub mod live;
@@ -39,12 +40,24 @@ pub struct Question {
 
 /// Reads, asks, and judges. For this machine it must be called on the main thread: see [`live::ask`].
 pub fn examine(question: &Question) -> Report {
-    let root = question.root.as_ref().map_or_else(Root::live, Root::new);
+    judge(&gather(question))
+}
+
+/// Reads and asks, as [`examine`].
+pub fn gather(question: &Question) -> Facts {
+    let root = question.root();
     let mut facts = Facts::read(&root, &question.sources, question.with_digests);
     if facts.is_live {
         facts.live = Some(live::ask(&facts, question.asker.as_ref()));
     }
-    judge(&facts)
+    facts
+}
+
+impl Question {
+    /// Below which everything is read.
+    pub fn root(&self) -> Root {
+        self.root.as_ref().map_or_else(Root::live, Root::new)
+    }
 }
 
 /// All checks on these facts.

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "doctor/bundle.rs"]
+mod bundle;
 #[path = "support/elf.rs"]
 mod elf;
 #[path = "support/gguf.rs"]

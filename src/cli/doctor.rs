@@ -18,6 +18,7 @@ use crate::doctor::{self, Question};
 EXAMPLES
   sudo orinoco doctor
   orinoco doctor --json | jq '.checks[] | select(.status == \"fail\")'
+  sudo orinoco doctor --bundle support.tar.gz                for somebody who is not at the board
   orinoco doctor --root /mnt/board                           a board's files, mounted or copied here")]
 pub(super) struct Args {
     /// Print JSON instead of lines
@@ -32,6 +33,9 @@ pub(super) struct Args {
     /// File with its password on the first line
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
+    /// Write an archive with the report and what it was made from: no prompt, no answer, no secret
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
     /// Examine the board whose files are below DIR; what must be asked of running programs is skipped
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -46,16 +50,19 @@ pub(super) fn run(args: Args, sources: Sources) -> anyhow::Result<ExitCode> {
             .is_dir();
         anyhow::ensure!(is_dir, "--root {}: not a directory", root.display());
     }
-    let report = doctor::examine(&Question {
+    let is_machine = |root: &PathBuf| {
+        root.canonicalize()
+            .is_ok_and(|root| root.parent().is_none())
+    };
+    let question = Question {
         // "/" is the machine itself, however it is written.
-        root: args.root.filter(|root| {
-            root.canonicalize()
-                .is_ok_and(|root| root.parent().is_some())
-        }),
+        root: args.root.filter(|root| !is_machine(root)),
         sources,
         with_digests: args.digests,
         asker: args.user.zip(args.password_file),
-    });
+    };
+    let facts = doctor::gather(&question);
+    let report = doctor::judge(&facts);
     let text = match args.json {
         true => {
             serde_json::to_string_pretty(&report).context("failed to encode the report")? + "\n"
@@ -63,6 +70,13 @@ pub(super) fn run(args: Args, sources: Sources) -> anyhow::Result<ExitCode> {
         false => report.to_string(),
     };
     output::answer(&text)?;
+    if let Some(path) = &args.bundle {
+        doctor::bundle::write(path, &question.root(), &facts, &report)?;
+        output::say(&format!(
+            "{} written; look into it before you send it",
+            path.display()
+        ));
+    }
     Ok(match report.has_failed() {
         true => ExitCode::from(exit::FAILURE),
         false => ExitCode::SUCCESS,

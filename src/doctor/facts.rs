@@ -17,7 +17,7 @@ use crate::board::pressure::{Pressure, PressureProbe};
 use crate::board::sensors::{Sensors, Snapshot};
 use crate::board::swap::{self, Swap};
 use crate::board::{Faults, ReadError, Root};
-use crate::config::{self, Config, Environment, Place, Sources};
+use crate::config::{self, Config, Environment, Place, Problem, Sources};
 use host::{Account, Clocks, Disk, Kernel, Secret};
 use libraries::{Libraries, Program};
 use models::ModelFile;
@@ -166,10 +166,29 @@ fn configuration(root: &Root, sources: &Sources) -> (Config, Vec<String>) {
             let problems = error.problems.iter();
             (
                 defaults.expect("a test loads the defaults"),
-                problems.map(|p| on_board(root, &p.to_string())).collect(),
+                problems.map(|p| on_board(root, &problem(p))).collect(),
             )
         }
     }
+}
+
+/// A mistake in words that may be shown to others: reports are sent around, and a value in the wrong place
+/// may be a password. `orinoco config check` shows it to who sits here.
+fn problem(problem: &Problem) -> String {
+    let mut problem = problem.clone();
+    if is_private(&problem.key) {
+        problem.value = None;
+    }
+    // The second line of a mistake in TOML is the line of the file.
+    problem.advice = problem.advice.lines().next().unwrap_or_default().to_owned();
+    problem.to_string()
+}
+
+/// Whether the value of a configuration key is nobody else's business: prompts, and what stands where the
+/// path of a secret should.
+pub(super) fn is_private(key: &str) -> bool {
+    let name = key.rsplit('.').next().unwrap_or(key);
+    name == "system_prompt" || name.contains("password") || name.ends_with("key_file")
 }
 
 /// Text about files of this machine as text about files of the board.

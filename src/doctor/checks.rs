@@ -86,18 +86,13 @@ fn config_valid(facts: &Facts) -> Finding {
             "correct what is named; `orinoco config check` shows when all is well",
         );
     }
-    let own = || {
-        facts
-            .config
-            .entries
-            .iter()
-            .filter(|entry| !entry.is_inherited)
-    };
-    let n_set = own().filter(|entry| entry.origin != "default").count();
-    Finding::ok(format!(
-        "{n_set} of {} values are not the default",
-        own().count()
-    ))
+    let own = facts
+        .config
+        .entries
+        .iter()
+        .filter(|entry| !entry.is_inherited);
+    let n_set = own.filter(|entry| entry.origin != "default").count();
+    Finding::ok(format!("{n_set} values are not the default"))
 }
 
 /// Clocks for a person: `1020 MHz`.

@@ -336,6 +336,7 @@ impl Dispatch {
                 // The broker brings them again.
                 self.forget_waiting(false);
                 if taken_over {
+                    self.node.taken_over(Instant::now());
                     error!(
                         reason,
                         "another daemon uses this node's name: give each its own node.name"

@@ -169,6 +169,27 @@ async fn two_daemons_with_one_name_do_not_fight_and_one_says_so() {
     assert_eq!(client.faults, Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn a_node_that_lost_its_session_to_another_says_so_in_its_state() {
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted);
+    let _daemon = site.start();
+    let mut client = Client::connect(broker.port(), "n1", "local", None).await;
+    // The first time may be a restart of the broker.
+    for _ in 0..2 {
+        client.until_mode(Mode::Serving).await;
+        client.documents.clear();
+        take_session(broker.port(), DAEMON_ID).await;
+    }
+    let told = |_: bool, client: &Client| {
+        let state = client.documents.get("state").map(|bytes| &bytes[..]);
+        String::from_utf8_lossy(state.unwrap_or_default())
+            .contains(r#"another client: a second daemon with node.name = \"n1\"?"#)
+    };
+    client.until("the sentence in its state", told).await;
+    assert_eq!(client.mode(), Some(Mode::Serving));
+}
+
 // ---- the requester ---------------------------------------------------------------------------------
 
 /// Follows the contract: asks again with the same id until it is accepted, and when something was lost.

@@ -26,6 +26,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Failed starts in a row after which prompts are refused instead of waiting.
 const HOPELESS_AFTER: u32 = 3;
 
+/// So long after the broker gave our session to somebody else `state` tells it.
+const TWIN_REMEMBERED: Duration = Duration::from_secs(600);
+
 /// What is known about the worker and the model, and which documents wait to be sent.
 pub(super) struct Node {
     hello: Option<Hello>,
@@ -39,6 +42,7 @@ pub(super) struct Node {
     presence_since_ms: u64,
     dirty: Dirty,
     progress_due: Option<Instant>,
+    twin_until: Option<Instant>,
     model: String,
     clock: Clock,
 }
@@ -75,6 +79,7 @@ impl Node {
             clock,
             dirty: Dirty::default(),
             progress_due: None,
+            twin_until: None,
             model: settings.model.clone(),
         }
     }
@@ -123,6 +128,12 @@ impl Node {
             models: true,
             state: true,
         };
+    }
+
+    /// Another client has our session, most likely a daemon with this node's name.
+    pub(super) fn taken_over(&mut self, now: Instant) {
+        self.twin_until = Some(now + TWIN_REMEMBERED);
+        self.dirty.state = true;
     }
 
     pub(super) fn drain(&mut self) {
@@ -281,6 +292,13 @@ impl Dispatch {
                 wake = earliest(wake, Some(due));
             }
         }
+        match self.node.twin_until {
+            Some(until) if until <= now => {
+                self.node.twin_until = None;
+                self.node.dirty.state = true;
+            }
+            until => wake = earliest(wake, until),
+        }
         let dirty = std::mem::take(&mut self.node.dirty);
         if dirty.info {
             let backend = self.settings.backend;
@@ -312,6 +330,13 @@ impl Dispatch {
         if dirty.state {
             let mut state = self.node.state.clone();
             state.pools = self.pools.as_ref().map(Pools::report);
+            if self.node.twin_until.is_some() {
+                state.reasons.push(format!(
+                    "the broker gave this node's connection to another client: a second daemon with \
+                     node.name = {:?}? Give each its own",
+                    self.settings.names.node().as_str()
+                ));
+            }
             self.retain(self.settings.names.state(), &state);
         }
         if dirty.status {

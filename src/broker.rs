@@ -3,46 +3,63 @@
 //! Meant for one machine: the quickstart, the tests and the development board. It runs in a process
 //! of its own (`orinoco broker`), started and restarted by the supervisor, so that no fault of the
 //! daemon drops the devices' connections and none of the broker's ends the daemon. Production uses
-//! Mosquitto or a clustered broker with the same topics and the same rules.
+//! Mosquitto or a clustered broker with the same topics and the same rules; docs/broker.md says when.
 //!
 //! Owns its port, its storage folder and who may do what. It knows nothing of prompts.
 //!
-//! What mqtt5 0.49 does and we configure around:
+//! ```text
+//! server ──accepts──▶ gate (strangers, few and brief) ──▶ the crate's client handler, router, storage
+//!                                                             │ asks, for each CONNECT and message
+//!                     accounts ◀── guard ◀────────────────────┘
+//!                     access rules, rate, retained bytes
+//! ```
 //!
-//! - Its defaults bind 0.0.0.0 and write `./mqtt_storage`; here both are always given.
+//! What mqtt5 0.49 does and we do otherwise:
+//!
+//! - It counts connections only after CONNECT and waits ten seconds for that; the accept loop is ours.
 //! - Its default maximum packet of 268435456 bytes is one too many for paho-python, which refuses
 //!   the CONNACK.
 //! - Its rate limit by address would lock out the daemon after five wrong passwords of anybody on
 //!   this machine; ours slows down the one who guesses.
 //! - Its limit of messages a second would refuse the daemon's answers, too; ours spares the daemon.
 //! - A clean start with another user's client id empties that user's session; refused (`guard`).
+//! - A removed user keeps its connection and what it has subscribed to; ended within a second (`server`).
+//! - It bounds the number of retained messages and the size of each, not their sum (`retained`).
 //! - Queued messages reach the disk within 250 ms after their PUBACK, not before it: a broker that is
 //!   killed loses what it took in that time. Retained messages and sessions are written at once.
 //! - `CertificateAuthProvider` believes a client id; it is never used.
-//!
-//! TCP_NODELAY is set by the crate on every accepted socket.
 
+mod accounts;
+mod gate;
 mod guard;
+mod rate;
+mod retained;
+mod server;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mqtt5::broker::config::{BrokerConfig as Mqtt5Config, StorageConfig};
-use mqtt5::broker::server::MqttBroker;
+use mqtt5::broker::config::BrokerConfig as Mqtt5Config;
+use mqtt5::broker::router::MessageRouter;
+use mqtt5::broker::storage::{DynamicStorage, FileBackend, QueueLimits, StorageBackend};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::access::{Role, Rules};
 use crate::notify::Notifier;
 use crate::users::UsersError;
-use guard::{Accounts, Filter, Guard};
+use accounts::Accounts;
+use gate::Gate;
+use guard::{Guard, Limits};
+use server::Server;
 
 /// Client ids that begin so belong to the daemon; see [`daemon_client_id`].
 const DAEMON_CLIENT_ID: &str = "orinoco-daemon";
@@ -53,16 +70,13 @@ const STORAGE_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Sessions and queues are on disk within this time of an order to end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ports tried by [`PortChoice::FirstFreeFrom`].
-const PORTS_TRIED: u16 = 64;
-
 /// The client id for the daemon of a node. Nobody else may use it on the embedded broker.
 pub fn daemon_client_id(node: &str) -> String {
     format!("{DAEMON_CLIENT_ID}-{node}")
 }
 
 /// Which port to listen on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PortChoice {
     /// This one, or fail. 0 lets the system choose.
     Exactly(u16),
@@ -71,7 +85,7 @@ pub enum PortChoice {
 }
 
 /// Settings of the broker. Start from [`BrokerConfig::new`] and change what differs.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct BrokerConfig {
     /// Addresses to listen on, all with one port. Clients that do not come from loopback always need
     /// credentials.
@@ -90,15 +104,21 @@ pub struct BrokerConfig {
     pub daemon_password: Option<String>,
     /// Largest packet, in bytes.
     pub packet_bytes_max: u32,
-    /// Connections at a time.
+    /// Sessions of clients, there or away. The daemon's is not counted.
     pub clients_max: usize,
-    /// Messages queued for one client that is away.
+    /// Of those, how many one user may have.
+    pub clients_per_user_max: usize,
+    /// Connections that have not said who they are; for one more, the oldest goes.
+    pub connecting_max: usize,
+    /// How long each may take for that.
+    pub connecting_limit: Duration,
+    /// Messages queued for one client.
     pub queued_messages_max: usize,
-    /// Bytes queued for one client that is away.
+    /// Bytes queued for one client.
     pub queued_bytes_max: usize,
     /// Retained messages.
     pub retained_messages_max: usize,
-    /// Bytes of one retained message.
+    /// Bytes of all of them together. The daemon's are counted, and never refused.
     pub retained_bytes_max: usize,
     /// Messages a second that one user may publish; more are refused (0x87). The daemon is free:
     /// what it has queued after a pause comes at once, and none of it may be lost.
@@ -121,48 +141,39 @@ impl BrokerConfig {
             roles: BTreeMap::new(),
             daemon_password: None,
             packet_bytes_max: 1 << 20,
-            clients_max: 256,
+            clients_max: 250,
+            clients_per_user_max: 50,
+            connecting_max: 128,
+            connecting_limit: Duration::from_secs(5),
             queued_messages_max: 1000,
-            queued_bytes_max: 8 << 20,
+            queued_bytes_max: 2 << 20,
             retained_messages_max: 1000,
-            retained_bytes_max: 256 << 10,
+            retained_bytes_max: 8 << 20,
             message_rate_max: 200,
             subscriptions_max: 64,
             session_expiry_max: Duration::from_secs(7 * 24 * 3600),
         }
     }
 
-    fn for_mqtt5(&self, port: u16, filter: Filter) -> Mqtt5Config {
-        let storage = StorageConfig::new()
-            .with_base_dir(self.storage.clone())
-            .with_cleanup_interval(Duration::from_secs(600))
-            .with_max_queued_messages_per_client(self.queued_messages_max)
-            .with_max_queued_bytes_per_client(self.queued_bytes_max);
-        let addresses = self
-            .listen
-            .iter()
-            .map(|ip| SocketAddr::new(*ip, port))
-            .collect();
+    /// For the crate's client handlers; what its server would read is not set.
+    fn for_handlers(&self, guard: Arc<Guard>) -> Mqtt5Config {
         let mut config = Mqtt5Config::new()
-            .with_bind_addresses(addresses)
-            .with_storage(storage)
-            .with_max_clients(self.clients_max)
             .with_session_expiry(self.session_expiry_max)
             .with_max_packet_size(self.packet_bytes_max as usize)
-            .with_max_retained_messages(self.retained_messages_max)
-            .with_max_retained_message_size(self.retained_bytes_max)
             .with_max_subscriptions_per_client(self.subscriptions_max)
             .with_server_receive_maximum(64)
-            // Its topics tell every client about the others, and write to the log each ten seconds.
-            .with_sys_topics_enabled(false)
-            .with_event_handler(Arc::new(filter));
+            .with_event_handler(guard);
         // Messages in memory for one connected client; QoS 1 beyond it goes to the queue on disk.
         config.client_channel_capacity = 256;
         config.topic_alias_maximum = 16;
-        // Ours replaces the crate's before the first connection.
-        config.auth_config.allow_anonymous = true;
-        config.auth_config.rate_limit.enabled = false;
         config
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        QueueLimits {
+            max_messages: self.queued_messages_max,
+            max_bytes: self.queued_bytes_max,
+        }
     }
 }
 
@@ -218,40 +229,54 @@ pub async fn serve(
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
-    let rules = Arc::new(Rules::new(&config.root));
-    let accounts = Arc::new(Accounts::open(config.users.clone(), config.roles.clone())?);
-    let guard = Guard::new(
-        rules.clone(),
-        accounts.clone(),
-        config.daemon_password.as_deref(),
-        config.message_rate_max,
-    );
+    let (users, roles) = (config.users.clone(), config.roles.clone());
+    let accounts = Accounts::open(users, roles, config.daemon_password.as_deref())?;
     make_private_folder(&config.storage).map_err(|source| BrokerError::Storage {
         path: config.storage.clone(),
         source,
     })?;
-    let port = free_port(&config.listen, config.port)?;
-    let broker =
-        MqttBroker::with_config(config.for_mqtt5(port, Filter { rules, accounts })).await?;
-    let storage = broker.storage();
-    let mut broker = broker.with_auth_provider(Arc::new(guard.with_storage(storage)));
-    let address = broker.local_addr().ok_or(BrokerError::NoAddress)?;
-    let mut accepting = broker.ready_receiver();
-    let stop = broker.shutdown_handle();
+    let listeners = server::listen(&config.listen, config.port)?;
+    let address = listeners
+        .first()
+        .and_then(|listener: &TcpListener| listener.local_addr().ok())
+        .ok_or(BrokerError::NoAddress)?;
+    server::allow_files(config.clients_max + config.connecting_max);
 
-    let run = broker.run();
-    tokio::pin!(run, shutdown);
-    tokio::select! {
-        ended = &mut run => return Ok(ended?),
-        _ = accepting.wait_for(|ready| *ready) => {}
-    }
+    let backend = FileBackend::with_queue_limits(&config.storage, config.queue_limits()).await?;
+    let storage = Arc::new(DynamicStorage::File(backend));
+    let strangers = Arc::new(Mutex::new(Gate::new(config.connecting_max)));
+    let limits = Limits {
+        clients_max: config.clients_max,
+        clients_per_user_max: config.clients_per_user_max,
+        message_rate_max: config.message_rate_max,
+        retained_bytes_max: config.retained_bytes_max,
+    };
+    let rules = Rules::new(&config.root);
+    let guard = Guard::new(rules, accounts, limits, storage.clone(), strangers.clone());
+    let guard = Arc::new(guard);
+    let router = MessageRouter::with_storage(storage.clone())
+        .with_fallback_queue_limits(config.queue_limits())
+        .with_event_handler(guard.clone())
+        .with_retained_limits(
+            config.retained_messages_max,
+            config.packet_bytes_max as usize,
+        );
+    let expiry_s = u32::try_from(config.session_expiry_max.as_secs()).unwrap_or(u32::MAX);
+    router.recover_sessions(expiry_s).await?;
+    storage.cleanup_expired().await?;
+    router.initialize().await?;
+
+    let server = Server {
+        config: Arc::new(config.for_handlers(guard.clone())),
+        router: Arc::new(router),
+        storage,
+        guard,
+        strangers,
+        connecting_limit: config.connecting_limit,
+    };
     info!(%address, "broker listens");
     ready(address);
-    tokio::select! {
-        ended = &mut run => return Ok(ended?),
-        () = shutdown => stop.shutdown(),
-    }
-    Ok(run.await?)
+    server.run(listeners, shutdown).await
 }
 
 /// The whole of `orinoco broker`: a runtime, [`serve`], what systemd is told, and an end by SIGTERM or
@@ -317,37 +342,4 @@ fn make_private_folder(path: &std::path::Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-}
-
-/// A port that is free on every address. The crate would go on with the addresses that it got.
-fn free_port(listen: &[IpAddr], choice: PortChoice) -> Result<u16, BrokerError> {
-    let (first, last) = match choice {
-        PortChoice::Exactly(port) => (port, port),
-        PortChoice::FirstFreeFrom(port) => (port, port.saturating_add(PORTS_TRIED)),
-    };
-    if listen.is_empty() {
-        return Err(BrokerError::NoAddress);
-    }
-    let mut refused = BrokerError::NoAddress;
-    for port in first..=last {
-        match bind_all(listen, port) {
-            Ok(()) => return Ok(port),
-            Err((address, source)) => {
-                if source.kind() == io::ErrorKind::AddrInUse && port != last {
-                    warn!(%address, "port is taken, trying the next");
-                }
-                refused = BrokerError::Listen { address, source };
-            }
-        }
-    }
-    Err(refused)
-}
-
-/// Binds and lets go again.
-fn bind_all(listen: &[IpAddr], port: u16) -> Result<(), (SocketAddr, io::Error)> {
-    for ip in listen {
-        let address = SocketAddr::new(*ip, port);
-        TcpListener::bind(address).map_err(|error| (address, error))?;
-    }
-    Ok(())
 }

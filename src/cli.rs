@@ -137,17 +137,23 @@ impl Cli {
                 Sources::defaults()
             }
             // The daemon has read the configuration and hands over what the broker needs.
-            Command::Broker(ref args) if args.settings_from_stdin => Sources::defaults(),
-            _ => self.sources(environment),
+            Command::Broker(ref args) if args.settings_from_stdin => {
+                self.sources(Sources::defaults())
+            }
+            _ => self.sources(Sources::new(environment.clone())),
         };
-        config::load(&sources).map_err(|error| {
+        let mut config = config::load(&sources).map_err(|error| {
             output::complain(&error);
             ExitCode::from(exit::CONFIG)
-        })
+        })?;
+        // For children, who get this one; a wrong variable is told when logging starts.
+        if let Ok(level) = logging::level(&config.log, environment, self.global.verbose) {
+            config.log.level = level;
+        }
+        Ok(config)
     }
 
-    fn sources(&self, environment: &Environment) -> Sources {
-        let mut sources = Sources::new(environment.clone());
+    fn sources(&self, mut sources: Sources) -> Sources {
         if let Some(path) = &self.global.config {
             sources.place = Place::Path(path.clone());
         }
@@ -208,7 +214,7 @@ impl Cli {
 
     /// Does what was asked for; a failure is printed, with its causes.
     pub fn run(self, config: Config, environment: &Environment) -> ExitCode {
-        let sources = self.sources(environment);
+        let sources = self.sources(Sources::new(environment.clone()));
         let done = match self.command {
             Command::Run(_) => run::run(config),
             Command::Ask(args) => ask::run(*args, &config),

@@ -38,7 +38,9 @@ use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
 pub use credentials::{unit_password, unusable_files};
 use service::Service;
-pub use settings::{Choice, choose as choose_model, worker as worker_config};
+pub use settings::{
+    Choice, broker as broker_config, choose as choose_model, worker as worker_config,
+};
 
 /// Words and notices between governor and dispatcher that wait; both are rare.
 const GOVERNOR_QUEUE: usize = 64;

@@ -7,7 +7,6 @@
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
-use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -73,34 +72,38 @@ pub fn init(config: &LogConfig, environment: &Environment, verbosity: u8) -> Res
     Ok(())
 }
 
-fn filter(
+/// What is logged: a filter as in `log.level`.
+///
+/// # Errors
+/// [`LogError::Filter`].
+pub fn level(
     config: &LogConfig,
     environment: &Environment,
     verbosity: u8,
-) -> Result<Targets, LogError> {
-    let targets = |text: &str| -> Targets {
-        text.parse()
-            .expect("check_log_filter is stricter than the parser")
-    };
-    if verbosity > 0 {
-        let (others, ours) = match verbosity {
-            1 => (LevelFilter::INFO, LevelFilter::DEBUG),
-            _ => (LevelFilter::DEBUG, LevelFilter::TRACE),
-        };
-        return Ok(Targets::new()
-            .with_default(others)
-            .with_target("orinoco", ours));
-    }
-    match environment.get(LEVEL_VARIABLE) {
-        Some(value) => match check_log_filter(value) {
-            Ok(()) => Ok(targets(value)),
+) -> Result<String, LogError> {
+    match (verbosity, environment.get(LEVEL_VARIABLE)) {
+        (0, None) => Ok(config.level.clone()),
+        (0, Some(value)) => match check_log_filter(value) {
+            Ok(()) => Ok(value.to_owned()),
             Err(expected) => Err(LogError::Filter {
                 value: value.to_owned(),
                 expected,
             }),
         },
-        None => Ok(targets(&config.level)),
+        (1, _) => Ok("info,orinoco=debug".to_owned()),
+        _ => Ok("debug,orinoco=trace".to_owned()),
     }
+}
+
+fn filter(
+    config: &LogConfig,
+    environment: &Environment,
+    verbosity: u8,
+) -> Result<Targets, LogError> {
+    let level = level(config, environment, verbosity)?;
+    Ok(level
+        .parse()
+        .expect("check_log_filter is stricter than the parser"))
 }
 
 /// systemd.exec(5): `JOURNAL_STREAM` is `DEVICE:INODE` of the stream that it connected us to. A redirected

@@ -121,6 +121,10 @@ struct User {
     role: Role,
 }
 
+/// An account at some time.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Account(User);
+
 /// What [`add`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Added {
@@ -204,6 +208,16 @@ impl Users {
     /// What a user is for; `None` for an unknown one.
     pub fn role(&self, name: &str) -> Option<Role> {
         self.users.get(name).map(|user| user.role)
+    }
+
+    /// An account as it stands, to notice that it was changed. It can be compared, and nothing else.
+    pub fn account(&self, name: &str) -> Option<Account> {
+        self.users.get(name).cloned().map(Account)
+    }
+
+    /// The hash of a user's password, as a PHC string.
+    pub fn stored_hash(&self, name: &str) -> Option<&str> {
+        self.users.get(name).map(|user| user.password.as_str())
     }
 
     /// Whether nobody is in it.

@@ -182,6 +182,7 @@ const HOMES: &[(&str, &[&str])] = &[
         &[
             "engine/src",
             "src/board",
+            "src/broker",
             "src/doctor/facts/host.rs",
             "src/logging",
             "src/models",

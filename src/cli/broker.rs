@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
-
 use super::output;
 use crate::access;
-use crate::broker::{self, PortChoice};
-use crate::config::{BrokerMode, BrokerStorage, Config};
+use crate::broker::{self, BrokerConfig};
+use crate::config::{BrokerMode, Config};
 use crate::{daemon, secret};
 
 /// Run the embedded MQTT broker alone (broker.mode = "unit")
@@ -40,15 +38,8 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
-    let own = &config.broker;
-    let storage = match own.storage {
-        BrokerStorage::File => own.storage_dir.clone(),
-        BrokerStorage::Memory => bail!(
-            "broker.storage = \"memory\" is for broker.mode = \"child\"; a unit keeps sessions in files"
-        ),
-    };
-    let is_unit = own.mode == BrokerMode::Unit;
+fn settings(config: &Config) -> anyhow::Result<BrokerConfig> {
+    let is_unit = config.broker.mode == BrokerMode::Unit;
     let username = config.mqtt.username.as_deref();
     let daemon_password = match (username, &config.mqtt.password_file) {
         _ if is_unit => Some(daemon::unit_password(config)?),
@@ -56,20 +47,5 @@ fn settings(config: &Config) -> anyhow::Result<broker::BrokerConfig> {
         // Then the daemon is refused; users can still connect, e.g. to try out their rules.
         _ => None,
     };
-    Ok(broker::BrokerConfig {
-        listen: vec![own.listen],
-        // The daemon of a unit looks for it at the port of the configuration.
-        port: match own.port_search && !is_unit {
-            true => PortChoice::FirstFreeFrom(own.port),
-            false => PortChoice::Exactly(own.port),
-        },
-        users: Some(config.paths.users_file()),
-        roles: config.users.roles(),
-        daemon_password,
-        packet_bytes_max: config.mqtt.packet_bytes_max,
-        clients_max: own.clients_max,
-        queued_messages_max: own.queue_messages_max,
-        queued_bytes_max: own.queue_bytes_max,
-        ..broker::BrokerConfig::new(storage, &config.node.root)
-    })
+    daemon::broker_config(config, daemon_password)
 }

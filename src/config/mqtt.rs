@@ -189,12 +189,28 @@ pub struct BrokerConfig {
     pub storage: BrokerStorage,
     /// Where [`BrokerStorage::File`] writes.
     pub storage_dir: PathBuf,
-    /// Clients at a time.
+    /// Clients, there or away with a session.
     pub clients_max: usize,
-    /// Messages kept for one absent client.
+    /// Of those, of one user.
+    pub clients_per_user_max: usize,
+    /// Connections that have not said who they are.
+    pub connecting_max: usize,
+    /// How long they may take for that.
+    pub connecting: Duration,
+    /// Longest time that the session of an absent client is kept.
+    pub session_expiry_max: Duration,
+    /// Messages kept for one client.
     pub queue_messages_max: usize,
-    /// Bytes kept for one absent client.
+    /// Bytes kept for one client.
     pub queue_bytes_max: usize,
+    /// Retained messages.
+    pub retained_messages_max: usize,
+    /// Their bytes together.
+    pub retained_bytes_max: usize,
+    /// Messages a second of one user.
+    pub message_rate_max: u32,
+    /// Subscriptions of one client.
+    pub subscriptions_max: usize,
 }
 
 /// Who runs the broker.
@@ -249,8 +265,17 @@ impl BrokerConfig {
                 .path("storage_dir")
                 .unwrap_or_else(|| paths.state_dir.join("broker")),
             clients_max: section.integer("clients_max", 1..=100_000),
+            clients_per_user_max: section.integer("clients_per_user_max", 1..=100_000),
+            connecting_max: section.integer("connecting_max", 1..=10_000),
+            connecting: section.seconds("connecting_seconds", 1..=60),
+            session_expiry_max: section
+                .seconds("session_expiry_seconds_max", 60..=i64::from(u32::MAX)),
             queue_messages_max: section.integer("queue_messages_max", 1..=1_000_000),
             queue_bytes_max: section.integer("queue_bytes_max", 4096..=1 << 30),
+            retained_messages_max: section.integer("retained_messages_max", 16..=1_000_000),
+            retained_bytes_max: section.integer("retained_bytes_max", 64 << 10..=1 << 30),
+            message_rate_max: section.integer("message_rate_max", 1..=1_000_000),
+            subscriptions_max: section.integer("subscriptions_max", 1..=10_000),
         }
     }
 }

@@ -116,6 +116,17 @@ pub enum LogFormat {
     Journal,
 }
 
+impl LogFormat {
+    /// Its word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Journal => "journal",
+        }
+    }
+}
+
 impl LogConfig {
     pub(super) fn read(root: &mut Root<'_>) -> Self {
         let mut section = root.section("log");

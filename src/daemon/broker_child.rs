@@ -5,24 +5,22 @@
 //! where it listens. A broker that dies is started again on the same address, and devices and our own
 //! link reconnect to where they were.
 
-use std::collections::BTreeMap;
 use std::io::BufRead as _;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
-use crate::access::Role;
+use super::settings;
 use crate::broker::{self, BrokerConfig, PortChoice};
-use crate::config::{BrokerStorage, Config};
+use crate::config::{Config, LogConfig};
+use crate::logging;
 use crate::process::{die_with_parent, tie};
 use crate::worker::Backoff;
 
@@ -47,72 +45,6 @@ struct Running {
     stdin: ChildStdin,
 }
 
-/// What the child is told on its standard input, as one line of JSON.
-#[derive(Clone, Serialize, Deserialize)]
-struct Settings {
-    listen: IpAddr,
-    port: u16,
-    port_search: bool,
-    storage: PathBuf,
-    root: String,
-    users: PathBuf,
-    roles: BTreeMap<String, Role>,
-    daemon_password: String,
-    packet_bytes_max: u32,
-    clients_max: usize,
-    queued_messages_max: usize,
-    queued_bytes_max: usize,
-}
-
-impl Settings {
-    fn of(config: &Config) -> anyhow::Result<Self> {
-        let broker = &config.broker;
-        let storage = match broker.storage {
-            BrokerStorage::File => broker.storage_dir.clone(),
-            // mqtt5 keeps its sessions in files; a memory file system forgets them with the power.
-            BrokerStorage::Memory => {
-                PathBuf::from("/dev/shm").join(format!("orinoco-broker-{}", config.node.name))
-            }
-        };
-        let mut password = [0; 32];
-        getrandom::fill(&mut password).context("failed to make the daemon's password")?;
-        Ok(Self {
-            listen: broker.listen,
-            port: broker.port,
-            port_search: broker.port_search,
-            storage,
-            root: config.node.root.clone(),
-            users: config.paths.users_file(),
-            roles: config.users.roles(),
-            daemon_password: password.iter().map(|byte| format!("{byte:02x}")).collect(),
-            packet_bytes_max: config.mqtt.packet_bytes_max,
-            clients_max: broker.clients_max,
-            queued_messages_max: broker.queue_messages_max,
-            queued_bytes_max: broker.queue_bytes_max,
-        })
-    }
-
-    fn into_broker(self) -> BrokerConfig {
-        let port = if self.port_search {
-            PortChoice::FirstFreeFrom(self.port)
-        } else {
-            PortChoice::Exactly(self.port)
-        };
-        BrokerConfig {
-            listen: vec![self.listen],
-            port,
-            users: Some(self.users),
-            roles: self.roles,
-            daemon_password: Some(self.daemon_password),
-            packet_bytes_max: self.packet_bytes_max,
-            clients_max: self.clients_max,
-            queued_messages_max: self.queued_messages_max,
-            queued_bytes_max: self.queued_bytes_max,
-            ..BrokerConfig::new(self.storage, self.root)
-        }
-    }
-}
-
 /// The child's side: `orinoco broker --settings-from-stdin`. Returns when standard input ends.
 ///
 /// # Errors
@@ -124,7 +56,7 @@ pub fn serve_child() -> anyhow::Result<()> {
         .lock()
         .read_line(&mut line)
         .context("failed to read the broker's settings")?;
-    let settings: Settings =
+    let settings: BrokerConfig =
         serde_json::from_str(&line).context("failed to parse the broker's settings")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -141,7 +73,7 @@ pub fn serve_child() -> anyhow::Result<()> {
             let mut stdin = tokio::io::stdin();
             while matches!(stdin.read(&mut rest).await, Ok(1..)) {}
         };
-        broker::serve(settings.into_broker(), say, gone)
+        broker::serve(settings, say, gone)
             .await
             .context("the broker ended")
     })?;
@@ -153,14 +85,16 @@ pub fn serve_child() -> anyhow::Result<()> {
 impl BrokerChild {
     /// Starts the broker; returns once it listens.
     pub(super) async fn start(config: &Config) -> anyhow::Result<Self> {
-        let mut settings = Settings::of(config)?;
-        let (child, address) = launch(&settings).await?;
+        let mut password = [0; 32];
+        getrandom::fill(&mut password).context("failed to make the daemon's password")?;
+        let password: String = password.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut settings = settings::broker(config, Some(password.clone()))?;
+        let log = config.log.clone();
+        let (child, address) = launch(&settings, &log).await?;
         // From now on this port and no other: clients know it.
-        settings.port = address.port();
-        settings.port_search = false;
+        settings.port = PortChoice::Exactly(address.port());
         let (stop, stopped) = oneshot::channel();
-        let password = settings.daemon_password.clone();
-        let keeper = tokio::spawn(keep(settings, child, stopped));
+        let keeper = tokio::spawn(keep(settings, log, child, stopped));
         Ok(Self {
             address,
             password,
@@ -178,7 +112,12 @@ impl BrokerChild {
     }
 }
 
-async fn keep(settings: Settings, mut child: Running, mut stopped: oneshot::Receiver<()>) {
+async fn keep(
+    settings: BrokerConfig,
+    log: LogConfig,
+    mut child: Running,
+    mut stopped: oneshot::Receiver<()>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     loop {
         let started = tokio::time::Instant::now();
@@ -202,7 +141,7 @@ async fn keep(settings: Settings, mut child: Running, mut stopped: oneshot::Rece
                 () = tokio::time::sleep(backoff.after_life_of(served)) => {}
             }
             served = Duration::ZERO;
-            match launch(&settings).await {
+            match launch(&settings, &log).await {
                 Ok((child, _)) => break child,
                 Err(error) => error!(error = format!("{error:#}"), "broker does not start"),
             }
@@ -210,12 +149,15 @@ async fn keep(settings: Settings, mut child: Running, mut stopped: oneshot::Rece
     }
 }
 
-async fn launch(settings: &Settings) -> anyhow::Result<(Running, SocketAddr)> {
+async fn launch(settings: &BrokerConfig, log: &LogConfig) -> anyhow::Result<(Running, SocketAddr)> {
     let program = std::env::current_exe().context("failed to find this program's own file")?;
     let mut command = Command::new(&program);
     tie(command.as_std_mut());
     let mut child = command
         .args(["broker", "--settings-from-stdin"])
+        // It logs where and as much as we do.
+        .arg(format!("--set=log.format={}", log.format.as_str()))
+        .env(logging::LEVEL_VARIABLE, &log.level)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -14,7 +14,11 @@ use super::{credentials, hardware};
 use crate::access::Role;
 use crate::board::Root;
 use crate::board::power::PowerProbe;
-use crate::config::{Config, EngineConfig, ModelConfig, UserConfig, UserPolicy, UsersConfig};
+use crate::broker::{BrokerConfig, PortChoice};
+use crate::config::{
+    BrokerMode, BrokerStorage, Config, EngineConfig, ModelConfig, UserConfig, UserPolicy,
+    UsersConfig,
+};
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
 use crate::frames::{LoadSpec, Switch};
 use crate::governor;
@@ -43,6 +47,49 @@ pub(super) fn store(config: &Config) -> StoreConfig {
         retention: config.requests.retention,
         ..defaults
     }
+}
+
+/// The embedded broker, as a child or as a service of its own.
+///
+/// # Errors
+/// A storage that this mode cannot have.
+pub fn broker(config: &Config, daemon_password: Option<String>) -> anyhow::Result<BrokerConfig> {
+    let own = &config.broker;
+    let storage = match (own.storage, own.mode) {
+        (BrokerStorage::File, _) => own.storage_dir.clone(),
+        // mqtt5 keeps its sessions in files; a memory file system forgets them with the power.
+        (BrokerStorage::Memory, BrokerMode::Child) => {
+            PathBuf::from("/dev/shm").join(format!("orinoco-broker-{}", config.node.name))
+        }
+        (BrokerStorage::Memory, _) => bail!(
+            "broker.storage = \"memory\" is for broker.mode = \"child\"; a unit keeps sessions in files"
+        ),
+    };
+    Ok(BrokerConfig {
+        listen: vec![own.listen],
+        // The daemon of a unit looks for it at the port of the configuration.
+        port: match own.port_search && own.mode != BrokerMode::Unit {
+            true => PortChoice::FirstFreeFrom(own.port),
+            false => PortChoice::Exactly(own.port),
+        },
+        storage,
+        root: config.node.root.clone(),
+        users: Some(config.paths.users_file()),
+        roles: config.users.roles(),
+        daemon_password,
+        packet_bytes_max: config.mqtt.packet_bytes_max,
+        clients_max: own.clients_max,
+        clients_per_user_max: own.clients_per_user_max,
+        connecting_max: own.connecting_max,
+        connecting_limit: own.connecting,
+        queued_messages_max: own.queue_messages_max,
+        queued_bytes_max: own.queue_bytes_max,
+        retained_messages_max: own.retained_messages_max,
+        retained_bytes_max: own.retained_bytes_max,
+        message_rate_max: own.message_rate_max,
+        subscriptions_max: own.subscriptions_max,
+        session_expiry_max: own.session_expiry_max,
+    })
 }
 
 /// The broker of `broker.mode = "unit"`: where it listens, and the daemon's password on it.

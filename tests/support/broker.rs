@@ -112,6 +112,42 @@ impl Mosquitto {
         mosquitto
     }
 
+    /// Mosquitto by a configuration and access rules as `orinoco acl` writes them, with accounts whose
+    /// passwords are their names. Only paths and the port are replaced.
+    pub async fn start_as_written(conf: &str, acl: &str, accounts: &[&str]) -> Mosquitto {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let conf = conf
+            .replace("listener 1883", &format!("listener {port}"))
+            .replace("/etc/mosquitto/orinoco.passwd", &path("passwd"))
+            .replace("/etc/mosquitto/orinoco.acl", &path("acl"));
+        let ours = format!(
+            "persistence_location {}/\nuser root\n",
+            folder.path().display()
+        );
+        std::fs::write(path("mosquitto.conf"), conf + &ours).unwrap();
+        std::fs::write(path("acl"), acl).unwrap();
+        let plain: String = accounts.iter().map(|a| format!("{a}:{a}\n")).collect();
+        std::fs::write(path("passwd"), plain).unwrap();
+        let hashed = Command::new("mosquitto_passwd")
+            .args(["-U", &path("passwd")])
+            .status();
+        assert!(
+            hashed.unwrap().success(),
+            "mosquitto_passwd comes with mosquitto"
+        );
+        let process = Mosquitto::spawn(folder.path());
+        let mosquitto = Mosquitto {
+            port,
+            is_plain: true,
+            folder,
+            process,
+        };
+        answers(port).await;
+        mosquitto
+    }
+
     fn spawn(folder: &Path) -> Child {
         // /usr/sbin is not in every PATH.
         let found = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
@@ -130,6 +166,10 @@ impl Mosquitto {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).expect("a pid")
     }
 
     /// Ends it by SIGTERM, as a package update does; it saves its state.

@@ -10,7 +10,7 @@ use orinoco::link::{Credentials, Inbound, LinkConfig, Publish};
 use orinoco::wire::error::{ApiError, Code};
 use orinoco::wire::report::Mode;
 use support::broker::Mosquitto;
-use support::daemon::{Daemon, Engine, Site};
+use support::daemon::{Daemon, Engine, Site, embedded_broker_of, peak_memory_kib};
 use support::requester::Client;
 
 fn ids<const N: usize>(ids: [&str; N]) -> Vec<String> {
@@ -230,13 +230,22 @@ const LIMITS: [&str; 3] = [
     "defaults.queue_jobs_max=50",
 ];
 
+/// What a flood may cost the daemon, or the broker.
+const MEMORY_MAX_KIB: u64 = 32 << 10;
+
 /// Quiet users ask one thing after the other beside a flood: each is served after at most one job of each
-/// other user.
-async fn quiet_users_are_served_beside_a_flood(port: u16, password: Option<&str>) -> Flooded {
+/// other user. Neither the node nor the broker keeps what it cannot do.
+async fn quiet_users_are_served_beside_a_flood(
+    daemon: &Daemon,
+    (port, broker): (u16, i32),
+    password: Option<&str>,
+) -> Flooded {
     let mut quiet = [
         client_with(port, "q1", password).await,
         client_with(port, "q2", password).await,
     ];
+    let memory_kib = || [daemon.pid(), broker].map(peak_memory_kib);
+    let before = memory_kib();
     let flood = Flood::start(port, "flooder", password);
     for round in 0..5 {
         for client in &mut quiet {
@@ -251,13 +260,17 @@ async fn quiet_users_are_served_beside_a_flood(port: u16, password: Option<&str>
     }
     let seen = flood.end().await;
     assert!(seen.n_open_max <= 50, "{seen:?}");
+    for (before, after) in before.into_iter().zip(memory_kib()) {
+        assert!(after - before < MEMORY_MAX_KIB, "{before} -> {after} KiB");
+    }
     seen
 }
 
 #[tokio::test]
 async fn a_flood_on_mosquitto_is_refused_by_the_node_and_others_are_served() {
-    let (broker, _site, _daemon) = on_mosquitto(&LIMITS).await;
-    let seen = quiet_users_are_served_beside_a_flood(broker.port(), None).await;
+    let (broker, _site, daemon) = on_mosquitto(&LIMITS).await;
+    let at = (broker.port(), broker.pid());
+    let seen = quiet_users_are_served_beside_a_flood(&daemon, at, None).await;
     assert!(seen.n_sent > 500, "no flood: {seen:?}");
     assert!(seen.n_refused_by_node > 0, "{seen:?}");
     // It hears of some refusals, not of each: answering a flood is half of its harm.
@@ -274,6 +287,7 @@ async fn a_flood_on_the_embedded_broker_is_refused_by_the_broker_and_others_are_
         orinoco::users::add(&state.join("users.toml"), user, "secret", None).unwrap();
     }
     let daemon = site.start();
-    let seen = quiet_users_are_served_beside_a_flood(daemon.port, Some("secret")).await;
+    let at = (daemon.port, embedded_broker_of(&daemon));
+    let seen = quiet_users_are_served_beside_a_flood(&daemon, at, Some("secret")).await;
     assert!(seen.n_refused_by_broker > 0, "{seen:?}");
 }

@@ -275,6 +275,28 @@ pub fn children_of(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// The most memory that a process has had so far, in KiB.
+pub fn peak_memory_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .expect("the kernel counts it")
+}
+
+/// The embedded broker's process.
+pub fn embedded_broker_of(daemon: &Daemon) -> i32 {
+    let is_broker = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|byte| *byte == 0).nth(1) == Some(b"broker")
+    };
+    children_of(daemon.pid())
+        .into_iter()
+        .find(is_broker)
+        .expect("it runs beside the daemon")
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")

@@ -14,7 +14,7 @@ use client::{LIMIT, config, message, next, nothing_received, received, up};
 use orinoco::access::Role;
 use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Publish};
 use orinoco::users;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -115,6 +115,28 @@ async fn who_does_not_say_who_it_is_in_time_is_left() {
         .try_publish(message("orinoco/v1/n1/req/x/chat/1", "still here"))
         .unwrap();
     assert_eq!(received(&mut known).await.payload, "still here");
+}
+
+#[tokio::test]
+async fn who_is_thrown_out_in_mid_sentence_is_told_why() {
+    let broker = Embedded::start().await;
+    users::add(&broker.users, "ann", "ann", None).unwrap();
+    let mut ann = stranger(&broker).await;
+    let connect = b"\x10\x1a\0\x04MQTT\x05\xc2\0\x3c\0\0\x03ann\0\x03ann\0\x03ann";
+    ann.write_all(connect).await.unwrap();
+    // QoS 2, and never a PUBREL: far more than the broker is willing to have open.
+    let mut flood = Vec::new();
+    for n in 1..=2000_u16 {
+        let topic = b"orinoco/v1/n1/req/ann/cancel/x";
+        let body = [&[0, topic.len() as u8][..], topic, &n.to_be_bytes(), &[0]].concat();
+        flood.extend([&[0x34, body.len() as u8][..], &body].concat());
+    }
+    ann.write_all(&flood).await.unwrap();
+    let mut heard = Vec::new();
+    let end = timeout(LIMIT, ann.read_to_end(&mut heard)).await.unwrap();
+    assert!(end.is_ok(), "reset: {end:?}");
+    let last = heard.len() - 3;
+    assert_eq!(heard[last..], [0xe0, 1, 0x93], "Receive Maximum exceeded");
 }
 
 #[tokio::test]

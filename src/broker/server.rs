@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use mqtt5::broker::sys_topics::BrokerStats;
 use mqtt5::broker::transport::BrokerTransport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
@@ -43,6 +45,11 @@ const ACCOUNTS_LOOK: Duration = Duration::from_secs(1);
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 /// Longest wait for the connections to end; the storage still needs its time after that.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// How long a connection that we end is still read from, and how much, so that our last word arrives.
+const LAST_WORD_LIMIT: Duration = Duration::from_millis(500);
+const LAST_WORD_BYTES_MAX: usize = 4 << 20;
+/// File descriptors of a connection: the crate's, and ours for the last word.
+const FILES_EACH: u64 = 2;
 /// File descriptors beside the connections: storage, sockets to listen on, logs.
 const OTHER_FILES: u64 = 128;
 
@@ -81,6 +88,7 @@ impl Server {
                 () = &mut shutdown => break,
                 (stream, client) = accept(&listeners) => {
                     prepare(&stream);
+                    let last_word = stream.as_fd().try_clone_to_owned();
                     let handler = ClientHandler::new(
                         BrokerTransport::tcp(stream),
                         client,
@@ -92,7 +100,7 @@ impl Server {
                         monitor.clone(),
                         stop.subscribe(),
                     );
-                    connections.spawn(self.connection(client, handler));
+                    connections.spawn(self.connection(client, handler, last_word));
                 }
                 Some(_) = connections.join_next() => {}
                 _ = accounts.tick() => {
@@ -119,6 +127,7 @@ impl Server {
         &self,
         client: SocketAddr,
         handler: ClientHandler,
+        last_word: io::Result<OwnedFd>,
     ) -> impl Future<Output = ()> + use<> {
         let (end, ended) = oneshot::channel();
         if let Some(oldest) = self.strangers().enter(client, end) {
@@ -127,7 +136,14 @@ impl Server {
         }
         let (strangers, limit) = (self.strangers.clone(), self.connecting_limit);
         async move {
-            let serve = handler.run();
+            let serve = async {
+                let outcome = handler.run().await;
+                if let Ok(socket) = last_word {
+                    let heard = let_last_word_arrive(socket);
+                    let _ = timeout(LAST_WORD_LIMIT, heard).await; // It is gone, or will not listen.
+                }
+                outcome
+            };
             tokio::pin!(serve);
             let is_stranger = async {
                 tokio::select! {
@@ -166,6 +182,21 @@ impl Server {
             Err(error) => warn!(%error, "retained messages not counted"),
         }
     }
+}
+
+/// Ends a connection of which the crate has let go. A socket that is closed while the peer still sends is
+/// reset, and the peer loses what it has not read: the DISCONNECT that says what it did wrong.
+async fn let_last_word_arrive(socket: OwnedFd) -> io::Result<()> {
+    let mut stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+    stream.shutdown().await?;
+    let (mut scrap, mut left) = (vec![0; 4096], LAST_WORD_BYTES_MAX);
+    while left > 0 {
+        match stream.read(&mut scrap).await? {
+            0 => break,
+            n => left = left.saturating_sub(n),
+        }
+    }
+    Ok(())
 }
 
 /// Ours are held by the guard and the gate: the crate's would count the daemon, too.
@@ -220,7 +251,7 @@ fn prepare(stream: &TcpStream) {
 
 /// Lets this process have as many connections as it is configured for.
 pub(super) fn allow_files(connections: usize) {
-    let wanted = connections as u64 + OTHER_FILES;
+    let wanted = connections as u64 * FILES_EACH + OTHER_FILES;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
     };

@@ -18,8 +18,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use argon2::Argon2;
-use argon2::password_hash::{self, PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::password_hash::{self, Output, PasswordHash, PasswordHasher, Salt, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
@@ -229,21 +229,50 @@ impl Users {
     pub fn contains(&self, name: &str) -> bool {
         self.users.contains_key(name)
     }
+}
 
-    /// Compares a password with the stored hash. Takes tens of milliseconds and 19 MiB: call it on a
-    /// thread that may block. An unknown name takes as long as a wrong password.
-    pub fn verify(&self, name: &str, password: &[u8]) -> bool {
+/// Compares passwords with stored hashes, in memory that it keeps: 19 MiB after the first. Taken anew for each,
+/// such memory would leave the allocator with hundreds of MiB in pieces, at the pleasure of who guesses.
+#[derive(Default)]
+pub struct Hasher {
+    memory: Vec<Block>,
+}
+
+impl Hasher {
+    /// Takes tens of milliseconds: call it on a thread that may block. An unknown name takes as long as a
+    /// wrong password.
+    pub fn verify(&mut self, users: &Users, name: &str, password: &[u8]) -> bool {
         // Hash of a random password that nobody kept.
         const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$b3Jpbm9jby1ub2JvZHk$tKTJKrH3jVuTOwZ2KyIfvoj1RtI+Tz8Gj0f2b1WyHmU";
         if password.len() > PASSWORD_BYTES_MAX {
             return false;
         }
-        let stored = self.users.get(name).map(|user| user.password.as_str());
-        let Ok(hash) = PasswordHash::new(stored.unwrap_or(NOBODY)) else {
-            return false;
+        let stored = users.stored_hash(name);
+        let equal = self.equals(password, stored.unwrap_or(NOBODY));
+        equal.unwrap_or(false) && stored.is_some()
+    }
+
+    fn equals(&mut self, password: &[u8], stored: &str) -> password_hash::Result<bool> {
+        let stored = PasswordHash::new(stored)?;
+        let (Some(salt), Some(expected)) = (stored.salt, stored.hash) else {
+            return Ok(false);
         };
-        let equal = Argon2::default().verify_password(password, &hash).is_ok();
-        equal && stored.is_some()
+        let version = stored.version.map(Version::try_from).transpose()?;
+        let params = Params::try_from(&stored)?;
+        let n_blocks = params.block_count();
+        if self.memory.len() < n_blocks {
+            self.memory.resize(n_blocks, Block::default());
+        }
+        let algorithm = Algorithm::try_from(stored.algorithm)?;
+        let argon2 = Argon2::new(algorithm, version.unwrap_or_default(), params);
+        let mut salt_bytes = [0; Salt::MAX_LENGTH];
+        let salt = salt.decode_b64(&mut salt_bytes)?;
+        let found = Output::init_with(expected.len(), |out| {
+            let memory = &mut self.memory[..n_blocks];
+            Ok(argon2.hash_password_into_with_memory(password, salt, out, memory)?)
+        })?;
+        // In a time that does not depend on where they differ.
+        Ok(found == expected)
     }
 }
 
@@ -386,9 +415,14 @@ mod tests {
 
         let users = Users::read(&path).unwrap();
         assert_eq!(users.names().collect::<Vec<_>>(), ["a.b_c", "press-7"]);
-        assert!(users.verify("press-7", b"second"));
-        assert!(!users.verify("press-7", b"first"));
-        assert!(!users.verify("nobody", b"second"));
+        let mut hasher = Hasher::default();
+        assert!(hasher.verify(&users, "press-7", b"second"));
+        assert!(!hasher.verify(&users, "press-7", b"first"));
+        assert!(!hasher.verify(&users, "nobody", b"second"));
+        assert!(
+            hasher.verify(&users, "press-7", b"second"),
+            "again, in used memory"
+        );
 
         remove(&path, "press-7").unwrap();
         assert!(!Users::read(&path).unwrap().contains("press-7"));
@@ -485,7 +519,7 @@ mod tests {
     fn an_unknown_name_takes_the_time_of_a_hash() {
         // The stand-in must be a hash that parses, or unknown names would answer at once.
         let started = std::time::Instant::now();
-        Users::default().verify("nobody", b"pw");
+        Hasher::default().verify(&Users::default(), "nobody", b"pw");
         assert!(started.elapsed() > std::time::Duration::from_millis(2));
     }
 }

@@ -55,6 +55,42 @@ fn daemon(port: u16, client_id: &str, subscriptions: &[&str]) -> LinkConfig {
     }
 }
 
+/// The most memory that a process has had so far, in KiB.
+fn peak_memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let number = peak.unwrap().split_whitespace().nth(1);
+    number.unwrap().parse().unwrap()
+}
+
+/// Tries a wrong password; returns when it was refused.
+fn guess(address: SocketAddr, n: u8) {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect(address).unwrap();
+    let connect = b"\x10\x1a\0\x04MQTT\x05\xc2\0\x3c\0\0\x03gue\0\x03ann\0\x03pw";
+    stream.write_all(&[&connect[..], &[n]].concat()).unwrap();
+    let mut connack = [0; 4];
+    stream.read_exact(&mut connack).unwrap();
+    assert_eq!(connack[3], 0x86, "bad user name or password: {connack:?}");
+}
+
+/// Each hash takes 19 MiB, which the allocator would not give back.
+#[test]
+fn who_guesses_passwords_costs_the_memory_of_two_hashes_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    orinoco::users::add(&folder.path().join("users.toml"), "ann", "right", None).unwrap();
+    let broker = EmbeddedProcess::start(folder.path(), 0);
+    let before = peak_memory_kib(broker.process.id());
+    std::thread::scope(|scope| {
+        for n in 0..15 {
+            let address = broker.address;
+            scope.spawn(move || (0..4).for_each(|round| guess(address, n * 4 + round)));
+        }
+    });
+    let grown = peak_memory_kib(broker.process.id()) - before;
+    assert!((19 << 10..60 << 10).contains(&grown), "{grown} KiB");
+}
+
 fn n_queued(folder: &Path) -> usize {
     let queues = folder.join("broker/queues");
     let clients = std::fs::read_dir(queues).into_iter().flatten().flatten();

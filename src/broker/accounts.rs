@@ -1,22 +1,25 @@
 //! Who there is, what each is for, and whether a password is right.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 
+use super::BrokerError;
 use crate::access::{DAEMON, Role, Who};
-use crate::users::{Users, UsersError, WatchedUsers};
+use crate::users::{Hasher, Users, UsersError, WatchedUsers};
 use crate::wire::topic::LOCAL_USER;
 
 /// How often the users file is looked at for messages, at most.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Passwords hashed at a time: each takes 19 MiB.
-const HASHES_MAX: usize = 2;
+const HASHERS: usize = 2;
 
 /// The accounts, and the daemon's credential.
 pub(super) struct Accounts {
@@ -25,8 +28,37 @@ pub(super) struct Accounts {
     roles: BTreeMap<String, Role>,
     /// SHA-256 of the daemon's credential: it is random, so nothing slower is needed.
     daemon: Option<[u8; 32]>,
-    hashes: Semaphore,
+    hashing: mpsc::Sender<Hashing>,
     verified: Verified,
+}
+
+/// A password to be hashed, and who waits for it.
+struct Hashing {
+    users: Arc<Users>,
+    name: String,
+    password: Vec<u8>,
+    answer: oneshot::Sender<bool>,
+}
+
+/// Threads of their own, each with the memory of a hash; they end with the sender.
+fn start_hashers() -> io::Result<mpsc::Sender<Hashing>> {
+    let (sender, receiver) = mpsc::channel::<Hashing>(1);
+    let receiver = Arc::new(Mutex::new(receiver));
+    for _ in 0..HASHERS {
+        let receiver = receiver.clone();
+        let next = move || receiver.lock().ok()?.blocking_recv();
+        let hash = move || {
+            let mut hasher = Hasher::default();
+            while let Some(job) = next() {
+                let is_right = hasher.verify(&job.users, &job.name, &job.password);
+                let _ = job.answer.send(is_right); // The client may have gone.
+            }
+        };
+        thread::Builder::new()
+            .name("passwords".into())
+            .spawn(hash)?;
+    }
+    Ok(sender)
 }
 
 /// What was found right before, so that known devices come back without a hash: all of them at once after
@@ -42,14 +74,14 @@ impl Accounts {
         file: Option<PathBuf>,
         roles: BTreeMap<String, Role>,
         daemon_password: Option<&str>,
-    ) -> Result<Accounts, UsersError> {
+    ) -> Result<Accounts, BrokerError> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(UsersError::Salt)?;
         Ok(Accounts {
             file: WatchedUsers::open(file)?,
             roles,
             daemon: daemon_password.map(|password| Sha256::digest(password).into()),
-            hashes: Semaphore::new(HASHES_MAX),
+            hashing: start_hashers().map_err(BrokerError::Runtime)?,
             verified: Verified {
                 key,
                 digests: Mutex::default(),
@@ -89,12 +121,18 @@ impl Accounts {
         if self.verified.knows(&users, name, password) {
             return true;
         }
-        let permit = self.hashes.acquire().await.expect("never closed");
-        let (candidate, given) = (name.to_owned(), password.to_vec());
-        let hashing = users.clone();
-        let verify = move || hashing.verify(&candidate, &given);
-        let is_right = matches!(tokio::task::spawn_blocking(verify).await, Ok(true));
-        drop(permit);
+        let (answer, is_right) = oneshot::channel();
+        let hashing = Hashing {
+            users: users.clone(),
+            name: name.to_owned(),
+            password: password.to_vec(),
+            answer,
+        };
+        // A hasher that is gone lets nobody in.
+        let is_right = match self.hashing.send(hashing).await {
+            Ok(()) => is_right.await.unwrap_or(false),
+            Err(_) => false,
+        };
         if is_right {
             self.verified.learn(&users, name, password);
         }

@@ -284,6 +284,8 @@ pub async fn serve(
 pub fn run(config: BrokerConfig, ready: impl FnOnce(SocketAddr)) -> Result<(), BrokerError> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
+        // Files are read and written there, and each thread keeps some memory.
+        .max_blocking_threads(8)
         .enable_all()
         .build()
         .map_err(BrokerError::Runtime)?;

@@ -381,6 +381,9 @@ impl Dispatch {
                 commands, loaded, ..
             } => {
                 self.commands = commands;
+                if self.level >= Level::Trim {
+                    let _ = self.commands.try_send(Command::Trim); // its queue is empty
+                }
                 self.notice(Notice::Serving(govern::serving(&loaded)));
             }
             Report::SwitchFailed { name, reason } => {
@@ -403,6 +406,7 @@ impl Dispatch {
             }
             Report::Event(Event::Step { pieces, .. }) => self.on_pieces(pieces),
             Report::Event(Event::Done(done)) => self.on_done(*done),
+            Report::Event(Event::Cached { bytes }) => self.notice(Notice::Cached(bytes)),
             Report::Event(Event::Tokenized { job, ids }) => self.on_tokenized(job, ids),
             Report::Event(event) => debug!(?event, "unexpected event"),
             Report::Down(down) => {
@@ -573,12 +577,12 @@ impl Dispatch {
                     .link
                     .try_publish(job.address.publish(node, reply, None))
                 {
-                    Ok(()) => job.output.sent(),
+                    Ok(()) => job.output.sent(now),
                     Err(PublishError::Full(_)) => break,
                     Err(error) => {
                         // Chunks are at most 8 KiB; a broker that refuses those can carry no answer.
                         warn!(%error, "chunk dropped by the link");
-                        job.output.sent();
+                        job.output.sent(now);
                     }
                 }
             }

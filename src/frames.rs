@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -53,8 +53,11 @@ pub enum Command {
     },
     /// Raw measurement without MQTT; answered by [`Event::Bench`]. Only sent to an idle worker.
     Bench(BenchSpec),
-    /// Forget parked sequences and give free heap back to the system. Running jobs are not touched.
+    /// Forget saved sequences, save no more, and give free heap back to the system. Running jobs are not
+    /// touched.
     Trim,
+    /// Sequences may be saved again.
+    Grow,
     /// Proof of life wanted; answered by [`Event::Pong`] between two decodes.
     Ping(u64),
     /// Take no more jobs, finish the running ones, then exit 0. Closing the socket ends them at once.
@@ -105,6 +108,11 @@ pub enum Event {
     },
     /// The job is over. The last event that names it.
     Done(Box<Done>),
+    /// What saved sequences take, outside the KV pool, has changed.
+    Cached {
+        /// All of them together.
+        bytes: u64,
+    },
     /// Answer to [`Command::Tokenize`].
     Tokenized {
         /// As asked.
@@ -177,6 +185,8 @@ pub struct LoadSpec {
     pub chat_template: Option<String>,
     /// Tokens to decode and time after the load, as proof of where the model runs; 0: none.
     pub canary_tokens: u32,
+    /// What sequences of ended jobs may take outside the KV pool, bytes; 0: none is saved.
+    pub prefix_cache_bytes: u64,
     /// What the worker may still touch once the sandbox is closed; `None`: no sandbox, for debugging.
     pub sandbox: Option<SandboxSpec>,
 }
@@ -323,6 +333,9 @@ pub struct Job {
     pub max_tokens: u32,
     /// Go on after an end-of-generation token (for measurements).
     pub ignore_eos: bool,
+    /// Least time between two pieces of its text, milliseconds; 0: a piece each step. Each frame wakes threads
+    /// on both sides, and on a small machine decoding waits for them.
+    pub pace_ms: u32,
     /// Where another worker left off.
     pub resume: Option<Resume>,
     /// What another model made of the answer.

@@ -39,6 +39,8 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
+    /// Saved sequences take so many bytes now.
+    Cached(u64),
     /// An operator wants this model.
     Wish(Wish),
 }
@@ -64,8 +66,10 @@ pub enum Word {
         /// Whether that is too old to count.
         stale: bool,
     },
-    /// Caches and parked sequences are to be dropped.
+    /// Caches and saved sequences are to be dropped, and to stay so.
     Trim,
+    /// They may grow again.
+    Grow,
     /// A step, after it had time to work.
     Stepped {
         /// The step.
@@ -133,6 +137,8 @@ struct Governor {
     /// About what the shrunk one takes.
     shrunk_bytes: u64,
     serving: Option<Serving>,
+    /// What saved sequences take.
+    cached_bytes: u64,
     /// What there was when a worker last served, or an order last came.
     models: Vec<Candidate>,
     wish: Option<Wish>,
@@ -168,6 +174,7 @@ pub async fn run(settings: Settings, parts: Parts) {
         wanted_bytes: 0,
         shrunk_bytes: 0,
         serving: None,
+        cached_bytes: 0,
         models: (settings.models)(),
         wish: None,
         pending: None,
@@ -305,7 +312,10 @@ impl Governor {
                 }
             }
             Level::Park => "new requests are taken again".to_owned(),
-            Level::Trim | Level::Ok => "caches may grow again".to_owned(),
+            Level::Trim | Level::Ok => {
+                self.say(Word::Grow).await?;
+                "caches may grow again".to_owned()
+            }
         })
     }
 
@@ -331,7 +341,7 @@ impl Governor {
                 }
             },
             Level::Park => "new requests are refused, batch jobs wait".to_owned(),
-            Level::Trim | Level::Ok => "caches and parked sequences are dropped".to_owned(),
+            Level::Trim | Level::Ok => "saved sequences are dropped".to_owned(),
         })
     }
 
@@ -359,8 +369,8 @@ impl Governor {
     fn relief(&self, level: Level) -> Relief {
         let served_bytes = self.serving.as_ref().map_or(0, |now| now.worker_bytes);
         Relief {
-            // Both live inside the KV pool, which is taken when the model is loaded.
-            trim_bytes: 0,
+            trim_bytes: self.cached_bytes,
+            // What runs lives inside the KV pool, which is taken when the model is loaded.
             park_bytes: 0,
             shrink_bytes: self.smaller().map_or(0, |(_, bytes)| bytes),
             kill_bytes: served_bytes,
@@ -408,6 +418,7 @@ impl Governor {
     async fn hear(&mut self, notice: Notice) -> Result<(), Closed> {
         match notice {
             Notice::Serving(serving) => {
+                self.cached_bytes = 0;
                 let done = self.wish.take_if(|wish| wish.model == serving.name);
                 if self.shrunk.is_none() && serving.name == self.wanted.name {
                     self.wanted_bytes = serving.worker_bytes;
@@ -425,8 +436,13 @@ impl Governor {
                     None => Ok(()),
                 }
             }
+            Notice::Cached(bytes) => {
+                self.cached_bytes = bytes;
+                Ok(())
+            }
             Notice::NotServing => {
                 self.serving = None;
+                self.cached_bytes = 0;
                 Ok(())
             }
             Notice::SwitchFailed { name, reason } => {

@@ -104,7 +104,7 @@ pub const QUICKEST: Duration = Duration::from_millis(20);
 /// up is open when there is room for it beside the margin.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Relief {
-    /// By dropping caches and parked sequences.
+    /// By dropping saved sequences.
     pub trim_bytes: u64,
     /// By letting jobs of the class `batch` wait.
     pub park_bytes: u64,

@@ -125,6 +125,7 @@ const PURE: &[&str] = &[
     "engine/src/prefix",
     "engine/src/sampling",
     "engine/src/schedule",
+    "engine/src/shelf",
     "engine/src/text",
 ];
 

@@ -17,6 +17,7 @@ pub mod sampling;
 pub mod sandbox;
 pub mod schedule;
 pub mod scripted;
+pub mod shelf;
 pub mod slot;
 pub mod template;
 pub mod text;

@@ -8,7 +8,7 @@ use orinoco::frames::{LoadSpec, Loaded, Outline, Plan, PlanAsk, Token};
 
 /// Number of a sequence in the KV cache.
 ///
-/// `0..n_seq_max` can decode; `n_seq_max..n_seq_max + n_parked_max` only hold cached prefixes.
+/// Below [`Limits::n_seq_max`].
 pub type SeqId = u32;
 
 /// One row of a decode batch.
@@ -33,9 +33,9 @@ pub struct Limits {
     pub n_ctx_seq: u32,
     /// Sequences that decode side by side, and rows with logits in one batch.
     pub n_seq_max: u32,
-    /// Sequences beyond those that can hold cached prefixes; 0 where the model's memory cannot be
-    /// shared between sequences (recurrent and hybrid models).
-    pub n_parked_max: u32,
+    /// Whether a sequence can begin with part of another; not where the model's memory is a state instead of
+    /// cells (recurrent and hybrid models).
+    pub shares_prefixes: bool,
     /// Most rows in one batch.
     pub n_batch: u32,
     /// Most rows in one physical batch; at most `n_batch`.
@@ -114,6 +114,17 @@ pub trait Decoder {
 
     /// Highest position in the cache.
     fn seq_pos_max(&self, seq: SeqId) -> Option<u32>;
+
+    /// Bytes of [`Decoder::state`]; 0 for an empty sequence.
+    fn state_bytes(&mut self, seq: SeqId) -> usize;
+
+    /// Everything in the cache for `seq`, to be given to [`Decoder::restore`]; `None` where there is nothing
+    /// or it cannot be copied.
+    fn state(&mut self, seq: SeqId) -> Option<Vec<u8>>;
+
+    /// Puts a [`Decoder::state`] of this decoder into the empty sequence `seq`. `false`: there is no room, and
+    /// the sequence may hold part of it.
+    fn restore(&mut self, seq: SeqId, state: &[u8]) -> bool;
 
     /// Waits until the last batch is computed, so that it can be timed.
     fn synchronize(&mut self);

@@ -11,13 +11,14 @@ mod step;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orinoco::frames::{BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded};
 
 use crate::model::{Decoder, LoadError, Row};
 use crate::prefix::Pool;
 use crate::schedule::{Bounds, Schedule, Want};
+use crate::shelf::Shelf;
 use crate::slot::Slot;
 use crate::template::ChatTemplate;
 
@@ -52,6 +53,14 @@ pub fn run(
     slots.resize_with(limits.n_seq_max as usize, || None);
     let mut run = Run {
         pool: Pool::new(limits),
+        shelf: Shelf::new(
+            match limits.shares_prefixes {
+                true => usize::try_from(spec.prefix_cache_bytes).unwrap_or(usize::MAX),
+                false => 0,
+            },
+            limits.n_swa,
+        ),
+        shelf_bytes_told: 0,
         schedule: Schedule::new(Bounds {
             n_batch: limits.n_batch as usize,
             n_ubatch: limits.n_ubatch as usize,
@@ -89,6 +98,9 @@ struct Run<'d> {
     /// Whether anything changed since the first waiting job was last refused.
     may_admit: bool,
     pool: Pool,
+    /// What ended jobs leave behind.
+    shelf: Shelf,
+    shelf_bytes_told: usize,
     schedule: Schedule,
     outbox: VecDeque<Event>,
     bench: Option<BenchSpec>,
@@ -116,6 +128,12 @@ impl Run<'_> {
         {
             let report = bench::measure(self, spec);
             self.outbox.push_back(Event::Bench(report));
+        }
+        let bytes = self.shelf.bytes();
+        if bytes != self.shelf_bytes_told {
+            self.shelf_bytes_told = bytes;
+            let bytes = bytes as u64;
+            self.outbox.push_back(Event::Cached { bytes });
         }
         if !self.emit(events) {
             return false;
@@ -170,6 +188,7 @@ impl Run<'_> {
             }
             Command::Bench(spec) => self.bench = Some(spec),
             Command::Trim => self.trim(),
+            Command::Grow => self.shelf.set_open(true),
             Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),
             Command::Drain => self.draining = true,
         }
@@ -205,10 +224,12 @@ impl Run<'_> {
                 Err(TrySendError::Disconnected(_)) => return false,
             }
         }
-        let pieces = Vec::from_iter(self.slots.iter_mut().flatten().filter_map(Slot::piece));
-        if pieces.is_empty() {
+        let now = Instant::now();
+        if !self.slots.iter().flatten().any(|slot| slot.is_due(now)) {
             return true;
         }
+        let slots = self.slots.iter_mut().flatten();
+        let pieces = Vec::from_iter(slots.filter_map(|slot| slot.piece(now)));
         let step = self.step;
         match events.try_send(Event::Step { step, pieces }) {
             Ok(()) => true,

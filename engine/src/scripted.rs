@@ -295,6 +295,31 @@ impl Decoder for Scripted {
         Some(self.seqs.get(&seq)?.len().checked_sub(1)? as u32)
     }
 
+    fn state_bytes(&mut self, seq: SeqId) -> usize {
+        self.seqs.get(&seq).map_or(0, Vec::len) * size_of::<Token>()
+    }
+
+    fn state(&mut self, seq: SeqId) -> Option<Vec<u8>> {
+        let cells = self.seqs.get(&seq)?.iter();
+        Some(cells.flat_map(|cell| cell.token.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, seq: SeqId, state: &[u8]) -> bool {
+        let tokens = state.as_chunks().0;
+        if self.n_cells() + tokens.len() > self.limits.n_ctx as usize {
+            return false;
+        }
+        let first = self.next_cell;
+        self.next_cell += tokens.len() as u64;
+        let cells = tokens.iter().zip(first..).map(|(token, id)| Cell {
+            token: Token::from_le_bytes(*token),
+            id,
+        });
+        let cells = cells.collect();
+        self.seqs.insert(seq, cells);
+        true
+    }
+
     fn synchronize(&mut self) {}
 }
 
@@ -398,7 +423,7 @@ pub(crate) fn limits(spec: &LoadSpec) -> Limits {
             n => n.min(n_ctx),
         },
         n_seq_max: spec.n_seq_max,
-        n_parked_max: 8,
+        shares_prefixes: true,
         n_batch: spec.n_batch,
         n_ubatch: spec.n_ubatch.min(spec.n_batch),
         n_vocab: N_VOCAB as u32,
@@ -455,6 +480,7 @@ pub fn load_spec() -> LoadSpec {
         cuda_graphs: Switch::Auto,
         chat_template: None,
         canary_tokens: 0,
+        prefix_cache_bytes: 1 << 20,
         sandbox: Some(SandboxSpec::default()),
     }
 }

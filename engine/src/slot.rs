@@ -3,7 +3,7 @@
 //! A waiting job has no sequence; an admitted one has the sequence whose number is its place in the
 //! loop's table. Knows nothing of channels and never calls the decoder's memory.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Piece, Timings, Token};
 
@@ -29,6 +29,9 @@ pub struct Slot {
     text: TextOut,
     unsent_ids: Vec<Token>,
     unsent_text: String,
+    pace: Duration,
+    /// When its last piece left.
+    spoke_at: Option<Instant>,
     timings: Timings,
     prefill_began: Option<Instant>,
     first_token: Option<Instant>,
@@ -96,6 +99,8 @@ impl Slot {
             text: TextOut::new(&job.stop, skip),
             unsent_ids: Vec::new(),
             unsent_text: String::new(),
+            pace: Duration::from_millis(job.pace_ms.into()),
+            spoke_at: None,
             timings: Timings {
                 n_prompt: n_prompt as u32,
                 n_output: n_before + output.len() as u32,
@@ -227,10 +232,25 @@ impl Slot {
         Taken::More
     }
 
-    /// What it has to say since the last piece, if anything.
-    pub fn piece(&mut self) -> Option<Piece> {
-        if self.unsent_ids.is_empty() && self.unsent_text.is_empty() {
+    /// Whether it has something to say since the last piece, and its pace lets it.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.spoke_at.is_none_or(|at| now >= at + self.pace) && !self.is_silent()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.unsent_ids.is_empty() && self.unsent_text.is_empty()
+    }
+
+    /// What it has to say since the last piece, if anything, where another slot is due: a little early, so
+    /// that all speak in the same frame.
+    pub fn piece(&mut self, now: Instant) -> Option<Piece> {
+        let is_early = self.spoke_at.is_some_and(|at| now < at + self.pace / 2);
+        if is_early || self.is_silent() {
             return None;
+        }
+        // A piece without text (a character is not whole yet) holds nothing back.
+        if !self.unsent_text.is_empty() {
+            self.spoke_at = Some(now);
         }
         Some(Piece {
             job: self.job,
@@ -241,7 +261,8 @@ impl Slot {
 
     /// Takes back a piece that could not be sent; the next one begins with it.
     pub fn unsend(&mut self, piece: Piece) {
-        debug_assert!(self.unsent_ids.is_empty() && self.unsent_text.is_empty());
+        debug_assert!(self.is_silent());
+        self.spoke_at = None;
         self.unsent_ids = piece.ids;
         self.unsent_text = piece.text;
     }

@@ -89,7 +89,7 @@ fn run_jobs(
         }
     }
     // A loop ends with its cache as it was; the next one begins with an empty account of it.
-    for seq in 0..decoder.limits().n_seq_max + decoder.limits().n_parked_max {
+    for seq in 0..decoder.limits().n_seq_max {
         decoder.seq_rm(seq, 0);
     }
     Vec::from_iter(ends.into_iter().map(|end| end.expect("one Done a job")))

@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub step_ms: u32,
     /// Most prefill tokens in such a step.
     pub step_tokens: u32,
+    /// What ended jobs may leave behind outside the KV pool, bytes.
+    pub prefix_cache_bytes: u64,
     /// Threads for decoding; 0: all cores.
     pub n_threads: u32,
     /// Threads for prefill; 0: `n_threads`.
@@ -68,6 +70,7 @@ impl EngineConfig {
             n_seq_max: section.integer("n_seq_max", 1..=64),
             step_ms: section.integer("step_ms", 10..=60_000),
             step_tokens: section.integer("step_tokens", 1..=65_536),
+            prefix_cache_bytes: section.integer("prefix_cache_bytes", 0..=1 << 40),
             n_threads: section.integer("n_threads", 0..=512),
             n_threads_batch: section.integer("n_threads_batch", 0..=512),
             backend: section.choice("backend", &[("auto", Backend::Auto), ("cpu", Backend::Cpu)]),
@@ -256,6 +259,7 @@ impl ModelConfig {
             n_ubatch: self.n_ubatch,
             step_ms: engine.step_ms,
             step_tokens: engine.step_tokens,
+            prefix_cache_bytes: engine.prefix_cache_bytes,
             n_threads: engine.n_threads,
             n_threads_batch: engine.n_threads_batch,
             n_gpu_layers: self.n_gpu_layers,

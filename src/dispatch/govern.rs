@@ -52,6 +52,10 @@ impl Dispatch {
                 // A worker that is not there has nothing to drop.
                 let _ = self.commands.try_send(Command::Trim);
             }
+            Word::Grow => {
+                // One that is not there may grow when it comes.
+                let _ = self.commands.try_send(Command::Grow);
+            }
             Word::Stepped {
                 change,
                 action,

@@ -119,6 +119,10 @@ pub(super) struct Job {
     pub(super) cancel: Cancel,
 }
 
+/// How often the worker hands over what it has made of an answer that is sent whole: only a worker that dies
+/// makes anybody need it earlier.
+const SILENT_PACE_MS: u32 = 250;
+
 impl Job {
     /// What the worker gets: the prompt, or where another worker left off.
     pub(super) fn command(&self) -> frames::Job {
@@ -134,6 +138,11 @@ impl Job {
             stop: self.request.stop.clone(),
             max_tokens: self.request.max_tokens.unwrap_or(0),
             ignore_eos: self.request.ignore_eos,
+            pace_ms: if self.streams() {
+                self.output.coalesce().as_millis() as u32
+            } else {
+                SILENT_PACE_MS
+            },
             resume,
             head: self.head.clone(),
         }

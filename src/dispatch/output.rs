@@ -1,7 +1,7 @@
 //! PURE: text of one stream between the worker and the broker.
 //!
-//! The first text leaves at once; later text is joined for `coalesce` or until `coalesce_bytes`. When the
-//! broker is slow the joins grow. What was sent as one chunk is remembered as a *cut*, so that the very
+//! The first text leaves at once; later text some `coalesce` after the last chunk, or when there
+//! are `coalesce_bytes` of it. When the broker is slow the joins grow. What was sent as one chunk is remembered as a *cut*, so that the very
 //! same chunks can be sent again after a power cut or to a requester that asks twice.
 
 use std::time::Duration;
@@ -19,6 +19,8 @@ pub struct Output {
     cuts: Vec<u32>,
     /// Since when unsent text has waited.
     waiting_since: Option<Instant>,
+    /// When the last chunk left.
+    left_at: Option<Instant>,
     coalesce: Duration,
     coalesce_bytes: usize,
     ended: bool,
@@ -31,6 +33,7 @@ impl Output {
             text: String::new(),
             cuts: Vec::new(),
             waiting_since: None,
+            left_at: None,
             coalesce,
             coalesce_bytes,
             ended: false,
@@ -53,13 +56,18 @@ impl Output {
     /// When the next chunk is to leave; `None` when nothing is unsent.
     pub fn due(&self) -> Option<Instant> {
         let since = self.waiting_since?;
-        let at_once =
-            self.ended || self.cuts.is_empty() || self.unsent_bytes() >= self.coalesce_bytes;
-        Some(if at_once {
-            since
-        } else {
-            since + self.coalesce
-        })
+        match self.left_at {
+            // The worker keeps the pace, and may be early by half of it.
+            Some(left_at) if !self.ended && self.unsent_bytes() < self.coalesce_bytes => {
+                Some(since.max(left_at + self.coalesce / 2))
+            }
+            _ => Some(since),
+        }
+    }
+
+    /// Time between two chunks, about.
+    pub fn coalesce(&self) -> Duration {
+        self.coalesce
     }
 
     /// The next chunk: unsent text, cut at a character. Call [`Self::sent`] once it is on its way.
@@ -70,7 +78,8 @@ impl Output {
     }
 
     /// The chunk that [`Self::chunk`] gave has left.
-    pub fn sent(&mut self) {
+    pub fn sent(&mut self, now: Instant) {
+        self.left_at = Some(now);
         let end = self.sent_bytes() + self.chunk().len();
         self.cuts
             .push(u32::try_from(end).expect("texts are bounded far below 4 GiB"));
@@ -128,11 +137,21 @@ mod tests {
         let mut output = Output::new(JOIN, 512);
         output.push("One", start);
         assert_eq!(output.due(), Some(start));
-        output.sent();
-        output.push(" two", start);
+        output.sent(start);
+        output.push(" two", start + Duration::from_millis(3));
         output.push(" three", start + Duration::from_millis(5));
-        assert_eq!(output.due(), Some(start + JOIN));
+        assert_eq!(output.due(), Some(start + JOIN / 2));
         assert_eq!(output.chunk(), " two three");
+    }
+
+    #[test]
+    fn text_that_comes_after_the_time_leaves_at_once() {
+        let start = Instant::now();
+        let mut output = Output::new(JOIN, 512);
+        output.push("One", start);
+        output.sent(start);
+        output.push(" two", start + 2 * JOIN);
+        assert_eq!(output.due(), Some(start + 2 * JOIN));
     }
 
     #[test]
@@ -140,12 +159,12 @@ mod tests {
         let start = Instant::now();
         let mut output = Output::new(JOIN, 8);
         output.push("x", start);
-        output.sent();
+        output.sent(start);
         output.push("123456789", start);
         assert_eq!(output.due(), Some(start));
-        output.sent();
+        output.sent(start);
         output.push("y", start);
-        assert_eq!(output.due(), Some(start + JOIN));
+        assert_eq!(output.due(), Some(start + JOIN / 2));
         output.end();
         assert_eq!(output.due(), Some(start));
     }
@@ -162,14 +181,14 @@ mod tests {
                     while output.due().is_some() {
                         prop_assert!(!output.chunk().is_empty() && output.chunk().len() <= CHUNK_TEXT_BYTES_MAX);
                         received.push_str(output.chunk());
-                        output.sent();
+                        output.sent(now);
                     }
                 }
             }
             output.end();
             while output.due().is_some() {
                 received.push_str(output.chunk());
-                output.sent();
+                output.sent(now);
             }
             prop_assert_eq!(&received, &pieces.concat());
             let (text, cuts) = (output.text(), output.cuts());

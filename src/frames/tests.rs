@@ -63,19 +63,21 @@ fn job() -> impl Strategy<Value = Job> {
         stop,
         any::<u32>(),
         any::<bool>(),
+        any::<u32>(),
         proptest::option::of(resume),
         proptest::option::of(
             (any::<String>(), any::<u32>()).prop_map(|(text, n_output)| Head { text, n_output }),
         ),
     );
     (job_key(), input(), sampling(), rest).prop_map(
-        |(job, input, sampling, (stop, max_tokens, ignore_eos, resume, head))| Job {
+        |(job, input, sampling, (stop, max_tokens, ignore_eos, pace_ms, resume, head))| Job {
             job,
             input,
             sampling,
             stop,
             max_tokens,
             ignore_eos,
+            pace_ms,
             resume,
             head,
         },
@@ -130,6 +132,8 @@ fn command() -> impl Strategy<Value = Command> {
         ask().prop_map(Command::Ask),
         any::<u64>().prop_map(Command::Probe),
         Just(Command::Drain),
+        Just(Command::Trim),
+        Just(Command::Grow),
     ]
 }
 
@@ -193,6 +197,7 @@ fn event() -> impl Strategy<Value = Event> {
         done.prop_map(|done| Event::Done(Box::new(done))),
         (job_key(), ids()).prop_map(|(job, ids)| Event::Tokenized { job, ids: Ok(ids) }),
         any::<u64>().prop_map(Event::Pong),
+        any::<u64>().prop_map(|bytes| Event::Cached { bytes }),
         plan().prop_map(|plan| Event::Planned(Ok(Box::new(plan)))),
         any::<String>().prop_map(|reason| Event::Planned(Err(reason))),
         any::<bool>().prop_map(Event::Probed),
@@ -292,6 +297,7 @@ fn a_load_and_its_answer_pass_whole() {
         cuda_graphs: Switch::Off,
         chat_template: Some("{{ x }}".into()),
         canary_tokens: 0,
+        prefix_cache_bytes: 1 << 27,
         sandbox: Some(SandboxSpec {
             read: vec!["/srv/cuda".into()],
             write: Some("/var/cache/cuda".into()),

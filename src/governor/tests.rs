@@ -32,6 +32,7 @@ pub(super) fn spec() -> LoadSpec {
         chat_template: None,
         sandbox: None,
         canary_tokens: 0,
+        prefix_cache_bytes: 0,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::frames::{Device, Loaded};
 pub enum Kind {
     /// Weights of the model that serves.
     Weights,
-    /// Its KV pool. Cached prefixes and parked sequences inside the pool are part of it.
+    /// Its KV pool.
     Kv,
     /// Its compute buffers.
     Compute,

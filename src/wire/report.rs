@@ -347,7 +347,7 @@ pub struct PoolIntake {
 pub enum Level {
     /// Enough memory.
     Ok,
-    /// Caches and parked sequences were dropped.
+    /// Saved prompts and answers were dropped, and none are saved.
     Trim,
     /// Nothing new is taken; jobs of the class `batch` wait.
     Park,

@@ -21,8 +21,6 @@ use super::log;
 use super::model::Model;
 use crate::model::{DecodeError, Decoder, Limits, LoadError, Row, SeqId, TemplateSource};
 
-/// Sequences that hold cached prefixes beside the decoding ones.
-const N_PARKED_MAX: u32 = 24;
 /// `LLAMA_MAX_SEQ`.
 const N_SEQ_IDS_MAX: u32 = 256;
 
@@ -193,11 +191,7 @@ impl<'m> Context<'m> {
             n_ctx,
             n_ctx_seq: spec.n_ctx_seq.min(n_ctx),
             n_seq_max: spec.n_seq_max,
-            n_parked_max: if model.is_recurrent() {
-                0
-            } else {
-                N_PARKED_MAX
-            },
+            shares_prefixes: !model.is_recurrent(),
             n_batch,
             n_ubatch: n_ubatch.min(n_batch),
             n_vocab: model.n_vocab(),
@@ -292,6 +286,34 @@ impl Decoder for Context<'_> {
     fn seq_pos_max(&self, seq: SeqId) -> Option<u32> {
         // SAFETY: as above; -1 means empty.
         u32::try_from(unsafe { sys::llama_memory_seq_pos_max(self.memory, seq as i32) }).ok()
+    }
+
+    fn state_bytes(&mut self, seq: SeqId) -> usize {
+        // SAFETY: the context is live; ids are below LLAMA_MAX_SEQ.
+        unsafe { sys::llama_state_seq_get_size(self.raw.as_ptr(), seq as i32) }
+    }
+
+    fn state(&mut self, seq: SeqId) -> Option<Vec<u8>> {
+        let size = self.state_bytes(seq);
+        let mut state = Vec::with_capacity(size);
+        // SAFETY: at most `size` bytes are written, for which there is room, and all up to the number that
+        // is returned.
+        unsafe {
+            let raw = self.raw.as_ptr();
+            let n = sys::llama_state_seq_get_data(raw, state.as_mut_ptr(), size, seq as i32);
+            state.set_len(n.min(size));
+        }
+        (!state.is_empty() && state.len() == size).then_some(state)
+    }
+
+    fn restore(&mut self, seq: SeqId, state: &[u8]) -> bool {
+        // SAFETY: the bytes are passed with their length, which llama.cpp checks; they came from
+        // `state` of this very context.
+        let n = unsafe {
+            let raw = self.raw.as_ptr();
+            sys::llama_state_seq_set_data(raw, state.as_ptr(), state.len(), seq as i32)
+        };
+        n == state.len()
     }
 
     fn synchronize(&mut self) {

@@ -7,7 +7,7 @@ fn limits(n_ctx: u32) -> Limits {
         n_ctx,
         n_ctx_seq: n_ctx,
         n_seq_max: 3,
-        n_parked_max: 4,
+        shares_prefixes: true,
         n_batch: 64,
         n_ubatch: 64,
         n_vocab: 256,
@@ -19,64 +19,55 @@ fn ids(text: &str) -> Vec<Token> {
     Vec::from_iter(text.bytes().map(Token::from))
 }
 
-/// What the loop does, without a decoder.
-fn run_job(pool: &mut Pool, prompt: &str, answer: &str) -> Option<Admission> {
-    let all = ids(&format!("{prompt}{answer}"));
-    let admission = begin(pool, prompt, all.len())?;
-    let cached = pool.tokens(admission.seq).len();
-    pool.push(admission.seq, &all[cached..]);
-    finish(pool, admission.seq);
-    Some(admission)
-}
-
 fn begin(pool: &mut Pool, prompt: &str, reserve: usize) -> Option<Admission> {
-    let admission = pool.admit(&ids(prompt), reserve, |_, _| true)?;
+    begin_with(pool, prompt, reserve, None)
+}
+
+/// What the loop does, without a decoder.
+fn begin_with(
+    pool: &mut Pool,
+    prompt: &str,
+    reserve: usize,
+    saved: Option<Found>,
+) -> Option<Admission> {
+    let prompt = ids(prompt);
+    let admission = pool.admit(&prompt, reserve, saved, |_, _| true)?;
     pool.begin(&admission, reserve);
-    while let Some(seq) = pool.to_evict() {
-        pool.truncate(seq, 0);
+    if let Some(Source::Saved(found)) = admission.source {
+        pool.push(admission.seq, &prompt[..found.n_common]);
     }
     Some(admission)
 }
 
-fn finish(pool: &mut Pool, seq: SeqId) {
-    if let Some(parking) = pool.parking_for(seq) {
-        pool.truncate(parking, 0);
-        let n = pool.tokens(seq).len();
-        pool.share(seq, parking, n);
-    }
-    pool.end(seq);
+fn found(n_common: usize, n_tokens: usize) -> Option<Found> {
+    Some(Found {
+        key: 1,
+        n_common,
+        n_tokens,
+    })
 }
 
 #[test]
-fn the_second_turn_finds_the_first() {
-    let mut pool = Pool::new(limits(200));
-    run_job(&mut pool, "system: be kind. user: hello ", "hi there");
-    let second = run_job(
-        &mut pool,
-        "system: be kind. user: hello hi there and now?",
-        "x",
-    )
-    .unwrap();
-    assert_eq!(
-        second.source.map(|(_, n)| n),
-        Some("system: be kind. user: hello hi there".len())
-    );
-    assert_eq!(
-        pool.parked().len(),
-        1,
-        "the longer conversation replaces its own head"
-    );
+fn what_is_saved_is_taken_when_it_has_more_than_a_running_sequence() {
+    let mut pool = Pool::new(limits(400));
+    let prompt = "a long common system prompt, and a first question of many";
+    let alone = begin_with(&mut pool, prompt, 80, found(20, 60)).unwrap();
+    assert_eq!(alone.source, found(20, 60).map(Source::Saved));
+    pool.push(alone.seq, &ids(prompt)[20..29]);
+    let little_more = begin_with(&mut pool, prompt, 80, found(40, 60)).unwrap();
+    assert_eq!(little_more.source, Some(Source::Live(alone.seq, 29)));
+    pool.end(little_more.seq);
+    let much_more = begin_with(&mut pool, &format!("{prompt}{prompt}"), 140, found(61, 61));
+    assert_eq!(much_more.unwrap().source, found(61, 61).map(Source::Saved));
 }
 
 #[test]
-fn at_least_one_token_is_left_to_decode() {
-    let mut pool = Pool::new(limits(200));
-    run_job(&mut pool, "the very same prompt", "");
-    let again = run_job(&mut pool, "the very same prompt", "").unwrap();
-    assert_eq!(
-        again.source.map(|(_, n)| n),
-        Some("the very same prompt".len() - 1)
-    );
+fn what_is_saved_needs_cells_for_all_of_it() {
+    let mut pool = Pool::new(limits(100));
+    let admission = begin_with(&mut pool, "first prompt", 40, found(11, 101)).unwrap();
+    assert_eq!(admission.source, None);
+    let admission = begin_with(&mut pool, "second prompt", 40, found(11, 60)).unwrap();
+    assert_eq!(admission.source, found(11, 60).map(Source::Saved));
 }
 
 #[test]
@@ -86,7 +77,7 @@ fn running_jobs_share_their_prefix_in_the_same_cells() {
     pool.push(first.seq, &ids("a long common system prompt, 1"));
     let free = pool.n_free();
     let second = begin(&mut pool, "a long common system prompt, 2", 40).unwrap();
-    assert_eq!(second.source, Some((first.seq, 29)));
+    assert_eq!(second.source, Some(Source::Live(first.seq, 29)));
     assert_eq!(pool.n_free(), free, "shared cells cost nothing");
     pool.end(first.seq);
     assert_eq!(pool.tokens(second.seq).len(), 29, "the other keeps them");
@@ -108,51 +99,34 @@ fn a_job_waits_while_running_jobs_need_the_cells() {
 }
 
 #[test]
-fn the_least_recently_used_prefix_makes_room() {
-    let mut pool = Pool::new(limits(100));
-    for name in ["aaaaaaaa", "bbbbbbbb", "cccccccc"] {
-        run_job(&mut pool, &name.repeat(3), "");
-    }
-    run_job(&mut pool, &"aaaaaaaa".repeat(3), "!").unwrap();
-    begin(&mut pool, "something else", 70).unwrap();
-    let kept = Vec::from_iter(pool.parked().into_iter().map(|seq| pool.tokens(seq)[0]));
-    assert_eq!(kept, [Token::from(b'a')], "b and c went, a was used last");
-}
-
-#[test]
-fn parked_prefixes_keep_to_their_share_but_for_the_last() {
-    let mut pool = Pool::new(limits(100));
-    run_job(&mut pool, &"a".repeat(20), "");
-    assert_eq!(pool.over_share(), None);
-    run_job(&mut pool, &"b".repeat(60), "");
-    let old = pool.over_share().unwrap();
-    assert_eq!(pool.tokens(old)[0], Token::from(b'a'));
-    pool.truncate(old, 0);
-    assert_eq!(
-        pool.over_share(),
-        None,
-        "sixty of a hundred cells, but used last"
-    );
-}
-
-#[test]
 fn a_prefix_with_holes_is_not_used() {
     let mut pool = Pool::new(limits(100));
-    run_job(&mut pool, "a prompt whose head is gone", "");
-    let admission = pool.admit(&ids("a prompt whose head is gone!"), 40, |_, _| false);
+    let first = begin(&mut pool, "a prompt whose head is gone", 40).unwrap();
+    pool.push(first.seq, &ids("a prompt whose head is gone"));
+    let admission = pool.admit(&ids("a prompt whose head is gone!"), 40, None, |_, _| false);
     assert_eq!(admission.unwrap().source, None);
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Begin { prompt: String, n_output: usize },
+    Begin {
+        prompt: String,
+        n_output: usize,
+        saved: (usize, usize),
+    },
     Grow(usize),
     Finish(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        ("[ab]{1,40}", 0_usize..30).prop_map(|(prompt, n_output)| Step::Begin { prompt, n_output }),
+        ("[ab]{1,40}", 0_usize..30, (0_usize..60, 0_usize..60)).prop_map(
+            |(prompt, n_output, saved)| Step::Begin {
+                prompt,
+                n_output,
+                saved
+            }
+        ),
         (0_usize..3).prop_map(Step::Grow),
         (0_usize..3).prop_map(Step::Finish),
     ];
@@ -167,9 +141,11 @@ proptest! {
         let mut running: Vec<Option<(Vec<Token>, usize)>> = vec![None; 3];
         for step in steps {
             match step {
-                Step::Begin { prompt, n_output } => {
+                Step::Begin { prompt, n_output, saved: (n_common, more) } => {
                     let reserve = prompt.len() + n_output;
-                    if let Some(admission) = begin(&mut pool, &prompt, reserve) {
+                    let n_common = n_common.min(prompt.len() - 1);
+                    let saved = found(n_common, n_common + more);
+                    if let Some(admission) = begin_with(&mut pool, &prompt, reserve, saved) {
                         let cached = pool.tokens(admission.seq).len();
                         prop_assert_eq!(pool.tokens(admission.seq), &ids(&prompt)[..cached]);
                         running[admission.seq as usize] = Some((ids(&prompt), reserve));
@@ -185,7 +161,7 @@ proptest! {
                     }
                 },
                 Step::Finish(slot) => if running[slot].take().is_some() {
-                    finish(&mut pool, slot as SeqId);
+                    pool.end(slot as SeqId);
                 },
             }
             let mut cells = std::collections::HashSet::new();

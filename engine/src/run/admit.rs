@@ -4,6 +4,8 @@ use orinoco::frames::{Event, Finish, Input, Job, JobError, Token};
 
 use super::{Run, WAITING_MAX};
 use crate::model::SeqId;
+use crate::prefix::Source;
+use crate::shelf::Found;
 use crate::slot::{Slot, Taken, refused};
 
 impl Run<'_> {
@@ -71,17 +73,18 @@ impl Run<'_> {
                     .is_some_and(|min| min == 0 || (min + n_swa) < n as u32)
             };
             let reserved = slot.n_reserved();
-            let Some(admission) = self.pool.admit(slot.tokens(), reserved, whole) else {
+            let saved = self.shelf.best(slot.tokens());
+            let admission = self.pool.admit(slot.tokens(), reserved, saved, whole);
+            let Some(admission) = admission else {
                 self.may_admit = false;
                 return;
             };
             let mut slot = self.waiting.pop_front().expect("it was at the front");
             self.pool.begin(&admission, reserved);
-            if let Some((from, n)) = admission.source {
-                self.decoder.seq_cp(from, admission.seq, n as u32);
-            }
-            while let Some(parked) = self.pool.to_evict() {
-                self.evict(parked);
+            match admission.source {
+                Some(Source::Live(from, n)) => self.decoder.seq_cp(from, admission.seq, n as u32),
+                Some(Source::Saved(found)) => self.restore(admission.seq, found, &slot),
+                None => {}
             }
             slot.begin(self.pool.tokens(admission.seq).len());
             self.outbox.push_back(Event::Started {
@@ -93,40 +96,59 @@ impl Run<'_> {
         }
     }
 
-    /// Forgets all parked sequences and gives back what the heap has free. The cells stay allocated: the KV
-    /// pool is taken whole with the context.
-    pub(super) fn trim(&mut self) {
-        for parked in self.pool.parked() {
-            self.evict(parked);
+    /// Brings a saved sequence back, cut to what `slot` has in common with it. Where llama.cpp does not take
+    /// it, the prompt is read again.
+    fn restore(&mut self, seq: SeqId, found: Found, slot: &Slot) {
+        let n = found.n_common;
+        let state = self.shelf.take(found.key);
+        let n_swa = self.decoder.limits().n_swa;
+        let is_back = state.is_some_and(|state| self.decoder.restore(seq, state))
+            && self.decoder.seq_rm(seq, n as u32)
+            && (self.decoder.seq_pos_min(seq))
+                .is_some_and(|min| min == 0 || min + n_swa <= n as u32 + 1);
+        if is_back {
+            self.pool.push(seq, &slot.tokens()[..n]);
+        } else {
+            tracing::warn!(
+                seq,
+                "a saved prefix does not come back; the prompt is read again"
+            );
+            self.decoder.seq_rm(seq, 0);
         }
+    }
+
+    /// Saves what is in the cache for `seq`, if its last window is whole and it is worth it.
+    fn save(&mut self, seq: SeqId) {
+        let tokens = self.pool.tokens(seq);
+        let n_swa = self.decoder.limits().n_swa;
+        let has_window = (self.decoder.seq_pos_min(seq))
+            .is_some_and(|min| min == 0 || (n_swa > 0 && (min + n_swa) as usize <= tokens.len()));
+        if has_window
+            && self.shelf.wants(tokens, self.decoder.state_bytes(seq))
+            && let Some(state) = self.decoder.state(seq)
+        {
+            self.shelf.put(tokens.to_vec(), state);
+        }
+    }
+
+    /// Forgets all saved sequences, saves none until told to, and gives back what the heap has free.
+    pub(super) fn trim(&mut self) {
+        self.shelf.clear();
+        self.shelf.set_open(false);
         crate::process::give_heap_back();
     }
 
-    /// Forgets a parked sequence.
-    pub(super) fn evict(&mut self, seq: SeqId) {
-        self.pool.truncate(seq, 0);
-        self.decoder.seq_rm(seq, 0);
-    }
-
-    /// Ends the job in slot `seq`; its prefix is parked, unless decoding failed.
+    /// Ends the job in slot `seq`; its sequence is saved, unless decoding failed.
     pub(super) fn end(&mut self, seq: usize, end: Result<Finish, JobError>) {
         let Some(slot) = self.slots[seq].take() else {
             return;
         };
         let seq = seq as SeqId;
-        if end.is_ok()
-            && let Some(parking) = self.pool.parking_for(seq)
-        {
-            self.evict(parking);
-            let n = self.pool.tokens(seq).len();
-            self.pool.share(seq, parking, n);
-            self.decoder.seq_cp(seq, parking, n as u32);
+        if end.is_ok() {
+            self.save(seq);
         }
         self.pool.end(seq);
         self.decoder.seq_rm(seq, 0);
-        while let Some(old) = self.pool.over_share() {
-            self.evict(old);
-        }
         self.may_admit = true;
         self.say_done(slot, end);
     }

@@ -15,7 +15,8 @@ use crate::prefix::Pool;
 /// Measures; the report's spec is what was done, cut to what slots and pool allow.
 pub(super) fn measure(run: &mut Run<'_>, asked: BenchSpec) -> BenchReport {
     let limits = run.decoder.limits();
-    for seq in 0..limits.n_seq_max + limits.n_parked_max {
+    run.shelf.clear();
+    for seq in 0..limits.n_seq_max {
         run.decoder.seq_rm(seq, 0);
     }
     run.pool = Pool::new(limits);

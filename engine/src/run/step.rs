@@ -52,22 +52,9 @@ impl Run<'_> {
         }
     }
 
-    /// Decodes a range of `rows` and takes the tokens of the sequences in it. Evicts parked prefixes
-    /// when llama.cpp finds no cells although they should be there.
+    /// Decodes a range of `rows` and takes the tokens of the sequences in it.
     fn decode(&mut self, range: Range<usize>) -> Result<(), DecodeError> {
-        loop {
-            match self.decoder.decode(&self.rows[range.clone()]) {
-                Ok(()) => break,
-                Err(DecodeError::NoCells) => {
-                    let Some(parked) = self.pool.parked().first().copied() else {
-                        return Err(DecodeError::NoCells);
-                    };
-                    tracing::warn!("no free cells: the least recently used prefix is dropped");
-                    self.evict(parked);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.decoder.decode(&self.rows[range.clone()])?;
         let mut at = range.start;
         while at < range.end {
             let seq = self.rows[at].seq;

@@ -66,10 +66,29 @@ impl Play {
         self.send(Command::Submit(Box::new(job.clone())));
     }
 
-    fn next(&self) -> Event {
+    fn any(&self) -> Event {
         self.events
             .recv_timeout(Duration::from_secs(60))
             .expect("an event")
+    }
+
+    /// The next event of a job.
+    fn next(&self) -> Event {
+        loop {
+            match self.any() {
+                Event::Cached { .. } => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// What saved sequences take, when that changes.
+    fn cached(&self) -> u64 {
+        loop {
+            if let Event::Cached { bytes } = self.any() {
+                return bytes;
+            }
+        }
     }
 
     fn started(&self) -> (JobKey, Vec<Token>, u32) {
@@ -158,6 +177,7 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         stop: Vec::new(),
         max_tokens,
         ignore_eos: false,
+        pace_ms: 0,
         resume: None,
         head: None,
     }
@@ -187,6 +207,23 @@ fn an_end_of_generation_token_stops_and_is_no_output() {
     let answer = play.ask(&job);
     assert_eq!((answer.text.as_str(), answer.n_output), ("abc ac", 7));
     assert_eq!(answer.end, Some(Ok(Finish::Length)));
+}
+
+#[test]
+fn a_paced_job_says_its_first_text_at_once_and_the_rest_together() {
+    let play = Play::new(&spec());
+    let mut job = chat(1, "!count", 60);
+    job.pace_ms = 600_000;
+    play.submit(&job);
+    play.started();
+    let Event::Step { pieces, .. } = play.next() else {
+        panic!("a first piece");
+    };
+    assert_eq!(pieces[0].ids.len(), 1);
+    let Event::Done(done) = play.next() else {
+        panic!("nothing between the first piece and the end");
+    };
+    assert_eq!((done.ids.len(), done.timings.n_output), (59, 60));
 }
 
 #[test]

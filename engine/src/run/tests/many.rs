@@ -57,6 +57,7 @@ impl Heard {
                 *answer = std::mem::take(answer).done(*done);
             }
             Event::Pong(_) => self.n_pongs += 1,
+            Event::Cached { bytes } => assert!(bytes <= 1 << 20, "it keeps to its budget"),
             other => panic!("{other:?}"),
         }
     }

@@ -49,7 +49,7 @@ fn a_system_prompt_is_shared_with_a_running_stream() {
 }
 
 #[test]
-fn jobs_wait_for_cells_and_cached_prefixes_make_room() {
+fn jobs_wait_for_cells_and_saved_prefixes_take_none() {
     let tight = LoadSpec {
         n_ctx: 256,
         ..spec()
@@ -70,4 +70,38 @@ fn jobs_wait_for_cells_and_cached_prefixes_make_room() {
         }
     }
     assert_eq!(play.answer(11).text, "y ".repeat(75));
+}
+
+#[test]
+fn a_saved_prefix_that_does_not_fit_whole_is_read_again() {
+    let tight = LoadSpec {
+        n_ctx: 256,
+        ..spec()
+    };
+    let play = Play::new(&tight);
+    let long = "a prefix that many ask with, and then a long end of its own";
+    play.ask(&chat(1, long, 120));
+    play.submit(&chat(2, "x !step 1", 90));
+    play.started();
+    // Free are about 150 cells; the saved sequence has some 180.
+    let third = play.ask(&chat(3, &long[..40], 5));
+    assert_eq!((third.n_cached, third.text.as_str()), (0, "a pre"));
+}
+
+#[test]
+fn trimming_forgets_and_saves_nothing_until_it_may_grow_again() {
+    let play = Play::new(&spec());
+    let ask = |key| {
+        play.ask(&chat(key, "the same question for everyone", 10))
+            .n_cached
+    };
+    assert_eq!(ask(1), 0);
+    assert!(play.cached() > 0);
+    play.send(Command::Trim);
+    assert_eq!(play.cached(), 0);
+    assert_eq!((ask(2), ask(3)), (0, 0));
+    play.send(Command::Grow);
+    assert_eq!(ask(4), 0);
+    assert!(play.cached() > 0);
+    assert!(ask(5) > 30);
 }

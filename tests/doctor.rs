@@ -71,6 +71,11 @@ const FAULTS: &[(&str, &str, &str)] = &[
     ("tx2", "fail board.module", "TX2"),
     ("xavier-nx", "fail board.module", "Xavier"),
     // Setups.
+    (
+        "broker-unit-missing",
+        "fail service.broker",
+        "no orinoco-broker.service",
+    ),
     ("clock-1970", "warn system.clock", "says 1970"),
     ("config-wrong", "fail config.valid", "mqtt.prot"),
     ("config-wrong", "fail config.valid", "log.level"),
@@ -371,6 +376,39 @@ fn json_has_the_same_lines() {
         serde_json::to_value(&report.checks).unwrap()
     );
     assert_eq!(json["status"], "warn");
+}
+
+/// The units that are shipped are what the doctor asks for.
+#[test]
+fn the_units_that_come_with_orinoco_pass() {
+    let tree = board("orin-nano-8gb");
+    for unit in ["orinoco.service", "orinoco-broker.service"] {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("systemd")
+            .join(unit);
+        let text = fs::read_to_string(shipped).unwrap();
+        tree.write(&format!("/usr/lib/systemd/system/{unit}"), &text);
+    }
+    tree.write(
+        "/etc/orinoco/config.d/50.toml",
+        "[broker]\nmode = \"unit\"\n",
+    );
+    let report = examine(&tree);
+    let asked = [
+        "service.",
+        "gpu.groups",
+        "gpu.environment",
+        "gpu.jit",
+        "config.credentials",
+    ];
+    let lines = report.checks.iter();
+    let lines: Vec<_> = lines
+        .filter(|l| asked.iter().any(|id| l.id.starts_with(id)))
+        .collect();
+    assert_eq!(lines.len(), 8);
+    for line in lines {
+        assert_eq!(line.finding.status, Status::Ok, "{line:?}");
+    }
 }
 
 /// A wrong configuration is what somebody asks the doctor about, not a reason to say nothing.

@@ -67,6 +67,7 @@ pub const CHECKS: &[Check] = &[
     check("service.unit", system::unit),
     check("service.watchdog", system::watchdog),
     check("service.devices", system::devices),
+    check("service.broker", system::broker),
     check("daemon.running", live::running),
     check("daemon.state", live::state),
     check("broker.reachable", live::reachable),

@@ -23,8 +23,9 @@ use libraries::{Libraries, Program};
 use models::ModelFile;
 use service::Service;
 
-/// The unit that starts the daemon.
+/// The unit that starts the daemon, and the one for its broker with `broker.mode = "unit"`.
 const UNIT: &str = "orinoco.service";
+const BROKER_UNIT: &str = "orinoco-broker.service";
 
 /// Variables that change what CUDA or the engine do. Others are never looked at.
 pub const VARIABLES: &[&str] = &[
@@ -68,6 +69,8 @@ pub struct Facts {
     pub config: Config,
     /// How systemd starts the daemon; `None`: it does not; or why that cannot be told.
     pub service: Result<Option<Service>, String>,
+    /// The unit of the broker; as `service`.
+    pub broker_service: Result<Option<Service>, String>,
     /// Of [`VARIABLES`] those that the daemon is started with, by the unit or, without one, by this shell.
     pub variables: BTreeMap<String, String>,
     /// The daemon's user; `None` without a unit.
@@ -138,6 +141,7 @@ impl Facts {
             clocks: Clocks::read(root),
             disks: host::disks(root, &config),
             variables,
+            broker_service: Service::read(root, BROKER_UNIT),
             service,
             power,
             sensors,

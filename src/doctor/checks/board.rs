@@ -151,7 +151,10 @@ pub(super) fn container(facts: &Facts) -> Finding {
             "run it with --runtime nvidia (\"default-runtime\": \"nvidia\" in /etc/docker/daemon.json), or \
              outside of a container",
         ),
-        Some(sign) => Finding::ok(format!("in a container ({sign}), with its devices")),
+        Some(sign) if identity.kind.has_gpu() => {
+            Finding::ok(format!("in a container ({sign}), with the GPU"))
+        }
+        Some(sign) => Finding::ok(format!("in a container ({sign})")),
     }
 }
 

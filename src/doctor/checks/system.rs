@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::board::identity::is_clock_set;
+use crate::config::BrokerMode;
 use crate::doctor::facts::host::{Secret, SecretState};
 use crate::doctor::{Facts, Finding};
 use crate::ledger::memory as bytes;
@@ -63,6 +64,28 @@ pub(super) fn watchdog(facts: &Facts) -> Finding {
         "Type=notify and WatchdogSec=: else a daemon that hangs is never started again",
         "take the drop-in away that changes them, or install the unit that comes with Orinoco",
     )
+}
+
+/// With `broker.mode = "unit"` somebody must start the broker.
+pub(super) fn broker(facts: &Facts) -> Finding {
+    let mode = facts.config.broker.mode;
+    match (&facts.broker_service, mode) {
+        (_, BrokerMode::Child) => Finding::ok("the broker is the daemon's child"),
+        (_, BrokerMode::External) => {
+            Finding::skipped("the broker is somebody else's: see broker.reachable")
+        }
+        (Ok(Some(service)), BrokerMode::Unit) => Finding::ok(service.path.clone()),
+        (Ok(None), BrokerMode::Unit) => Finding::fail(
+            "broker.mode = \"unit\", and no orinoco-broker.service",
+            "the unit that starts the broker",
+            "install the package, or copy systemd/ and `sudo systemctl enable --now orinoco-broker`",
+        ),
+        (Err(error), BrokerMode::Unit) => Finding::fail(
+            error.clone(),
+            "the unit that starts the broker",
+            "`sudo systemctl unmask orinoco-broker`, or install it anew",
+        ),
+    }
 }
 
 /// Settings of the unit with which no GPU and no memory can be seen.

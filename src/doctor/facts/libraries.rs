@@ -4,7 +4,8 @@
 //! tree of another board, whose cache is for another root, is judged as the board itself.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, ReadCache, ReadRef as _, elf};
@@ -36,8 +37,9 @@ const DRIVER_DIRS: &[&str] = &[
 const CONF_BYTES_MAX: usize = 64 * 1024;
 const CONFS_MAX: usize = 64;
 
-/// Most libraries that a program is believed to need.
+/// Most libraries that a program is believed to need, and the most bytes of its list and of its names.
 const NEEDED_MAX: usize = 256;
+const LIST_BYTES_MAX: u64 = 1 << 20;
 
 /// What is installed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,12 +77,11 @@ pub fn read(root: &Root, extra_dirs: &[String]) -> Libraries {
     let dirs = search_dirs(root, extra_dirs);
     let found = |dirs: &[String]| -> Vec<String> {
         let paths = dirs.iter().map(|dir| format!("{dir}/{LIBCUDA}"));
-        let mut seen: Vec<(PathBuf, String)> = Vec::new();
+        let mut seen: Vec<(Option<(u64, u64)>, String)> = Vec::new();
         for path in paths.filter(|path| root.exists(path)) {
-            // One directory may be reached by two names.
-            let real = real_path(root, &path);
-            if !seen.iter().any(|(known, _)| *known == real) {
-                seen.push((real, path));
+            let identity = identity(root, &path);
+            if !seen.iter().any(|(known, _)| *known == identity) {
+                seen.push((identity, path));
             }
         }
         seen.into_iter().map(|(_, path)| path).collect()
@@ -162,7 +163,12 @@ fn dynamic(file: File) -> Result<(String, Vec<String>, Vec<String>), object::Err
     };
     let segments = header.program_headers(endian, data)?;
     let mut entries = Vec::new();
-    for segment in segments {
+    // A size out of a broken file is nothing to make room for.
+    let is_sane = |bytes: u64| bytes <= LIST_BYTES_MAX;
+    for segment in segments
+        .iter()
+        .filter(|s| is_sane(s.p_filesz(endian)) || s.p_type(endian) != elf::PT_DYNAMIC)
+    {
         if let Some(dynamic) = segment.dynamic(endian, data)? {
             entries.extend_from_slice(dynamic);
             break;
@@ -185,7 +191,8 @@ fn dynamic(file: File) -> Result<(String, Vec<String>, Vec<String>), object::Err
             let offset = segment
                 .p_offset(endian)
                 .checked_add(address - segment.p_vaddr(endian))?;
-            data.read_bytes_at(offset, size).ok()
+            data.read_bytes_at(offset, Some(size).filter(|size| is_sane(*size))?)
+                .ok()
         });
     let names = |wanted: &[_]| -> Vec<String> {
         let offsets = (entries.iter())
@@ -244,7 +251,85 @@ fn included(root: &Root, pattern: &str) -> Vec<String> {
         .collect()
 }
 
-fn real_path(root: &Root, path: &str) -> PathBuf {
-    let path = root.resolve(path).unwrap_or_else(|_| path.into());
-    path.canonicalize().unwrap_or(path)
+/// One file may be reached by several names, through links and mounts.
+fn identity(root: &Root, path: &str) -> Option<(u64, u64)> {
+    let meta = root.resolve(path).ok()?.metadata().ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// This test's own program, which is one.
+    fn own() -> Vec<u8> {
+        let mut bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
+        // What is asked for lies at both ends; the middle is only long.
+        bytes.truncate(1 << 16);
+        bytes
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Program {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("program"), bytes).unwrap();
+        program(&Root::new(dir.path()), "/program", &[])
+    }
+
+    #[test]
+    fn our_own_program_needs_the_c_library() {
+        let path = std::env::current_exe().unwrap();
+        let program = program(&Root::live(), path.to_str().unwrap(), &[]);
+        let header = program.header.unwrap().unwrap();
+        assert_eq!(header.machine, std::env::consts::ARCH);
+        let libc = header.needed.iter().find(|(name, _)| name == "libc.so.6");
+        assert!(libc.unwrap().1.is_some(), "{header:?}");
+    }
+
+    #[test]
+    fn directories_of_the_loader_are_taken_in_its_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "etc/ld.so.conf",
+            "include /etc/ld.so.conf.d/*.conf\n/last # not least\nno/path\n",
+        );
+        write("etc/ld.so.conf.d/b.conf", "/b\ninclude /etc/ld.so.conf\n");
+        write("etc/ld.so.conf.d/a.conf", "# none\n/a\n");
+        write("etc/ld.so.conf.d/c.txt", "/c\n");
+        let dirs = search_dirs(&Root::new(dir.path()), &["/first".into()]);
+        assert_eq!(dirs[0], "/first");
+        let at = |name: &str| dirs.iter().position(|dir| dir == name).unwrap();
+        assert!(at("/a") < at("/b"), "{dirs:?}");
+        assert!(!dirs.contains(&"/c".into()) && !dirs.contains(&"no/path".into()));
+        assert!(dirs.len() < 1000, "a circle of includes ends");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert!(read_bytes(&bytes).header.is_err());
+        }
+
+        /// Broken where it hurts: in the headers, whose sizes and places everything follows.
+        #[test]
+        fn no_change_of_a_program_makes_the_reader_panic(
+            changes in prop::collection::vec((0_usize..2048, any::<u8>()), 1..16),
+        ) {
+            let mut bytes = own();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            // Whatever it says, it says so.
+            let _ = read_bytes(&bytes).header;
+        }
+    }
 }

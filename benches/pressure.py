@@ -176,18 +176,19 @@ class Daemon:
                 raise RuntimeError(f"no {words!r} in {limit_s} s:\n{self.log()[-4000:]}")
             time.sleep(0.05)
 
-    def stepped_at(self, level):
-        """When it first said that it took this step, by this program's clock."""
+    def stepped(self, level):
+        """When it first said that it took this step, by this program's clock, and what that was to give back."""
         for line in re.sub("\x1b\\[[0-9;]*m", "", self.log()).splitlines():
             if f"to={level.capitalize()} " in line and "memory watchdog" in line:
                 told = datetime.datetime.fromisoformat(line.split()[0].replace("Z", "+00:00"))
-                return told.timestamp() - time.time() + time.monotonic()
-        return None
+                relief = int(re.search(r"relief_bytes=(\d+)", line)[1])
+                return told.timestamp() - time.time() + time.monotonic(), relief
+        return None, 0
 
-    def ask(self, n_tokens, seed):
+    def ask(self, n_tokens, seed, text=""):
         command = [self.program, "ask", "--config", str(self.state_dir / "config"), "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--node", "bench", "--max-tokens", str(n_tokens)]
-        command += ["--seed", str(seed), "--json", f"Tell a long story about the number {seed}."]
+        command += ["--seed", str(seed), "--json", f"{seed}: tell a long story about a number. {text}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def worker_bytes(self):
@@ -230,17 +231,24 @@ def one_round(args, n_ctx):
         daemon = Daemon(args, state_dir, settings)
         memory, eater, kills = Memory(), Eater(), oom_kills()
         try:
+            # What ended jobs leave behind is what the first step has to give back.
+            for ask in [daemon.ask(8, seed, "word " * 300) for seed in range(N_STREAMS)]:
+                ask.communicate(timeout=300)
             asks = [daemon.ask(args.tokens, seed) for seed in range(N_STREAMS)]
             time.sleep(1.5)
             found = {}
             begin = time.monotonic()
-            for level in ("shrink", "kill"):
+            for level, limit_s in (("trim", 2), ("shrink", 15), ("kill", 15)):
+                if level == "kill":
+                    # What shrink made smaller is what is ended.
+                    daemon.until("model serves", times=2)
+                    worker = daemon.worker_bytes()
                 eater.until_below(memory, level, thresholds[level])
                 daemon.until(f"to={level.capitalize()} ", limit_s=10)
-                limit = time.monotonic() + 15
+                limit = time.monotonic() + limit_s
                 while memory.now() < thresholds[level] and time.monotonic() < limit:
                     time.sleep(0.01)
-                found[level] = (*memory.dip(thresholds[level], begin), daemon.stepped_at(level))
+                found[level] = (*memory.dip(thresholds[level], begin), *daemon.stepped(level), worker)
             held = eater.eaten
             time.sleep(1)
             is_alive = [ask.poll() is None for ask in asks]
@@ -257,7 +265,6 @@ def one_round(args, n_ctx):
         whole = [ask.returncode == 0 and final.get("final") for ask, final in zip(asks, finals)]
         return {
             "n_ctx": n_ctx,
-            "worker": worker,
             "present": present,
             "eaten": held,
             "found": found,
@@ -296,13 +303,16 @@ def main():
     print("| pool | the worker's own memory | step | crossed → ordered | crossed → above again | wanted | met |")
     print("|---:|---:|---|---:|---:|---:|---|")
     for found in rounds:
-        for level, (crossed, back, stepped) in found["found"].items():
+        for level, (crossed, back, stepped, relief, worker) in found["found"].items():
             ordered = "?" if crossed is None or stepped is None else f"{(stepped - crossed) * 1000:.0f} ms"
-            row = f"| {found['n_ctx']} | {gib(found['worker'])} | {level} | {ordered} |"
+            row = f"| {found['n_ctx']} | {gib(worker)} | {level} | {ordered} |"
+            if relief == 0:
+                print(f"{row} nothing to give back | – | – |")
+                continue
             took_ms = None if crossed is None or back is None else (back - crossed) * 1000
             took = "never" if took_ms is None else f"{took_ms:.0f} ms"
-            if level == "kill":
-                wanted_ms = 100 + 100 * found["worker"] / GIB
+            wanted_ms = {"trim": 500, "kill": 100 + 100 * worker / GIB}.get(level)
+            if wanted_ms:
                 is_met = "yes" if took_ms is not None and took_ms <= wanted_ms else "no"
                 print(f"{row} {took} | ≤ {wanted_ms:.0f} ms | {is_met} |")
             else:

@@ -250,7 +250,7 @@ impl Governor {
         if let Some(change) = change {
             self.told(true).await?;
             let action = self.act(&change).await?;
-            info!(from = ?change.from, to = ?change.to, available_bytes = available, action, "memory watchdog");
+            info!(from = ?change.from, to = ?change.to, available_bytes = available, relief_bytes = change.relief_bytes, action, "memory watchdog");
             self.pending = Some(Pending {
                 change,
                 action,

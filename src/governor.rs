@@ -305,8 +305,7 @@ impl Governor {
                     None => "nothing had been made smaller".to_owned(),
                     Some(_) => {
                         let said = format!("{} is loaded as configured", wanted.name);
-                        let placing = self.placing(&wanted);
-                        self.serve(wanted, placing).await?;
+                        self.serve(wanted, Placing::Beside).await?;
                         said
                     }
                 }
@@ -382,25 +381,6 @@ impl Governor {
                 }
                 _ => 0,
             },
-        }
-    }
-
-    /// Beside the old one where the first threshold would still be far, else after it.
-    fn placing(&self, load: &LoadSpec) -> Placing {
-        let file_bytes = self
-            .models
-            .iter()
-            .find(|model| model.load.name == load.name)
-            .map(|model| model.file_bytes);
-        let (Some(file_bytes), Some(available)) = (file_bytes, self.available_bytes) else {
-            return Placing::After;
-        };
-        // Beside its weights a model takes its pool and its compute buffers, and both run for a while.
-        let needs = file_bytes / 2 * 3 + (512 << 20);
-        let threshold = self.thresholds.map_or(0, |t| t.trim_bytes + t.margin_bytes);
-        match available > threshold.saturating_add(needs) {
-            true => Placing::Beside,
-            false => Placing::After,
         }
     }
 
@@ -513,8 +493,7 @@ impl Governor {
         }
         self.wish = Some(wish);
         self.wanted = load.clone();
-        let placing = self.placing(&load);
-        self.serve(load, placing).await
+        self.serve(load, Placing::Beside).await
     }
 }
 

@@ -17,22 +17,25 @@
 //! |---|---|
 //! | what would this model take | [`Need::of`] |
 //! | does it fit, and what would | [`fit::check`], [`fit::Search`], [`fit::Refusal`] |
+//! | how much a board has that is not here | [`boards`] |
 //! | what is taken now, and what would ending the worker give back | [`Account`] |
 //!
 //! Pure: values in, values out. `worker` asks the planning worker and reads the board.
 
 pub mod account;
+pub mod boards;
 pub mod fit;
 pub mod need;
 #[cfg(test)]
 mod tests;
 
 pub use account::{Account, Comparison, Kind, Readings, Taken};
+pub use boards::{BOARDS, BoardMemory};
 pub use fit::{Instead, Refusal, Room, Short};
 pub use need::{Need, Rules};
 
 /// Bytes for a person, in the unit of memory: `1.46 GiB`, `512 MiB`.
-pub(crate) fn memory(bytes: u64) -> String {
+pub fn memory(bytes: u64) -> String {
     const MIB: f64 = (1 << 20) as f64;
     match bytes as f64 / MIB {
         mib if mib >= 1023.5 => format!("{:.2} GiB", mib / 1024.0),

@@ -32,6 +32,7 @@ mod life;
 mod plan;
 mod process;
 mod pulse;
+pub mod survey;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,7 +121,8 @@ pub enum Order {
 /// When the next model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placing {
-    /// While the old one still serves: nobody waits, and memory must hold both.
+    /// While the old one still serves, so that nobody waits; after it where memory does not hold both. What
+    /// would not fit alone either changes nothing.
     Beside,
     /// After the old one's end: its streams wait for the load.
     After,

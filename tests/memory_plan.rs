@@ -9,6 +9,7 @@ use std::path::Path;
 
 use orinoco::wire::error::Code;
 use orinoco::wire::report::{Info, Mode, Models, State, Verdict};
+use support::broker::Mosquitto;
 use support::daemon::{Engine, Site, poll};
 use support::requester::Client;
 
@@ -211,6 +212,166 @@ async fn a_worker_that_died_is_replaced_without_another_plan() {
         poll(|| (starts(&site.log()) == kill + 1).then_some(()));
     }
     assert_eq!(site.log().matches("planning worker starts").count(), 1);
+}
+
+#[tokio::test]
+async fn another_model_loads_beside_the_old_one_or_after_it_and_never_ends_it_in_vain() {
+    let board = Board::with_memory(8192, 1500);
+    let models = tempfile::tempdir().unwrap();
+    for (name, weights_mib) in [
+        ("first", 600),
+        ("second", 500),
+        ("third", 501),
+        ("huge", 3000),
+    ] {
+        let text = format!("!weights-bytes {}\n!mapped\n", weights_mib * MIB);
+        fs::write(models.path().join(format!("{name}.gguf")), text).unwrap();
+    }
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted)
+        .set(format!("paths.board_root={}", board.path().display()))
+        .set(format!("paths.models_dir={}", models.path().display()))
+        .set("model.active=first")
+        .set("watchdog.enabled=false")
+        .set("memory.reserve_bytes=268435456");
+    let daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    client.until_mode(Mode::Serving).await;
+    let order = async |client: &mut Client, model: &str| {
+        let topic = format!("orinoco/v1/{}/set/model", site.node);
+        let props = orinoco::link::Props::default();
+        client.publish(topic, model.to_owned().into(), props).await;
+    };
+    let serves = async |client: &mut Client, model: &str| {
+        document(client, "state", |state: &State| {
+            state.mode == Mode::Serving && state.model.as_deref() == Some(model)
+        })
+        .await;
+    };
+    let n_after = || site.log().matches("memory does not hold both").count();
+
+    // 1500 less 600 that are mapped less 256: 644, and 544 are needed.
+    order(&mut client, "second").await;
+    serves(&mut client, "second").await;
+    assert_eq!(n_after(), 0);
+
+    // 1200 less 500 less 256: 444. Without the old one it fits.
+    board.set_memory(8192, 1200);
+    order(&mut client, "third").await;
+    serves(&mut client, "third").await;
+    assert_eq!(n_after(), 1);
+
+    // Alone it would not fit either: the old one serves on, in the same process.
+    let worker = poll(|| daemon.child_named("orinoco-engine-scripted"));
+    order(&mut client, "huge").await;
+    client.ask("chat", "still", "hello !tokens 5").await;
+    client.until_ended(&["still".into()]).await;
+    poll(|| site.log().contains("huge needs 2.9").then_some(()));
+    client.ask("chat", "again", "hello !tokens 5").await;
+    client.until_ended(&["again".into()]).await;
+    assert_eq!(client.text("again"), "hello");
+    assert_eq!(daemon.child_named("orinoco-engine-scripted"), Some(worker));
+}
+
+fn fit(args: &[&str]) -> std::process::Output {
+    let program = support::daemon::beside_orinoco("orinoco-engine");
+    // Nothing of the machine's own configuration counts.
+    let config = tempfile::tempdir().unwrap();
+    fs::write(config.path().join("config.toml"), "").unwrap();
+    std::process::Command::new(env!("CARGO_BIN_EXE_orinoco"))
+        .args(["models", "fit", "--config"])
+        .arg(config.path())
+        .args([
+            "--models-dir",
+            support::daemon::models_dir().to_str().unwrap(),
+        ])
+        .args([
+            "--set",
+            &format!("engine.worker_path={}", program.display()),
+        ])
+        .args(["--set", "engine.backend=cpu", "--set", "engine.n_threads=1"])
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn models_fit_tells_what_every_model_takes_with_every_context() {
+    let output = fit(&["--board", "orin-nano-8gb", "--json"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["total_bytes"], 7_802_736 * 1024_u64);
+    let model = |name: &str| {
+        let models = found["models"].as_array().unwrap().iter();
+        models.clone().find(|model| model["name"] == name).unwrap()
+    };
+    let smol = model("SmolLM2-135M-Instruct.Q4_1");
+    assert_eq!(smol["n_ctx_train"], 8192);
+    let rows = smol["rows"].as_array().unwrap();
+    let n_ctx: Vec<_> = rows
+        .iter()
+        .map(|row| row["n_ctx"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        n_ctx,
+        [2048, 2048, 2048, 4096, 4096, 4096, 8192, 8192, 8192]
+    );
+    // 30 layers, 3 heads of 64, keys and values: two bytes each, or 34 for 32 of them.
+    assert_eq!(rows[0]["kv_bytes"], 2048 * 30 * 3 * 64 * 2 * 2);
+    assert_eq!(rows[1]["kv_bytes"], 2048 * 30 * 3 * 64 * 2 * 34 / 32);
+    assert_eq!(rows[0]["weights_bytes"], 96_576_768);
+    let other = rows[0]["other_bytes"].as_u64().unwrap();
+    assert!(
+        (419_430_400..600_000_000).contains(&other),
+        "with the GPU's context: {other}"
+    );
+    assert!(rows.iter().all(|row| row["fits"] == true));
+    let gemma = model("gemma-3-270m-q4_k_m");
+    assert_eq!(gemma["n_ctx_max"]["f16"], 32_768);
+    assert_eq!(gemma["rows"].as_array().unwrap().len(), 15);
+}
+
+#[test]
+fn models_fit_says_what_would_fit_into_less() {
+    let smol = "SmolLM2-135M-Instruct.Q4_1";
+    // Weights of 92 MiB, a GPU's context of 100 and a process of some 55 leave about 50 for the rest.
+    let output = fit(&[
+        smol,
+        "--mem",
+        "400MiB",
+        "--set",
+        "memory.reserve_bytes=104857600",
+        "--set",
+        "memory.gpu_context_bytes=104857600",
+    ]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert!(
+        text.starts_with("300 MiB may be taken: 400 MiB available less a reserve of 100 MiB"),
+        "{text}"
+    );
+    let line = |n_ctx: &str, kv_type: &str| {
+        let found = text.lines().find(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(n_ctx) && words.next() == Some(kv_type)
+        });
+        found.unwrap().to_owned()
+    };
+    assert!(line("8192", "f16").ends_with("no"), "{text}");
+    assert!(line("8192", "f16").contains("180 MiB"), "{text}");
+    let largest = text.lines().last().unwrap();
+    assert!(
+        largest.starts_with("largest context that fits: ") && largest.contains("(q4_0)"),
+        "{text}"
+    );
+
+    let nowhere = fit(&["--board", "toaster"]);
+    assert!(!nowhere.status.success());
+    let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(said.contains("orin-nano-8gb, orin-nx-8gb"), "{said}");
+    let nobody = fit(&["nobody"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("orinoco models list"));
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@
 //!
 //! **Loading** (of the binary only): the file of the spec must exist. If its text begins with `!`, lines
 //! are hooks: `!load-ms N` takes that long, `!load-fail MESSAGE` fails, `!load-abort` aborts. Planning heeds
-//! `!weights-bytes N`, `!plan-fail MESSAGE` and `!plan-abort`.
+//! `!weights-bytes N`, `!mapped` (these weights are), `!plan-fail MESSAGE` and `!plan-abort`.
 
 mod attempts;
 mod script;
@@ -347,8 +347,12 @@ impl Loader for ScriptedLoader {
             script::load(&spec.path, progress)?;
         }
         let limits = limits(spec);
+        let mut loaded = loaded(spec, limits);
+        if self.reads_file {
+            loaded.buffers = script::PlanHooks::read(&spec.path)?.loaded();
+        }
         let mut decoder = Scripted::new(limits);
-        serve(&mut decoder, loaded(spec, limits));
+        serve(&mut decoder, loaded);
         Ok(())
     }
 
@@ -363,7 +367,7 @@ impl Loader for ScriptedLoader {
         };
         answer(&mut ScriptedPlanner {
             spec: spec.clone(),
-            weights_bytes: hooks.weights_bytes,
+            hooks,
         });
         Ok(())
     }
@@ -372,14 +376,14 @@ impl Loader for ScriptedLoader {
 /// Takes what the file says, and 1 KiB for each cell of the pool.
 struct ScriptedPlanner {
     spec: LoadSpec,
-    weights_bytes: u64,
+    hooks: script::PlanHooks,
 }
 
 impl Planner for ScriptedPlanner {
     fn outline(&self) -> Outline {
         Outline {
             description: "scripted, no model".to_owned(),
-            size_bytes: self.weights_bytes,
+            size_bytes: self.hooks.weights_bytes,
             n_ctx_train: N_CTX_TRAIN,
             devices: Vec::new(),
             backends: vec!["CPU".to_owned()],
@@ -399,11 +403,14 @@ impl Planner for ScriptedPlanner {
             buffers: vec![BufferUse {
                 buffer: "CPU".to_owned(),
                 host: true,
-                weights_bytes: self.weights_bytes,
+                weights_bytes: self.hooks.weights_bytes,
                 kv_bytes: u64::from(n_ctx) * kv_cell_bytes,
                 compute_bytes: 0,
             }],
-            mapped_bytes: 0,
+            mapped_bytes: match self.hooks.is_mapped {
+                true => self.hooks.weights_bytes,
+                false => 0,
+            },
             process_bytes: 4 << 20,
         })
     }

@@ -1,5 +1,7 @@
 //! `orinoco models`: what is there, and letting a file in.
 
+mod fit;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,12 +16,13 @@ use crate::models::gguf::{GgufError, preflight};
 use crate::models::{AddError, Catalogue, Entry, OnExisting, add, name_of};
 use crate::wire::topic::Name;
 
-/// List the models on this board, or let one in
+/// List the models on this board, let one in, or see which would fit
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   orinoco models list
-  orinoco models add /media/usb/qwen2.5-3b-instruct-q4_k_m.gguf --name qwen2.5-3b")]
+  orinoco models add /media/usb/qwen2.5-3b-instruct-q4_k_m.gguf --name qwen2.5-3b
+  orinoco models fit --board orin-nano-8gb")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -52,6 +55,32 @@ EXAMPLES
         #[arg(long)]
         replace: bool,
     },
+    /// What each model would take in memory, by context and KV type, and whether it fits
+    ///
+    /// The engine plans each of them without loading anything. For another board it plans with the backend of
+    /// this machine and adds the GPU's context; compute buffers differ a little between CPU and CUDA.
+    #[command(after_help = "\
+EXAMPLES
+  orinoco models fit
+  orinoco models fit qwen2.5-3b --board orin-nano-8gb
+  orinoco models fit --mem 6GiB --set engine.n_seq_max=4
+  orinoco models fit --board agx-orin-64gb --json
+
+BOARDS
+  orin-nano-4gb, orin-nano-8gb, orin-nx-8gb, orin-nx-16gb, agx-orin-32gb, agx-orin-64gb")]
+    Fit {
+        /// Only this model
+        model: Option<String>,
+        /// A board that is not here
+        #[arg(long, conflicts_with = "mem")]
+        board: Option<String>,
+        /// A machine with so much memory available, e.g. 6GiB
+        #[arg(long, value_name = "BYTES", value_parser = fit::parse_bytes)]
+        mem: Option<u64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
@@ -68,6 +97,20 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
                 false => OnExisting::Refuse,
             };
             let_in(config, &file, &name, on_existing)
+        }
+        Command::Fit {
+            model,
+            board,
+            mem,
+            json,
+        } => {
+            let question = fit::Question {
+                model,
+                board,
+                memory_bytes: mem,
+                as_json: json,
+            };
+            fit::run(&question, config)
         }
     }
 }

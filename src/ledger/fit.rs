@@ -165,6 +165,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Whether it would fit once `bytes` of main memory are given back.
+    pub fn fits_with(&self, bytes: u64) -> bool {
+        matches!(self.short, Short::Main)
+            && self.need.total_bytes() <= self.room.takeable_bytes().saturating_add(bytes)
+    }
+
     /// Whether it may fit when others give memory back; otherwise never on this board.
     pub fn may_fit_later(&self) -> bool {
         match &self.short {

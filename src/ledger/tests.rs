@@ -137,6 +137,7 @@ fn a_refusal_names_every_number_and_what_would_fit() {
     };
     let refusal = refusal(Short::Main, room);
     assert!(refusal.may_fit_later());
+    assert!(refusal.fits_with(550 * MIB) && !refusal.fits_with(500 * MIB));
     assert_eq!(
         refusal.to_string(),
         "llama-3.2-3b needs 3.78 GiB (weights 2.15 GiB, KV cache 896 MiB for n_ctx = 8192 of f16, compute 276 MiB, \

@@ -21,8 +21,9 @@ struct Keeper {
     backoff: Backoff,
     /// What to serve; none while resting.
     target: Option<LoadSpec>,
-    /// Served before the target was ordered: comes back when that cannot be loaded.
-    before: Option<LoadSpec>,
+    /// Served before the target was ordered, with all that it had taken: comes back when the target cannot be
+    /// loaded.
+    before: Option<(LoadSpec, u64)>,
     /// What loads have learned so far.
     memo: Memo,
     /// Nobody gives orders any more.
@@ -110,7 +111,7 @@ impl Keeper {
                     return self.down(cause, stderr_tail, retry_in, true).await;
                 }
                 Served::Ordered(order) => {
-                    let serving = ready.spec().clone();
+                    let serving = (ready.spec().clone(), ready.taken_bytes());
                     let cause = self.obey(order);
                     self.before = Some(serving);
                     let (cause, stderr_tail) = ready.child.bury(Some(cause)).await;
@@ -128,7 +129,13 @@ impl Keeper {
 
     async fn not_loaded(&mut self, mut failed: Failed) -> Result<(), Closed> {
         self.memo = std::mem::take(&mut failed.memo);
-        if let (Some(before), Some(target)) = (self.before.take(), &self.target) {
+        let fits_less = |before_bytes: u64| match &failed.cause {
+            // The target was to take less memory, and even that is not there.
+            Cause::NoRoom(refusal) => refusal.need.total_bytes() < before_bytes,
+            _ => false,
+        };
+        let before = self.before.take_if(|(_, bytes)| !fits_less(*bytes));
+        if let (Some((before, _)), Some(target)) = (before, &self.target) {
             let report = failed.switch(&target.name);
             self.target = Some(before);
             return self.reports.send(report).await.map_err(|_| Closed);

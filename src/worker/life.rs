@@ -274,7 +274,7 @@ impl Ready {
         let mut heard = Instant::now();
         let mut pings = tokio::time::interval(config.step_stall / 4);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut next: Option<Loading> = None;
+        let mut next: Option<(LoadSpec, Loading)> = None;
         let (mut commanded, mut ordered) = (true, true);
         loop {
             tokio::select! {
@@ -302,16 +302,23 @@ impl Ready {
                             memo: self.memo.clone(),
                             mapped_bytes: self.checked.comparison.account().mapped_bytes(),
                         };
-                        next = Some(Box::pin(load(config.clone(), *spec, before, None)));
+                        let loading = load(config.clone(), (*spec).clone(), before, None);
+                        next = Some((*spec, Box::pin(loading)));
                     }
                     Some(order) => return Ok(Served::Ordered(order)),
                 },
-                ready = async { next.as_mut().expect("polled only when there is one").await }, if next.is_some() => match ready {
+                ready = async { (&mut next.as_mut().expect("polled only when there is one").1).await }, if next.is_some() => match ready {
                     Ok(ready) => return Ok(Served::Replaced(Box::new(ready))),
                     Err(failed) => {
-                        next = None;
+                        let (spec, _) = next.take().expect("it has just ended");
                         self.memo = failed.memo.clone();
-                        report(failed.switch(&self.spec.name)).await?;
+                        let gives_bytes = self.checked.comparison.account().worker_bytes();
+                        if let Cause::NoRoom(refusal) = &failed.cause && refusal.fits_with(gives_bytes) {
+                            info!(model = spec.name, "memory does not hold both: it is loaded after the old one");
+                            let load = Box::new(spec);
+                            return Ok(Served::Ordered(Order::Serve { load, placing: Placing::After }));
+                        }
+                        report(failed.switch(&spec.name)).await?;
                     }
                 },
                 _ = pings.tick() => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
@@ -326,6 +333,11 @@ impl Ready {
     /// What it was asked to load.
     pub(super) fn spec(&self) -> &LoadSpec {
         &self.spec
+    }
+
+    /// All that it has taken.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        self.checked.comparison.taken.total_bytes()
     }
 }
 

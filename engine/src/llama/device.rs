@@ -22,15 +22,18 @@ const FILL_BYTES_INTEGRATED: usize = 64 << 20;
 /// Fills; the quickest counts, since the first ones wake the clocks.
 const N_FILLS: usize = 8;
 
-/// Compute backends that were found at run time, by ggml's names, each once.
+/// Compute backends that are there at run time, by ggml's names, e.g. `CPU`, `CUDA`; also those that found
+/// no device.
 pub fn backends() -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for device in llama_cpp_2::list_llama_ggml_backend_devices() {
-        if !names.contains(&device.backend) {
-            names.push(device.backend);
-        }
-    }
-    names
+    // SAFETY: takes nothing and counts.
+    let n = unsafe { sys::ggml_backend_reg_count() };
+    let name = |index| {
+        // SAFETY: the index is below the count; a registry entry and its name live as long as the process.
+        let name =
+            unsafe { CStr::from_ptr(sys::ggml_backend_reg_name(sys::ggml_backend_reg_get(index))) };
+        name.to_string_lossy().into_owned()
+    };
+    (0..n).map(name).collect()
 }
 
 /// GPUs that a model is put on: the discrete ones, else the integrated ones (Orin's is one), as

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use orinoco::frames::Token;
+use orinoco::frames::{BufferUse, Token};
 
 use super::attempts::attempt;
 use super::{EOG, USER};
@@ -172,6 +172,8 @@ pub(super) fn load(path: &Path, progress: &mut dyn FnMut(f32) -> bool) -> Result
 #[derive(Debug, Default)]
 pub(super) struct PlanHooks {
     pub(super) weights_bytes: u64,
+    /// They are mapped from the file.
+    pub(super) is_mapped: bool,
 }
 
 impl PlanHooks {
@@ -186,12 +188,30 @@ impl PlanHooks {
         for line in text.lines() {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("!weights-bytes", n) => hooks.weights_bytes = n.trim().parse().unwrap_or(0),
+                ("!mapped", _) => hooks.is_mapped = true,
                 ("!plan-fail", message) => return Err(failed(message.to_owned())),
                 ("!plan-abort", _) => std::process::abort(),
                 _ => {}
             }
         }
         Ok(hooks)
+    }
+}
+
+impl PlanHooks {
+    /// What a worker says that it holds; nothing for a file without hooks.
+    pub(super) fn loaded(&self) -> Vec<BufferUse> {
+        if self.weights_bytes == 0 {
+            return Vec::new();
+        }
+        let name = if self.is_mapped { "CPU_Mapped" } else { "CPU" };
+        vec![BufferUse {
+            buffer: name.to_owned(),
+            host: true,
+            weights_bytes: self.weights_bytes,
+            kv_bytes: 0,
+            compute_bytes: 0,
+        }]
     }
 }
 

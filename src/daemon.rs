@@ -125,7 +125,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         notices: notice_queue,
     };
     tokio::spawn(governor::run(
-        settings::governor(&config, &choice),
+        settings::governor(&config, &choice)?,
         governor,
     ));
     let own_accounts = config.broker.mode != BrokerMode::External;

@@ -124,6 +124,10 @@ struct Dispatch {
     meters: Meters,
     /// How short memory is.
     level: Level,
+    /// For want of memory a smaller context or model serves, and another is to come.
+    small_context: bool,
+    /// Tokens that one request might use while that was not so.
+    n_ctx_full: u32,
     /// To the worker that serves; closed when none does.
     commands: mpsc::Sender<Command>,
     jobs: HashMap<JobKey, Job>,
@@ -298,6 +302,8 @@ impl Dispatch {
             notices,
             meters: Meters::new(),
             level: Level::Ok,
+            small_context: false,
+            n_ctx_full: 0,
             jobs: HashMap::new(),
             open: HashMap::new(),
             answered: HashMap::new(),
@@ -384,6 +390,9 @@ impl Dispatch {
                 if self.level >= Level::Trim {
                     let _ = self.commands.try_send(Command::Trim); // its queue is empty
                 }
+                if !self.small_context {
+                    self.n_ctx_full = loaded.n_ctx_seq;
+                }
                 self.notice(Notice::Serving(govern::serving(&loaded)));
             }
             Report::SwitchFailed { name, reason } => {
@@ -446,14 +455,30 @@ impl Dispatch {
     }
 
     fn on_done(&mut self, done: Done) {
-        self.queue.remove(done.job);
+        let n_ctx_seq = self.node.n_ctx_seq().unwrap_or(0);
+        let may_grow = self.small_context && self.n_ctx_full > n_ctx_seq;
         let Some(job) = self.jobs.get_mut(&done.job) else {
+            self.queue.remove(done.job);
             return;
         };
+        let is_paused = job.cancel == Cancel::PauseSent && done.end == Ok(Finish::Cancelled);
+        let has_outgrown = may_grow
+            && job.is_cut_short(&done, n_ctx_seq)
+            && !matches!(done.end, Err(JobError::TooLong { n_prompt, .. }) if n_prompt >= self.n_ctx_full);
+        if job.phase == Phase::Open && (is_paused || has_outgrown) {
+            job.pause();
+            if has_outgrown {
+                job.outgrown = Some(n_ctx_seq);
+                info!(user = %job.address.user, id = %job.address.id, n_ctx_seq, "a stream waits for a larger context");
+            }
+            self.queue.pause(done.job);
+            return;
+        }
+        self.queue.remove(done.job);
         job.receive(&done.ids, &done.text, Instant::now());
         job.end(match done.end {
             Ok(finish) => Ending::Finished(finish, done.timings),
-            Err(error) => Ending::Failed(api_error(&error)),
+            Err(error) => Ending::Failed(api_error(&error, job.has_begun())),
         });
     }
 
@@ -468,12 +493,12 @@ impl Dispatch {
                 continue;
             };
             match verdict {
-                Verdict::Again if job.cancel != Cancel::No => {
+                Verdict::Again if matches!(job.cancel, Cancel::Wanted | Cancel::Sent) => {
                     // Asked to stop, and stopped it has.
                     self.queue.remove(key);
                     job.end(Ending::Finished(Finish::Cancelled, job.timings_so_far()));
                 }
-                Verdict::Again => job.resumed += u32::from(!job.prompt_ids.is_empty()),
+                Verdict::Again => job.pause(),
                 Verdict::Poison => job.end(Ending::Failed(ApiError::new(
                     Code::Poison,
                     format!(
@@ -532,11 +557,8 @@ impl Dispatch {
             return;
         };
         loop {
-            let (level, jobs) = (self.level, &self.jobs);
-            let waits = |key| {
-                let priority = jobs.get(&key).and_then(|job| job.request.priority);
-                Self::must_wait(level, priority.unwrap_or_default())
-            };
+            let (straits, jobs) = (self.straits(), &self.jobs);
+            let waits = |key| jobs.get(&key).is_some_and(|job| straits.must_wait(job));
             let Some(key) = self.queue.next(n_seq_max, waits) else {
                 break;
             };
@@ -554,13 +576,14 @@ impl Dispatch {
                 return;
             }
         }
-        for job in self
-            .jobs
-            .values_mut()
-            .filter(|job| job.cancel == Cancel::Wanted)
-        {
+        for job in self.jobs.values_mut() {
+            let told = match job.cancel {
+                Cancel::Wanted => Cancel::Sent,
+                Cancel::PauseWanted => Cancel::PauseSent,
+                Cancel::No | Cancel::Sent | Cancel::PauseSent => continue,
+            };
             if self.commands.try_send(Command::Cancel(job.key)).is_ok() {
-                job.cancel = Cancel::Sent;
+                job.cancel = told;
             }
         }
     }
@@ -680,8 +703,19 @@ fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-fn api_error(error: &JobError) -> ApiError {
+/// `has_begun`: by another model, or with a larger context.
+fn api_error(error: &JobError, has_begun: bool) -> ApiError {
     match error {
+        JobError::TooLong {
+            n_prompt,
+            n_ctx_seq,
+        } if has_begun => ApiError::new(
+            Code::ContextLengthExceeded,
+            format!(
+                "another model or a smaller context took over, where prompt and answer so far have {n_prompt} tokens \
+                 and a request may use {n_ctx_seq}: ask again with less"
+            ),
+        ),
         JobError::TooLong {
             n_prompt,
             n_ctx_seq,

@@ -1,4 +1,4 @@
-//! Decides what serves: by the memory that is left, and by order of an operator.
+//! Decides what serves: by the memory that is left, the power mode, heat, and by order of an operator.
 //!
 //! Owns: the level of the memory ladder, the model that is wanted, and what the worker is told to serve. Never
 //! does: jobs, MQTT or processes; it sends orders to `worker`, tells `dispatch` what to refuse and to say, and
@@ -6,24 +6,39 @@
 //!
 //! ```text
 //!  /proc/meminfo ──4 to 50 Hz──▶ ladder (pressure) ──▶ Trim, Pressure ──▶ dispatch ──▶ state, evt
-//!  operator ──Wish──▶ wanted ──┐                  └──▶ shrink, kill ─┐
-//!                              └─────────────────────────────────────┴──Order──▶ worker
+//!                                                 └──▶ shrink, kill ─┐
+//!  power mode, heat ──▶ selection (follow) ──▶ wanted ───────────────┼──Order──▶ worker
+//!  operator ──Wish──────────▲             └──▶ Power (concurrency) ──│─────────▶ dispatch
 //! ```
+//!
+//! Memory has the last word: while it is short, what the mode or an operator wants waits until it is back.
 
+mod follow;
+mod heat;
 mod shrink;
+mod switch;
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::board::Root;
 use crate::board::memory::MemoryProbe;
 use crate::frames::LoadSpec;
 use crate::pressure::{Change, Ladder, Level, Relief, SLOWEST, Thresholds};
+use crate::wire::report::Power;
 use crate::worker::{Order, Placing};
+use follow::{Before, Follow};
+pub use follow::{Following, Lineup, Moment};
+pub use heat::watch_heat;
 pub use shrink::{Candidate, Serving};
+
+/// How often power and heat are looked at; a change of the mode is looked at when it comes.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+/// An order to let the power mode choose, instead of a model's name.
+pub const AUTO: &str = "auto";
 
 /// What the governor hears.
 #[derive(Debug)]
@@ -48,7 +63,7 @@ pub enum Notice {
 /// An order of an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
-    /// The model's name.
+    /// The model's name, or [`AUTO`].
     pub model: String,
     /// Where the outcome is told, beside the event.
     pub ticket: Option<String>,
@@ -81,15 +96,30 @@ pub enum Word {
         /// How long ago.
         ago: Duration,
     },
-    /// A switch began.
+    /// An operator's order is being done.
     Switching(Wish),
     /// A switch ended.
     Switched {
-        /// What was wanted.
-        wish: Wish,
+        /// What was to be done.
+        errand: Errand,
         /// Why it was not done.
         outcome: Result<(), String>,
     },
+    /// What the model follows, and how many requests may run side by side.
+    Power(Power),
+    /// Whether a smaller context or model serves for want of memory, until the one that is wanted does.
+    SmallContext(bool),
+}
+
+/// Another model is to serve, or the same one in another way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errand {
+    /// The model.
+    pub model: String,
+    /// Why, for people.
+    pub why: String,
+    /// Who waits for it.
+    pub wish: Option<Wish>,
 }
 
 /// What the governor works with.
@@ -112,13 +142,16 @@ pub struct Settings {
     pub first: LoadSpec,
     /// Reads which models there are.
     pub models: Box<dyn Fn() -> Vec<Candidate> + Send + Sync>,
+    /// Power mode, heat, and what could serve by them.
+    pub following: Following,
 }
 
 struct Governor {
-    settings: Settings,
     parts: Parts,
     probe: MemoryProbe,
     started: Instant,
+    find_thresholds: Option<Box<dyn Fn(u64) -> Thresholds + Send + Sync>>,
+    find_models: Box<dyn Fn() -> Vec<Candidate> + Send + Sync>,
     /// `None`: memory is not watched.
     ladder: Option<Ladder>,
     /// What the ladder goes by, once it is known how much memory there is.
@@ -136,12 +169,18 @@ struct Governor {
     wanted_bytes: u64,
     /// About what the shrunk one takes.
     shrunk_bytes: u64,
+    /// Something smaller than wanted serves, or is about to.
+    is_small: bool,
     serving: Option<Serving>,
     /// What saved sequences take.
     cached_bytes: u64,
     /// What there was when a worker last served, or an order last came.
     models: Vec<Candidate>,
-    wish: Option<Wish>,
+    follow: Follow,
+    /// What was last told of it.
+    told_power: Option<Power>,
+    /// A switch under way, and what was before it.
+    errand: Option<(Errand, LoadSpec, Before)>,
     /// A step whose effect is awaited.
     pending: Option<Pending>,
 }
@@ -157,28 +196,38 @@ struct Closed;
 
 /// Runs until the dispatcher ends.
 pub async fn run(settings: Settings, parts: Parts) {
+    let Settings {
+        root,
+        thresholds,
+        first,
+        models,
+        following,
+    } = settings;
     let governor = Governor {
-        probe: MemoryProbe::new(&settings.root),
+        probe: MemoryProbe::new(&root),
         started: Instant::now(),
         // Without a size there is no threshold; that nothing can be read is judged all the same.
-        ladder: settings
-            .thresholds
+        ladder: thresholds
             .as_ref()
             .map(|thresholds| Ladder::new(thresholds(0), Duration::ZERO)),
+        find_thresholds: thresholds,
         thresholds: None,
         available_bytes: None,
         is_blind: false,
         was_stale: false,
-        wanted: settings.first.clone(),
+        wanted: first,
         shrunk: None,
         wanted_bytes: 0,
         shrunk_bytes: 0,
+        is_small: false,
         serving: None,
         cached_bytes: 0,
-        models: (settings.models)(),
-        wish: None,
+        models: models(),
+        find_models: models,
+        follow: Follow::new(following),
+        told_power: None,
+        errand: None,
         pending: None,
-        settings,
         parts,
     };
     let Err(Closed) = governor.watch().await;
@@ -187,11 +236,15 @@ pub async fn run(settings: Settings, parts: Parts) {
 impl Governor {
     async fn watch(mut self) -> Result<std::convert::Infallible, Closed> {
         let mut next = Instant::now();
+        let mut looks = tokio::time::interval(FOLLOW_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(next), if self.settings.thresholds.is_some() => {
+                () = tokio::time::sleep_until(next), if self.find_thresholds.is_some() => {
                     next = Instant::now() + self.read().await?;
                 }
+                _ = looks.tick() => self.look().await?,
+                () = self.follow.changed() => self.look().await?,
                 notice = self.parts.notices.recv() => match notice {
                     Some(notice) => self.hear(notice).await?,
                     None => return Err(Closed),
@@ -222,7 +275,7 @@ impl Governor {
         }
         let reading = reading.ok();
         let relief = self.relief(self.level());
-        let (Some(ladder), Some(thresholds)) = (&mut self.ladder, &self.settings.thresholds) else {
+        let (Some(ladder), Some(thresholds)) = (&mut self.ladder, &self.find_thresholds) else {
             return Ok(SLOWEST);
         };
         let is_first = self.thresholds.is_none() && reading.is_some();
@@ -301,14 +354,16 @@ impl Governor {
             }
             Level::Shrink => {
                 let wanted = self.wanted.clone();
-                match self.shrunk.take() {
-                    None => "nothing had been made smaller".to_owned(),
-                    Some(_) => {
-                        let said = format!("{} is loaded as configured", wanted.name);
-                        self.serve(wanted, Placing::Beside).await?;
-                        said
+                let said = match self.shrunk.take() {
+                    None => {
+                        self.small(false).await?;
+                        "nothing had been made smaller".to_owned()
                     }
-                }
+                    Some(_) => format!("{} is loaded as configured", wanted.name),
+                };
+                // Also what was decided meanwhile; what serves already is not loaded again.
+                self.serve(wanted, Placing::Beside).await?;
+                said
             }
             Level::Park => "new requests are taken again".to_owned(),
             Level::Trim | Level::Ok => {
@@ -326,6 +381,7 @@ impl Governor {
             Level::Kill => {
                 // Now, while it is known: what will serve when some memory is back.
                 self.shrink();
+                self.small(self.shrunk.is_some()).await?;
                 self.serving = None;
                 let why = "was ended to give its memory back".to_owned();
                 self.order(Order::Rest { why }).await?;
@@ -335,6 +391,7 @@ impl Governor {
                 None => "nothing smaller can serve".to_owned(),
                 Some(load) => {
                     let said = format!("{} is loaded with n_ctx {}", load.name, load.n_ctx);
+                    self.small(true).await?;
                     self.serve(load, Placing::After).await?;
                     said
                 }
@@ -342,6 +399,13 @@ impl Governor {
             Level::Park => "new requests are refused, batch jobs wait".to_owned(),
             Level::Trim | Level::Ok => "saved sequences are dropped".to_owned(),
         })
+    }
+
+    async fn small(&mut self, is_small: bool) -> Result<(), Closed> {
+        if std::mem::replace(&mut self.is_small, is_small) == is_small {
+            return Ok(());
+        }
+        self.say(Word::SmallContext(is_small)).await
     }
 
     /// Decides on something smaller than what serves, if there is such a thing.
@@ -399,20 +463,17 @@ impl Governor {
         match notice {
             Notice::Serving(serving) => {
                 self.cached_bytes = 0;
-                let done = self.wish.take_if(|wish| wish.model == serving.name);
+                let done = (self.errand).take_if(|(errand, ..)| errand.model == serving.name);
                 if self.shrunk.is_none() && serving.name == self.wanted.name {
                     self.wanted_bytes = serving.worker_bytes;
                 }
                 self.serving = Some(serving);
-                self.models = (self.settings.models)();
+                self.models = (self.find_models)();
+                if self.shrunk.is_none() && self.serves(&self.wanted) {
+                    self.small(false).await?;
+                }
                 match done {
-                    Some(wish) => {
-                        self.say(Word::Switched {
-                            wish,
-                            outcome: Ok(()),
-                        })
-                        .await
-                    }
+                    Some((errand, ..)) => self.switched(errand, Ok(())).await,
                     None => Ok(()),
                 }
             }
@@ -426,74 +487,36 @@ impl Governor {
                 Ok(())
             }
             Notice::SwitchFailed { name, reason } => {
-                if let Some(serving) = &self.serving
-                    && let Some(model) = self.model(&serving.name)
-                {
-                    self.wanted = model;
+                if self.shrunk.is_none() {
+                    // What is wanted will not come; what serves has to do.
+                    self.small(false).await?;
                 }
-                match self.wish.take_if(|wish| wish.model == name) {
-                    Some(wish) => {
-                        self.say(Word::Switched {
-                            wish,
-                            outcome: Err(reason),
-                        })
-                        .await
-                    }
-                    None => Ok(()),
-                }
+                let failed = self.errand.take_if(|(errand, ..)| errand.model == name);
+                let Some((errand, wanted, before)) = failed else {
+                    return Ok(());
+                };
+                self.wanted = wanted;
+                self.follow.failed(before, self.started.elapsed());
+                self.tell_power().await?;
+                self.switched(errand, Err(reason)).await
             }
             Notice::Wish(wish) => self.wished(wish).await,
         }
     }
 
-    fn model(&self, name: &str) -> Option<LoadSpec> {
-        let named = self.models.iter().find(|model| model.load.name == name)?;
-        Some(named.load.clone())
+    /// Whether that is what serves; a pool of any size is as good as another.
+    fn serves(&self, load: &LoadSpec) -> bool {
+        let is_it = |serving: &Serving| {
+            serving.name == load.name && (load.n_ctx == 0 || load.n_ctx == serving.n_ctx)
+        };
+        self.serving.as_ref().is_some_and(is_it)
     }
 
-    async fn wished(&mut self, wish: Wish) -> Result<(), Closed> {
-        let refused = |wish, reason| Word::Switched {
-            wish,
-            outcome: Err(reason),
-        };
-        self.models = (self.settings.models)();
-        let Some(load) = self.model(&wish.model) else {
-            let names: Vec<_> = self
-                .models
-                .iter()
-                .map(|model| model.load.name.as_str())
-                .collect();
-            let reason = format!(
-                "there is no model {:?} on this node; there are: {}",
-                wish.model,
-                names.join(", ")
-            );
-            return self.say(refused(wish, reason)).await;
-        };
-        if self.level() >= Level::Shrink {
-            let reason = "memory is short: the model in service was made smaller or ended; try again when state.pressure.level is below shrink";
-            return self.say(refused(wish, reason.to_owned())).await;
-        }
-        if let Some(earlier) = self.wish.take() {
-            let reason = format!("{} was ordered meanwhile", wish.model);
-            self.say(refused(earlier, reason)).await?;
-        }
-        self.say(Word::Switching(wish.clone())).await?;
-        if self
-            .serving
+    /// What the worker has.
+    fn own_bytes(&self) -> u64 {
+        self.serving
             .as_ref()
-            .is_some_and(|serving| serving.name == wish.model)
-        {
-            return self
-                .say(Word::Switched {
-                    wish,
-                    outcome: Ok(()),
-                })
-                .await;
-        }
-        self.wish = Some(wish);
-        self.wanted = load.clone();
-        self.serve(load, Placing::Beside).await
+            .map_or(0, |serving| serving.worker_bytes)
     }
 }
 

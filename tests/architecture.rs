@@ -42,7 +42,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["board", "config", "frames", "ledger", "offload", "process"],
     ),
     ("telemetry", &["board", "wire"]),
-    ("governor", &["board", "frames", "pressure", "worker"]),
+    (
+        "governor",
+        &[
+            "board",
+            "config",
+            "frames",
+            "pressure",
+            "selection",
+            "wire",
+            "worker",
+        ],
+    ),
     (
         "dispatch",
         &[
@@ -74,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "process",
             "receive",
             "runtime_file",
+            "selection",
             "wire",
             "worker",
         ],
@@ -148,7 +160,7 @@ const IMPURE: &[&str] = &[
 const HOMES: &[(&str, &[&str])] = &[
     (
         "anyhow",
-        &["src/main", "src/bench/run.rs", "src/cli", "src/daemon"],
+        &["src/main", "src/bench", "src/cli", "src/daemon"],
     ),
     ("argon2", &["src/users"]),
     ("bytes", ANY),

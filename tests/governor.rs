@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "governor/power.rs"]
+mod power;
 mod support;
 
 use std::path::Path;
@@ -71,6 +73,15 @@ async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one
     let _daemon = site.start();
     let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
     until_serving(&mut client, GEMMA).await;
+    let ids = ask_eight(&mut client).await;
+    go_on_through(&mut client, &ids, async |client, model| {
+        set_model(client, site.node, model).await;
+    })
+    .await;
+}
+
+/// Asks for eight stories of 200 tokens.
+async fn ask_eight(client: &mut Client) -> Vec<String> {
     let ids: Vec<String> = (0..8).map(|n| format!("w{n}")).collect();
     for id in &ids {
         let body = serde_json::json!({
@@ -79,6 +90,16 @@ async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one
         });
         client.ask("chat", id, &body.to_string()).await;
     }
+    ids
+}
+
+/// Streams that Gemma-3 began go on in SmolLM2, and end in Gemma-3: what was sent stays, nothing is missing,
+/// and all tokens that were asked for are made.
+async fn go_on_through(
+    client: &mut Client,
+    ids: &[String],
+    mut order: impl AsyncFnMut(&mut Client, &'static str),
+) {
     let has_text = |client: &Client, bytes: usize| {
         let long = |id: &String| {
             client
@@ -96,8 +117,8 @@ async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one
         .map(|id| client.answers[id].text().to_owned())
         .collect();
 
-    set_model(&mut client, site.node, SMOL).await;
-    until_serving(&mut client, SMOL).await;
+    order(client, SMOL).await;
+    until_serving(client, SMOL).await;
     let at_switch = ids
         .iter()
         .map(|id| client.answers[id].text().len())
@@ -108,11 +129,11 @@ async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one
             has_text(client, at_switch + 20)
         })
         .await;
-    set_model(&mut client, site.node, GEMMA).await;
-    until_serving(&mut client, GEMMA).await;
-    client.until_ended(&ids).await;
+    order(client, GEMMA).await;
+    until_serving(client, GEMMA).await;
+    client.until_ended(ids).await;
 
-    all_whole(&client, &ids);
+    all_whole(client, ids);
     for (id, before) in ids.iter().zip(before) {
         assert!(client.text(id).starts_with(&before), "{id}");
         let end: serde_json::Value =
@@ -377,6 +398,66 @@ async fn a_node_that_cannot_see_its_memory_goes_on_and_takes_nothing_new() {
     until_level(&mut client, Level::Ok).await;
     assert!(!state(&client).unwrap().pressure.unwrap().stale);
     answered(&mut client, "b").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_outgrows_a_smaller_context_waits_for_the_larger_one() {
+    let root = tempfile::tempdir().unwrap();
+    let meminfo = Meminfo::new(root.path());
+    meminfo.available(6000);
+    let mut site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()))
+        .set("model.n_ctx=8192")
+        .set("memory.reserve_bytes=67108864");
+    for (key, value) in [
+        ("trim_bytes", 800_u64 << 20),
+        ("park_bytes", 600 << 20),
+        ("shrink_bytes", 400 << 20),
+        ("kill_bytes", 200 << 20),
+        ("margin_bytes", 50 << 20),
+        ("hold_ms", 100),
+        ("settle_ms", 50),
+    ] {
+        site = site.set(format!("watchdog.{key}={value}"));
+    }
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    client.until_mode(Mode::Serving).await;
+    // Some 4,100 of 8,192 tokens: beyond the half of it.
+    let prompt = format!("!count !tokens 300 !step 8 {}", "x".repeat(4080));
+    let ids = ["long".to_owned(), "short".to_owned()];
+    client.ask("chat", "long", &prompt).await;
+    client
+        .ask("chat", "short", "!count !tokens 300 !step 8")
+        .await;
+    client
+        .until("text of each", |_, client| {
+            let has_text = |id| client.answers.get(id).is_some_and(|a| !a.text().is_empty());
+            has_text(&ids[0]) && has_text(&ids[1])
+        })
+        .await;
+
+    meminfo.available(300);
+    until_level(&mut client, Level::Shrink).await;
+    client.until_ended(&ids[1..]).await;
+    assert!(
+        !client.finals.contains_key("long") && site.log().contains("waits for a larger context"),
+        "{}",
+        site.log()
+    );
+
+    meminfo.available(6000);
+    client.until_ended(&ids).await;
+    all_whole(&client, &ids);
+    for (id, n_tokens) in [("long", 300), ("short", 300)] {
+        let end = client.answers[id].end().unwrap().outcome.as_ref().unwrap();
+        assert_eq!(end.finish_reason, "stop", "{id}");
+        assert_eq!(
+            end.usage.as_ref().unwrap().completion_tokens,
+            n_tokens,
+            "{id}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -573,6 +573,7 @@ fn state() {
         pressure: None,
         pools: None,
         memory: None,
+        power: None,
     };
     assert_published(&state, "state_serving.json");
     let intake = |taking, reasons| State {

@@ -3,30 +3,39 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use crate::board::identity::{self, Identity};
-use crate::board::power::Present;
 use crate::board::{Faults, Root, memory};
-use crate::config::{Choose, Config, PowerConfig, ProfileConfig, shipped_profiles};
-use crate::models::Catalogue;
-use crate::selection::{self, Line, Row, Site, TABLE_BYTES_MAX};
+use crate::config::{
+    Choose, Config, EngineConfig, ModelConfig, ModelsConfig, PowerConfig, ProfileConfig, Threshold,
+    shipped_profiles,
+};
+use crate::frames::{LoadSpec, Switch};
+use crate::governor::{self, Moment};
+use crate::models::{Catalogue, Entry};
+use crate::selection::{self, Line, Row, Site, Source, TABLE_BYTES_MAX};
 
-/// Of all memory, what stays free: this share, and at least so many bytes. The engine's plan judges each load
-/// with the operator's reserve; this only passes over what has no chance.
-const RESERVE_PERCENT: u64 = 7;
-const RESERVE_BYTES_MIN: u64 = 512 << 20;
+/// Files that came or went, and a new table, are seen after this time.
+const FRESH_FOR: Duration = Duration::from_secs(10);
 
 /// All that a choice is made from, but the power mode of the moment.
 pub(super) struct Lineup {
     power: PowerConfig,
+    engine: EngineConfig,
+    models: ModelsConfig,
+    models_dir: PathBuf,
+    reserve: Threshold,
     profiles: BTreeMap<String, ProfileConfig>,
-    rows: Vec<Row>,
-    models: BTreeSet<String>,
-    n_seq_max: u32,
     root: Root,
     identity: Identity,
+    rows: Vec<Row>,
+    /// Models whose files are here, and these files.
+    here: BTreeMap<String, (PathBuf, u64)>,
+    read_at: Instant,
 }
 
 impl Lineup {
@@ -38,16 +47,18 @@ impl Lineup {
             .profiles()
             .map_or_else(BTreeMap::new, shipped_profiles);
         profiles.extend(config.profiles.clone());
-        let is_here = |entry: &&crate::models::Entry| entry.file_bytes.is_some();
-        let here = catalogue.entries().iter().filter(is_here);
         Self {
             rows: rows(&config.power),
+            here: here(catalogue),
             power: config.power.clone(),
+            engine: config.engine.clone(),
+            models: config.models.clone(),
+            models_dir: config.paths.models_dir.clone(),
+            reserve: config.memory.reserve,
             profiles,
-            models: here.map(|entry| entry.name.clone()).collect(),
-            n_seq_max: config.engine.n_seq_max,
             root,
             identity,
+            read_at: Instant::now(),
         }
     }
 
@@ -56,38 +67,108 @@ impl Lineup {
         &self.identity
     }
 
-    /// What could serve in this power mode, best first. `own_bytes`: what our own worker has taken and
-    /// gives back when another model takes its place.
-    pub(super) fn candidates(
-        &self,
-        present: &Present,
-        pinned: Option<&str>,
-        own_bytes: u64,
-    ) -> Vec<Line> {
+    /// How a line is loaded from this file.
+    pub(super) fn load_from(&self, line: &Line, path: &Path) -> LoadSpec {
+        let config = loaded_as(self.models.get(&line.model).clone(), line);
+        LoadSpec {
+            n_seq_max: line.n_seq_max,
+            ..config.load_spec(&self.engine, &line.model, path)
+        }
+    }
+
+    /// The line of a model that nobody has a word to say about.
+    pub(super) fn plain(&self, model: &str) -> Line {
+        Line {
+            model: model.to_owned(),
+            n_seq_max: self.engine.n_seq_max,
+            n_ctx: None,
+            kv_type_k: None,
+            kv_type_v: None,
+            memory_bytes: None,
+            source: Source::Fallback,
+        }
+    }
+
+    fn refresh(&mut self) {
+        if self.read_at.elapsed() < FRESH_FOR {
+            return;
+        }
+        self.read_at = Instant::now();
+        self.rows = rows(&self.power);
+        match Catalogue::read(&self.models, &self.models_dir) {
+            Ok(catalogue) => self.here = here(&catalogue),
+            Err(error) => warn!(%error, "the models cannot be listed"),
+        }
+    }
+
+    /// What a line takes, as far as it is known: all of it, or at least its weights.
+    fn known_bytes(&self, line: &Line) -> Option<u64> {
+        let file = self.here.get(&line.model);
+        line.memory_bytes.or(file.map(|(_, bytes)| *bytes))
+    }
+}
+
+impl governor::Lineup for Lineup {
+    fn candidates(&mut self, moment: &Moment<'_>) -> Vec<Line> {
+        self.refresh();
         let room_bytes = memory::read(&self.root).ok().map(|memory| {
-            let percent = memory.total_bytes / 100 * RESERVE_PERCENT;
-            let reserve_bytes = percent.max(RESERVE_BYTES_MIN);
             memory
                 .available_bytes
-                .saturating_add(own_bytes)
-                .saturating_sub(reserve_bytes)
+                .saturating_add(moment.own_bytes)
+                .saturating_sub(self.reserve.of(memory.total_bytes))
         });
-        // What is not known is left to the plan before the load.
-        let fits = |line: &Line| match (line.memory_bytes, room_bytes) {
-            (Some(needs), Some(room)) => needs <= room,
-            _ => true,
+        // The plan of the engine judges each load; this only passes over what has no chance.
+        let fits = |line: &Line| {
+            let is_there = |current: &Line| current.loads_like(line);
+            match (self.known_bytes(line), room_bytes) {
+                (Some(needs), Some(room)) => needs <= room || moment.current.is_some_and(is_there),
+                _ => true,
+            }
         };
-        let mode = present.effective_mode().map(|mode| mode.name.as_str());
+        let models: BTreeSet<String> = self.here.keys().cloned().collect();
         let site = Site {
-            caps: present.caps,
-            mode,
-            models: &self.models,
-            n_seq_max: self.n_seq_max,
+            caps: moment.present.caps,
+            mode: moment
+                .present
+                .effective_mode()
+                .map(|mode| mode.name.as_str()),
+            models: &models,
+            n_seq_max: self.engine.n_seq_max,
             fits: &fits,
-            pinned,
+            pinned: moment.pinned,
         };
-        selection::candidates(&self.power, &self.profiles, &self.rows, &site)
+        let mut lines = selection::candidates(&self.power, &self.profiles, &self.rows, &site);
+        for line in &mut lines {
+            line.memory_bytes = self.known_bytes(line);
+        }
+        lines
     }
+
+    fn load(&self, line: &Line) -> Option<LoadSpec> {
+        let (path, _) = self.here.get(&line.model)?;
+        Some(self.load_from(line, path))
+    }
+}
+
+fn here(catalogue: &Catalogue) -> BTreeMap<String, (PathBuf, u64)> {
+    let is_here =
+        |entry: &Entry| Some((entry.name.clone(), (entry.path.clone(), entry.file_bytes?)));
+    catalogue.entries().iter().filter_map(is_here).collect()
+}
+
+/// A model's own table, with what the choice says instead.
+fn loaded_as(mut config: ModelConfig, line: &Line) -> ModelConfig {
+    if let Some(n_ctx) = line.n_ctx {
+        config.n_ctx = n_ctx;
+        config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
+    }
+    config.kv_type_k = line.kv_type_k.unwrap_or(config.kv_type_k);
+    // Quantized values need flash attention, which somebody may have switched off for a reason.
+    let can_quantize = config.flash_attn != Switch::Off;
+    if let Some(kv_type_v) = line.kv_type_v.filter(|_| can_quantize) {
+        config.kv_type_v = kv_type_v;
+    }
+    config
 }
 
 /// The measured table, where it is asked for. One that cannot be used is as good as none.

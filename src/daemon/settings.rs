@@ -14,14 +14,14 @@ use super::{credentials, hardware};
 use crate::access::Role;
 use crate::board::Root;
 use crate::board::power::PowerProbe;
+use crate::board::watch::{PowerWatch, WatchConfig};
 use crate::broker::{BrokerConfig, PortChoice};
 use crate::config::{
-    BrokerMode, BrokerStorage, Config, EngineConfig, ModelConfig, UserConfig, UserPolicy,
-    UsersConfig,
+    BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
 };
 use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
-use crate::frames::{LoadSpec, Switch};
-use crate::governor;
+use crate::frames::LoadSpec;
+use crate::governor::{self, Lineup as _, Moment};
 use crate::ledger::Rules;
 use crate::link::{Credentials, LinkConfig};
 use crate::models::{Catalogue, Entry};
@@ -163,26 +163,15 @@ pub(super) fn link(
     })
 }
 
-/// A model to serve: its name and its file.
+/// A model to serve.
 pub struct Choice {
     /// How requests name it.
     pub name: String,
-    path: PathBuf,
-    config: ModelConfig,
-    n_seq_max: u32,
+    line: Line,
+    load: LoadSpec,
     /// How each model of the catalogue would be loaded, the largest file first.
     loads: Vec<LoadSpec>,
     pub(super) all: Vec<Model>,
-}
-
-impl Choice {
-    /// What a worker is told to load.
-    fn load_spec(&self, engine: &EngineConfig) -> LoadSpec {
-        LoadSpec {
-            n_seq_max: self.n_seq_max,
-            ..self.config.load_spec(engine, &self.name, &self.path)
-        }
-    }
 }
 
 /// The model that the configuration names, else the one for the power mode, else the only one there is.
@@ -191,47 +180,40 @@ impl Choice {
 /// Nothing to choose, or too much, with what there is.
 pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     let dir = &config.paths.models_dir;
-    let catalogue = Catalogue::read(&config.models, dir)
-        .with_context(|| format!("failed to list the models in {}", dir.display()))?;
+    let catalogue = catalogue(config)?;
+    let entries = catalogue.entries();
     let known = || {
-        catalogue
-            .entries()
-            .iter()
-            .map(|entry| entry.name.clone())
-            .collect::<Vec<_>>()
-            .join(", ")
+        let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        names.join(", ")
     };
-    let entry_of = |name: &str| catalogue.get(name);
-    let (entry, line) = match (&config.models.active, catalogue.entries()) {
-        (Some(name), _) => match entry_of(name) {
-            Some(entry) => (entry, None),
-            None => bail!(
-                "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
-                dir.display(),
-                known()
-            ),
-        },
+    let mut lineup = Lineup::read(config, &catalogue);
+    let active = config.models.active.as_deref();
+    let line = for_power_mode(config, &mut lineup, active);
+    let line = match (active, entries) {
         (None, []) => bail!(
             "no model in {}: add one with `orinoco models add FILE`",
             dir.display()
         ),
-        (None, entries) => {
-            let line = by_power_mode(config, &catalogue);
-            let chosen = line.as_ref().and_then(|line| entry_of(&line.model));
-            match (chosen, entries) {
-                (Some(entry), _) => (entry, line),
-                (None, [only]) => (only, None),
-                (None, _) => bail!(
-                    "{} has several models and no profile chooses one: name one in model.active, or in a \
-                     [profiles.NAME]; there are: {}",
-                    dir.display(),
-                    known()
-                ),
-            }
-        }
+        (Some(name), _) if catalogue.get(name).is_none() => bail!(
+            "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
+            dir.display(),
+            known()
+        ),
+        (Some(name), _) => line.unwrap_or_else(|| lineup.plain(name)),
+        (None, [only]) => line.unwrap_or_else(|| lineup.plain(&only.name)),
+        (None, _) => match line.filter(|line| line.source != Source::Fallback) {
+            Some(line) => line,
+            None => bail!(
+                "{} has several models and no profile chooses one: name one in model.active, or in a \
+                 [profiles.NAME]; there are: {}",
+                dir.display(),
+                known()
+            ),
+        },
     };
-    let all = catalogue
-        .entries()
+    let entry = catalogue.get(&line.model);
+    let entry = entry.context("a model that was here a moment ago is gone")?;
+    let all = entries
         .iter()
         .map(|entry| Model {
             name: entry.name.clone(),
@@ -239,7 +221,7 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
             ..Model::default()
         })
         .collect();
-    let mut by_size: Vec<_> = (catalogue.entries().iter())
+    let mut by_size: Vec<_> = (entries.iter())
         .filter_map(|entry| Some((entry.file_bytes?, entry)))
         .collect();
     by_size.sort_by_key(|(file_bytes, _)| std::cmp::Reverse(*file_bytes));
@@ -249,44 +231,34 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     };
     Ok(Choice {
         name: entry.name.clone(),
-        path: entry.path.clone(),
-        config: loaded_as(config.models.get(&entry.name).clone(), line.as_ref()),
-        n_seq_max: line.map_or(config.engine.n_seq_max, |line| line.n_seq_max),
+        load: lineup.load_from(&line, &entry.path),
+        line,
         loads: by_size.into_iter().map(load).collect(),
         all,
     })
 }
 
-/// What a profile or the measured table chooses for the power mode at this moment; `None` where neither
-/// has a word to say.
-fn by_power_mode(config: &Config, catalogue: &Catalogue) -> Option<Line> {
-    let lineup = Lineup::read(config, catalogue);
+fn catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+    let dir = &config.paths.models_dir;
+    Catalogue::read(&config.models, dir)
+        .with_context(|| format!("failed to list the models in {}", dir.display()))
+}
+
+/// What serves best in the power mode of this moment; `None` when no model's file is here.
+fn for_power_mode(config: &Config, lineup: &mut Lineup, pinned: Option<&str>) -> Option<Line> {
     let root = Root::new(&config.paths.board_root);
     let module = lineup.identity().module.clone();
     let present = PowerProbe::new(&root, module).read(None);
-    let line = lineup.candidates(&present, None, 0).into_iter().next()?;
-    if line.source == Source::Fallback {
-        return None;
-    }
+    let moment = Moment {
+        present: &present,
+        pinned,
+        own_bytes: 0,
+        current: None,
+    };
+    let line = lineup.candidates(&moment).into_iter().next()?;
     let mode = present.effective_mode().map(|mode| mode.name.as_str());
-    info!(model = line.model, mode, source = ?line.source, "model chosen for the power mode");
+    info!(model = line.model, mode, source = ?line.source, "model chosen");
     Some(line)
-}
-
-/// A model's own table, with what the choice says instead.
-fn loaded_as(mut config: ModelConfig, line: Option<&Line>) -> ModelConfig {
-    let Some(line) = line else { return config };
-    if let Some(n_ctx) = line.n_ctx {
-        config.n_ctx = n_ctx;
-        config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
-    }
-    config.kv_type_k = line.kv_type_k.unwrap_or(config.kv_type_k);
-    // Quantized values need flash attention, which somebody may have switched off for a reason.
-    let can_quantize = config.flash_attn != Switch::Off;
-    if let Some(kv_type_v) = line.kv_type_v.filter(|_| can_quantize) {
-        config.kv_type_v = kv_type_v;
-    }
-    config
 }
 
 /// How the worker is started for this model.
@@ -298,7 +270,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     let this = std::env::current_exe().context("failed to find this program's own file")?;
     Ok(WorkerConfig {
         program: engine.worker_program(&this),
-        load: choice.load_spec(engine),
+        load: choice.load.clone(),
         admission: admission(config, choice),
         load_stall: engine.load_stall,
         step_stall: engine.step_stall,
@@ -322,8 +294,11 @@ pub(super) fn pool_link(own: &LinkConfig, names: &Names) -> Option<LinkConfig> {
     })
 }
 
-/// What the governor goes by.
-pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
+/// What the governor goes by. Starts watching the power mode and heat; must be called in the runtime.
+///
+/// # Errors
+/// The models cannot be listed.
+pub(super) fn governor(config: &Config, choice: &Choice) -> anyhow::Result<governor::Settings> {
     let watchdog = config.watchdog.clone();
     let thresholds = move |total_bytes| watchdog.thresholds(total_bytes);
     let (models, engine) = (config.models.clone(), config.engine.clone());
@@ -346,12 +321,33 @@ pub(super) fn governor(config: &Config, choice: &Choice) -> governor::Settings {
         };
         entries.filter_map(candidate).collect()
     };
-    governor::Settings {
+    Ok(governor::Settings {
         root: Root::new(&config.paths.board_root),
         thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
-        first: choice.load_spec(&config.engine),
+        first: choice.load.clone(),
         models: Box::new(candidates),
-    }
+        following: following(config, choice)?,
+    })
+}
+
+fn following(config: &Config, choice: &Choice) -> anyhow::Result<governor::Following> {
+    let root = Root::new(&config.paths.board_root);
+    let lineup = Lineup::read(config, &catalogue(config)?);
+    let module = lineup.identity().module.clone();
+    let (watch, present) = PowerWatch::new(&root, module, WatchConfig::new(&root));
+    tokio::spawn(watch.run());
+    let pinned = match config.power.choose {
+        Choose::Off => Some(choice.name.clone()),
+        Choose::Profiles | Choose::Auto => config.models.active.clone(),
+    };
+    Ok(governor::Following {
+        config: config.power.clone(),
+        lineup: Box::new(lineup),
+        present,
+        heat: governor::watch_heat(root),
+        first: choice.line.clone(),
+        pinned,
+    })
 }
 
 fn admission(config: &Config, choice: &Choice) -> AdmissionConfig {

@@ -4,11 +4,11 @@
 use tracing::{info, warn};
 
 use super::Dispatch;
+use super::job::{Cancel, Job};
 use super::report::retained;
 use crate::frames::{Command, Loaded};
 use crate::governor::{Notice, Serving, Wish, Word};
 use crate::link::{Message, Props, Publish};
-use crate::pressure::Level;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::report::{CommandStatus, ModelCommand, Pressure, PressureEvent, SwitchEvent};
 use crate::wire::request::Priority;
@@ -78,22 +78,35 @@ impl Dispatch {
                 info!(model = wish.model, "switching");
                 self.command_state(&wish, CommandStatus::Executing, None);
             }
-            Word::Switched { wish, outcome } => {
+            Word::Switched { errand, outcome } => {
                 let (status, reason) = match outcome {
                     Ok(()) => (CommandStatus::Successful, None),
                     Err(reason) => (CommandStatus::Failed, Some(reason)),
                 };
                 if let Some(reason) = &reason {
-                    warn!(model = wish.model, reason, "model not served");
+                    let (model, why) = (&errand.model, &errand.why);
+                    warn!(model, why, reason, "model not served");
                 }
                 let event = SwitchEvent {
-                    model: wish.model.clone(),
+                    model: errand.model,
                     at_ms: self.clock.now_ms(),
                     served: reason.is_none(),
-                    reason: reason.clone().unwrap_or_else(|| "ordered".to_owned()),
+                    reason: reason.clone().unwrap_or(errand.why),
                 };
                 self.event("switch", &event);
-                self.command_state(&wish, status, reason);
+                if let Some(wish) = errand.wish {
+                    self.command_state(&wish, status, reason);
+                }
+            }
+            Word::SmallContext(small) => {
+                self.small_context = small;
+                if let (false, Some(n_ctx_seq)) = (small, self.node.n_ctx_seq()) {
+                    self.n_ctx_full = n_ctx_seq;
+                }
+            }
+            Word::Power(power) => {
+                self.node.set_power(power);
+                self.pause_surplus();
             }
         }
     }
@@ -148,9 +161,33 @@ impl Dispatch {
         Some(ApiError::new(Code::OutOfMemory, message).with_retry(RETRY_AFTER_MS))
     }
 
-    /// Whether a job that has not begun has to wait for memory.
-    pub(super) fn must_wait(level: Level, priority: Priority) -> bool {
-        !level.admits() && priority == Priority::Batch
+    /// What jobs have to wait for now.
+    pub(super) fn straits(&self) -> Straits {
+        Straits {
+            is_short: !self.level.admits(),
+            small_context: match self.small_context {
+                true => self.node.n_ctx_seq(),
+                false => None,
+            },
+        }
+    }
+
+    /// Has the jobs that came last leave the worker until as many run as may. What they have made is kept;
+    /// they go on in their turn, before all that never began.
+    fn pause_surplus(&mut self) {
+        let Some((n_seq, _)) = self.node.serving() else {
+            return;
+        };
+        let jobs = self.jobs.values_mut();
+        let mut running: Vec<_> = jobs.filter(|job| self.queue.is_running(job.key)).collect();
+        running.sort_by_key(|job| job.key);
+        for (place, job) in running.into_iter().enumerate() {
+            match job.cancel {
+                Cancel::No if place >= n_seq => job.cancel = Cancel::PauseWanted,
+                Cancel::PauseWanted if place < n_seq => job.cancel = Cancel::No,
+                _ => {}
+            }
+        }
     }
 
     fn command_state(&mut self, wish: &Wish, status: CommandStatus, reason: Option<String>) {
@@ -175,6 +212,28 @@ impl Dispatch {
             },
             ..document
         });
+    }
+}
+
+/// What jobs have to wait for.
+#[derive(Clone, Copy)]
+pub(super) struct Straits {
+    /// Memory is short.
+    is_short: bool,
+    /// So small is the context for want of memory, until a larger one is there.
+    small_context: Option<u32>,
+}
+
+impl Straits {
+    /// Whether a waiting job must not enter the worker: one of the class `batch` that has not begun, while
+    /// memory is short; and one that has found the context too small.
+    pub(super) fn must_wait(self, job: &Job) -> bool {
+        let is_batch = job.request.priority == Some(Priority::Batch);
+        let has_outgrown = match (job.outgrown, self.small_context) {
+            (Some(outgrown), Some(n_ctx_seq)) => n_ctx_seq <= outgrown,
+            _ => false,
+        };
+        self.is_short && is_batch && !job.has_begun() || has_outgrown
     }
 }
 

@@ -305,6 +305,7 @@ impl Dispatch {
                 phase: Phase::Open,
                 ending: None,
                 cancel: Cancel::No,
+                outgrown: None,
             },
         );
         key

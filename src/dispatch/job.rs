@@ -80,6 +80,10 @@ pub(super) enum Cancel {
     Wanted,
     /// The worker was told; its `Done` is awaited.
     Sent,
+    /// It is to leave the worker for a while; to be handed to the worker at the next turn.
+    PauseWanted,
+    /// The worker was told; its `Done` is awaited.
+    PauseSent,
 }
 
 #[derive(Debug)]
@@ -117,6 +121,8 @@ pub(super) struct Job {
     pub(super) ending: Option<Ending>,
     /// Whether the requester, or we, want it stopped in the worker.
     pub(super) cancel: Cancel,
+    /// A context of so many tokens was too small, and a larger one is to come.
+    pub(super) outgrown: Option<u32>,
 }
 
 /// How often the worker hands over what it has made of an answer that is sent whole: only a worker that dies
@@ -198,6 +204,33 @@ impl Job {
         }
         self.output_ids.extend_from_slice(ids);
         self.output.push(text, now);
+    }
+
+    /// It left the worker and goes on later from its last piece: what the worker released when it was
+    /// stopped could be the begin of a stop string.
+    pub(super) fn pause(&mut self) {
+        self.cancel = Cancel::No;
+        self.resumed += u32::from(!self.prompt_ids.is_empty());
+    }
+
+    /// Whether a worker has begun it.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.prompt_ids.is_empty() || self.head.is_some()
+    }
+
+    /// Whether `done` ended it for want of context, with tokens left to make.
+    pub(super) fn is_cut_short(&self, done: &frames::Done, n_ctx_seq: u32) -> bool {
+        match &done.end {
+            Err(frames::JobError::TooLong { .. }) => true,
+            Ok(Finish::Length) => {
+                let ids = [&self.prompt_ids, &self.output_ids, &done.ids];
+                let n_used: usize = ids.iter().map(|ids| ids.len()).sum();
+                let n_max = self.request.max_tokens.unwrap_or(0);
+                n_used as u64 >= u64::from(n_ctx_seq)
+                    && (n_max == 0 || done.timings.n_output < n_max)
+            }
+            _ => false,
+        }
     }
 
     /// The job is over; what is unsent leaves first.

@@ -139,23 +139,21 @@ impl Queue {
     }
 
     /// Takes the next job for a worker with `n_seq_max` sequences, or says that none may enter now.
-    /// Jobs that have not begun and that `waits` names are passed over.
+    /// Jobs that `waits` names are passed over.
     pub fn next(&mut self, n_seq_max: usize, waits: impl Fn(JobKey) -> bool) -> Option<JobKey> {
         if self.n_running >= n_seq_max || self.suspect_runs() {
             return None;
         }
+        let begun = self.begun.iter().map(|(_, job)| *job);
+        let mut begun = begun.filter(|job| !waits(*job));
         // Only jobs that ran can be suspects.
-        let suspect = self
-            .begun
-            .iter()
-            .map(|(_, job)| *job)
-            .find(|job| self.is_suspect(*job));
+        let suspect = begun.clone().find(|job| self.is_suspect(*job));
         let job = match suspect {
             Some(_) if self.n_running > 0 => return None, // It waits until it can be alone.
             Some(job) => job,
-            None => match self.begun.first() {
-                Some((_, job)) => *job,
-                None => self.next_fresh(waits)?,
+            None => match begun.next() {
+                Some(job) => job,
+                None => self.next_fresh(&waits)?,
             },
         };
         self.enter(job);
@@ -169,6 +167,20 @@ impl Queue {
             self.wait(job, was_begun);
             self.user_of(job).turn = turn;
         }
+    }
+
+    /// The job leaves the worker for a while, and waits as one that ran.
+    pub fn pause(&mut self, job: JobKey) {
+        if self.is_running(job) {
+            self.leave(job);
+            self.wait(job, true);
+        }
+    }
+
+    /// Whether the job is in the worker.
+    pub fn is_running(&self, job: JobKey) -> bool {
+        let entry = self.jobs.get(&job);
+        entry.is_some_and(|entry| matches!(entry.place, Place::Running { .. }))
     }
 
     /// The worker died. Every running job gets its verdict; those to be tried again wait at their place.

@@ -34,6 +34,19 @@ fn jobs_enter_in_order_of_acceptance_up_to_the_slots() {
 }
 
 #[test]
+fn a_paused_job_goes_on_before_what_never_began_unless_it_still_has_to_wait() {
+    let mut queue = queue_of(4);
+    assert_eq!(fill(&mut queue, 2), keys(2));
+    queue.pause(JobKey(1));
+    queue.pause(JobKey(3)); // Not in the worker: nothing to pause.
+    assert_eq!((queue.running(), queue.waiting()), (1, 3));
+    assert_eq!(queue.next(1, |_| false), None);
+    assert_eq!(queue.next(2, |job| job == JobKey(1)), Some(JobKey(2)));
+    queue.remove(JobKey(0));
+    assert_eq!(queue.next(2, |_| false), Some(JobKey(1)));
+}
+
+#[test]
 fn after_a_kill_from_outside_all_run_together_again() {
     let mut queue = queue_of(4);
     for _ in 0..5 {

@@ -16,7 +16,7 @@ use super::{Clock, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
 use crate::link::{Props, Publish};
 use crate::wire::report::{
-    Engine, Info, Mode, Model, Models, Presence, Pressure, Proof, State, Status,
+    Engine, Info, Mode, Model, Models, Power, Presence, Pressure, Proof, State, Status,
 };
 use crate::wire::topic::Name;
 use crate::worker::{Cause, Checked, Down, Report};
@@ -73,6 +73,7 @@ impl Node {
                 pressure: None,
                 pools: None,
                 memory: None,
+                power: None,
             },
             presence: Presence::Online,
             presence_since_ms: clock.now_ms(),
@@ -89,10 +90,22 @@ impl Node {
         self.loaded.as_ref().map(|loaded| loaded.n_seq_max as usize)
     }
 
-    /// Sequences of the serving worker and its model's name; `None` while none serves.
+    /// How many jobs may be in the serving worker, and its model's name; `None` while none serves.
     pub(super) fn serving(&self) -> Option<(usize, String)> {
         let loaded = self.loaded.as_ref()?;
-        Some((loaded.n_seq_max as usize, loaded.name.clone()))
+        let allowed = (self.state.power.as_ref()).map_or(u32::MAX, |power| power.n_seq);
+        Some((loaded.n_seq_max.min(allowed) as usize, loaded.name.clone()))
+    }
+
+    /// Tokens that one request may use in the serving worker.
+    pub(super) fn n_ctx_seq(&self) -> Option<u32> {
+        self.loaded.as_ref().map(|loaded| loaded.n_ctx_seq)
+    }
+
+    /// What the model follows.
+    pub(super) fn set_power(&mut self, power: Power) {
+        self.state.power = Some(power);
+        self.dirty.state = true;
     }
 
     /// Whether a request may name this model.
@@ -243,6 +256,7 @@ impl Node {
             pressure: self.state.pressure,
             pools: None, // Filled in when it is sent.
             memory: self.state.memory,
+            power: self.state.power.take(),
         };
         self.dirty.state = true;
     }

@@ -85,7 +85,7 @@ impl Dispatch {
                 self.send(publish);
                 self.acknowledge(Some(ack));
             }
-            Err(error) => self.refuse(&address, &replier, &api_error(&error), Some(ack)),
+            Err(error) => self.refuse(&address, &replier, &api_error(&error, false), Some(ack)),
         }
     }
 }

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use tokio::time::timeout;
 
+use super::follow::tests::{Fakes, following};
 use super::*;
 use crate::frames::{Backend, KvType, Switch};
+use crate::wire::report::ChosenBy;
 
 pub(super) fn spec() -> LoadSpec {
     LoadSpec {
@@ -61,6 +63,7 @@ struct Site {
     orders: mpsc::Receiver<Order>,
     words: mpsc::Receiver<Word>,
     notices: mpsc::Sender<Notice>,
+    fakes: Fakes,
 }
 
 impl Site {
@@ -85,7 +88,10 @@ impl Site {
             load: spec(),
             file_bytes: 1000 * MIB,
         };
+        let (mut following, fakes) = following(None);
+        following.config.hold = Duration::ZERO;
         let settings = Settings {
+            following,
             root: Root::new(dir.path()),
             thresholds: Some(Box::new(thresholds)),
             first: spec(),
@@ -96,6 +102,7 @@ impl Site {
             orders: order_queue,
             words: word_queue,
             notices,
+            fakes,
         };
         site.write(text);
         let parts = Parts {
@@ -305,14 +312,79 @@ async fn a_model_that_is_ordered_serves_and_its_ticket_says_so() {
     };
     assert_eq!((load.name.as_str(), placing), ("small", Placing::Beside));
     site.serving("small", 8192).await;
-    site.word(|word| {
-        *word
-            == Word::Switched {
-                wish: wish.clone(),
-                outcome: Ok(()),
-            }
-    })
-    .await;
+    let served = Word::Switched {
+        errand: Errand::ordered(wish),
+        outcome: Ok(()),
+    };
+    site.word(|word| *word == served).await;
+}
+
+#[tokio::test]
+async fn another_power_mode_has_its_model_served_and_memory_has_the_last_word() {
+    let mut site = Site::new(4000).await;
+    let power = |word: &Word| matches!(word, Word::Power(power) if power.n_seq == 4);
+    let Word::Power(power) = site.word(power).await else {
+        unreachable!()
+    };
+    assert_eq!(power.mode.as_deref(), Some("fast"));
+    assert_eq!(power.chosen_by, ChosenBy::Profile);
+
+    site.fakes.mode("slow");
+    let Order::Serve { load, placing } = site.ordered().await else {
+        panic!("the small one is loaded")
+    };
+    assert_eq!((load.name.as_str(), placing), ("small", Placing::Beside));
+    site.serving("small", 8192).await;
+    let switched = |word: &Word| matches!(word, Word::Switched { .. });
+    let Word::Switched { errand, outcome } = site.word(switched).await else {
+        unreachable!()
+    };
+    assert_eq!(errand.why, "power mode slow, profile small");
+    assert_eq!((errand.wish, outcome), (None, Ok(())));
+
+    // While memory is short the large one waits.
+    site.available(150);
+    while site.stepped().await.1 != Level::Shrink {}
+    site.fakes.mode("fast");
+    let large = |word: &Word| matches!(word, Word::Power(p) if p.mode.as_deref() == Some("fast"));
+    site.word(large).await;
+    site.available(4000);
+    loop {
+        let Order::Serve { load, .. } = site.ordered().await else {
+            panic!("nothing is ended")
+        };
+        if load.name == "large" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_for_the_mode_leaves_the_one_before() {
+    let mut site = Site::new(4000).await;
+    site.fakes.mode("slow");
+    site.ordered().await;
+    let failed = Notice::SwitchFailed {
+        name: "small".into(),
+        reason: "the engine was killed".into(),
+    };
+    site.notices.send(failed).await.unwrap();
+    let switched = |word: &Word| matches!(word, Word::Switched { .. });
+    let Word::Switched { outcome, .. } = site.word(switched).await else {
+        unreachable!()
+    };
+    assert_eq!(outcome, Err("the engine was killed".into()));
+    // It is not tried again and again; an order of the old model finds it in service.
+    let wish = Wish {
+        model: "large".into(),
+        ticket: None,
+    };
+    site.notices.send(Notice::Wish(wish)).await.unwrap();
+    let Word::Switched { outcome, .. } = site.word(switched).await else {
+        unreachable!()
+    };
+    assert_eq!(outcome, Ok(()));
+    assert!(site.orders.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -101,7 +101,11 @@ pub fn candidates(
 ) -> Vec<Line> {
     let by_profile = || by_profile(profiles, site);
     if let Some(model) = site.pinned {
-        let same = by_profile().into_iter().find(|line| line.model == model);
+        let profiled = match config.choose {
+            Choose::Off => Vec::new(),
+            Choose::Profiles | Choose::Auto => by_profile(),
+        };
+        let same = profiled.into_iter().find(|line| line.model == model);
         let line = same.unwrap_or_else(|| Line::plain(model, site, Source::Pinned));
         return vec![Line {
             source: Source::Pinned,

@@ -327,6 +327,45 @@ pub struct State {
     /// What the model takes, or would take; absent before it was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
+    /// What the model follows; absent before it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<Power>,
+}
+
+/// The board's power mode and heat, and what they led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Power {
+    /// The power mode that is in force; absent on boards without modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Who chose the model.
+    pub chosen_by: ChosenBy,
+    /// The profile that was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Requests that are answered side by side now.
+    pub n_seq: u32,
+    /// Steps down for heat or over-current: fewer requests side by side first, then a smaller model.
+    pub n_steps_down: u32,
+    /// The hottest junction is too hot, or the board holds its clocks down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hot: bool,
+}
+
+/// Who chose the model that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChosenBy {
+    /// An operator, until the power mode changes or `auto` is ordered.
+    Operator,
+    /// `model.active`.
+    Configuration,
+    /// A profile whose demands the power mode meets.
+    Profile,
+    /// The table that was measured on this board.
+    Measured,
+    /// Nobody: it was there.
+    Default,
 }
 
 /// Whether a node takes requests from its pools. Requests to the node itself are another matter.

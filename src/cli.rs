@@ -16,6 +16,7 @@ mod models;
 mod output;
 mod run;
 mod schema;
+mod target;
 mod user;
 
 use std::ffi::OsString;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "governor/commands.rs"]
+mod commands;
 #[path = "governor/power.rs"]
 mod power;
 mod support;

@@ -5,22 +5,20 @@
 //! running, and control characters of the model do not reach the screen.
 
 mod session;
-mod target;
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::target::{Reach, Target};
 use super::{exit, output};
 use crate::config::Config;
 use crate::receive::Finished;
 use crate::wire::error::ApiError;
 use session::{Asked, End};
-use target::Target;
 
 /// Longest prompt read from standard input, bytes. Nodes take less; they say how much.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
@@ -30,7 +28,6 @@ const PROMPT_BYTES_MAX: u64 = 16 << 20;
 /// The answer goes to stdout, what it took to stderr. Ctrl-C cancels the request.
 /// Exit codes: 0 answered, 1 refused or failed, 69 nobody answers, 130 cancelled.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("proof").multiple(true)))]
 #[command(after_help = "\
 EXAMPLES
   orinoco ask \"Why does pump 3 vibrate?\"
@@ -44,33 +41,11 @@ EXAMPLES
 pub(super) struct Args {
     /// The question; - reads it from standard input
     prompt: String,
-    /// Node to ask [default: the daemon on this machine]
-    #[arg(long)]
-    node: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     /// Pool to ask: one of its nodes answers
     #[arg(long, conflicts_with = "node")]
     pool: Option<String>,
-    /// Host of the broker [default: the daemon's, or mqtt.host]
-    #[arg(long)]
-    host: Option<String>,
-    /// Port of the broker [default: the daemon's, or mqtt.port]; with TLS usually 8883
-    #[arg(long)]
-    port: Option<u16>,
-    /// MQTT user [default: none, which works on loopback while no users were added]
-    #[arg(long, requires = "proof")]
-    user: Option<String>,
-    /// File with the password on its first line; - is standard input
-    #[arg(long, requires = "user", value_name = "FILE", group = "proof")]
-    password_file: Option<PathBuf>,
-    /// Speak TLS, and trust the authorities in this PEM file [default: as the daemon does, or mqtt.tls_ca_file]
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// Your certificate, for a broker that asks for one; --user is the name in it
-    #[arg(long, requires_all = ["key_file", "user"], value_name = "FILE", group = "proof")]
-    cert_file: Option<PathBuf>,
-    /// The key of your certificate
-    #[arg(long, requires = "cert_file", value_name = "FILE")]
-    key_file: Option<PathBuf>,
     /// Model to answer [default: the one loaded]
     #[arg(long)]
     model: Option<String>,
@@ -100,7 +75,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
         text => text.to_owned(),
     };
     let asked = Asked {
-        target: Target::find(&args, config)?,
+        target: Target::find(&args.reach, args.pool.as_deref(), config)?,
         body: body(&args, &prompt),
         accept_limit: Duration::from_secs(args.accept_seconds),
     };
@@ -269,7 +244,7 @@ impl Page {
 
 /// Text that can do nothing to a terminal but be read: a model can be talked into writing escape
 /// sequences.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' | '\t' => c,

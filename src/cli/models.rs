@@ -1,28 +1,32 @@
-//! `orinoco models`: what is there, and letting a file in.
+//! `orinoco models`: what is there, letting a file in, and which one serves.
 
 mod fit;
+mod order;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::target::{Reach, Target};
 use super::{exit, output};
 use crate::config::Config;
 use crate::models::gguf::{GgufError, preflight};
 use crate::models::{AddError, Catalogue, Entry, OnExisting, add, name_of};
 use crate::wire::topic::Name;
 
-/// List the models on this board, let one in, or see which would fit
+/// List the models on this board, let one in, see which would fit, or have one served
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   orinoco models list
   orinoco models add /media/usb/qwen2.5-3b-instruct-q4_k_m.gguf --name qwen2.5-3b
-  orinoco models fit --board orin-nano-8gb")]
+  orinoco models fit --board orin-nano-8gb
+  orinoco models use qwen2.5-3b")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -81,6 +85,25 @@ BOARDS
         #[arg(long)]
         json: bool,
     },
+    /// Have a node serve a model; running streams go on in it
+    ///
+    /// The order holds until another one, until `auto` is ordered, or, where the power mode chooses the model,
+    /// until the mode changes. Waits until the model serves. The broker lets operators order (`orinoco user add
+    /// NAME --role operator`). Exit codes: 0 it serves, 1 the node could not, 69 nobody answers, 130 Ctrl-C.
+    #[command(after_help = "\
+EXAMPLES
+  orinoco models use qwen2.5-3b --user me --password-file me.password
+  orinoco models use auto --user me --password-file me.password   the power mode chooses again
+  orinoco models use qwen2.5-3b --host broker.lan --node press-7 --user me --password-file -")]
+    Use {
+        /// The model, by its name; auto: the one for the power mode
+        model: String,
+        #[command(flatten)]
+        reach: Reach,
+        /// Give up, and take the order back, when the node has not begun by then
+        #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        accept_seconds: u64,
+    },
 }
 
 pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
@@ -111,6 +134,18 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
                 as_json: json,
             };
             fit::run(&question, config)
+        }
+        Command::Use {
+            model,
+            reach,
+            accept_seconds,
+        } => {
+            let order = order::Order {
+                target: Target::find(&reach, None, config)?,
+                model,
+                accept_limit: Duration::from_secs(accept_seconds),
+            };
+            order::run(&order)
         }
     }
 }

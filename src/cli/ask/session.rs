@@ -8,8 +8,7 @@ use bytes::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use super::target::Target;
-use super::{Page, output};
+use super::{Page, Target, output};
 use crate::link::{self, Inbound, Inbox, Link, LinkConfig, Props, Publish};
 use crate::receive::{Action, Finished, Heard, Requester};
 use crate::wire::error::{ApiError, Code};

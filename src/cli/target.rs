@@ -1,13 +1,44 @@
-//! Whom to ask: flags first, then the daemon on this machine, then the configuration.
+//! Whom to talk to: flags first, then the daemon on this machine, then the configuration.
+
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::Args;
 use crate::config::Config;
 use crate::link::{Credentials, IdentityFiles, TlsFiles};
 use crate::runtime_file::{self, Runtime};
 use crate::secret;
 use crate::wire::topic::{LOCAL_USER, Name, Names};
+
+/// How a node is reached, for every command that talks to one.
+#[derive(Debug, Default, clap::Args)]
+#[command(group(clap::ArgGroup::new("proof").multiple(true)))]
+pub(super) struct Reach {
+    /// Node to talk to [default: the daemon on this machine]
+    #[arg(long)]
+    pub(super) node: Option<String>,
+    /// Host of the broker [default: the daemon's, or mqtt.host]
+    #[arg(long)]
+    pub(super) host: Option<String>,
+    /// Port of the broker [default: the daemon's, or mqtt.port]; with TLS usually 8883
+    #[arg(long)]
+    pub(super) port: Option<u16>,
+    /// MQTT user [default: none, which works on loopback while no users were added]
+    #[arg(long, requires = "proof")]
+    pub(super) user: Option<String>,
+    /// File with the password on its first line; - is standard input
+    #[arg(long, requires = "user", value_name = "FILE", group = "proof")]
+    pub(super) password_file: Option<PathBuf>,
+    /// Speak TLS, and trust the authorities in this PEM file [default: as the daemon does, or mqtt.tls_ca_file]
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca_file: Option<PathBuf>,
+    /// Your certificate, for a broker that asks for one; --user is the name in it
+    #[arg(long, requires_all = ["key_file", "user"], value_name = "FILE", group = "proof")]
+    pub(super) cert_file: Option<PathBuf>,
+    /// The key of your certificate
+    #[arg(long, requires = "cert_file", value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+}
 
 /// A node behind a broker, and who asks.
 #[derive(Debug)]
@@ -25,7 +56,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn find(args: &Args, config: &Config) -> anyhow::Result<Self> {
+    pub(super) fn find(args: &Reach, pool: Option<&str>, config: &Config) -> anyhow::Result<Self> {
         // With an address on the command line nothing on this machine matters.
         let daemon = match args.host {
             Some(_) => None,
@@ -55,9 +86,7 @@ impl Target {
         };
         let node = args.node.clone().unwrap_or(node);
         let node = Name::new(&node).with_context(|| format!("failed to ask the node {node:?}"))?;
-        let pool = args
-            .pool
-            .as_ref()
+        let pool = pool
             .map(|pool| Name::new(pool).with_context(|| format!("failed to ask the pool {pool:?}")))
             .transpose()?;
         let user = args.user.as_deref().unwrap_or(LOCAL_USER);
@@ -87,7 +116,11 @@ impl Target {
 
 /// TLS as the flags say, then as the daemon on this machine has it, then as configured. The certificate is
 /// the asker's own: the daemon's would be the daemon.
-fn tls(args: &Args, config: &Config, daemon: Option<&Runtime>) -> anyhow::Result<Option<TlsFiles>> {
+fn tls(
+    args: &Reach,
+    config: &Config,
+    daemon: Option<&Runtime>,
+) -> anyhow::Result<Option<TlsFiles>> {
     let of_daemon = match daemon {
         Some(daemon) => daemon
             .tls

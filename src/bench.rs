@@ -9,6 +9,7 @@ pub mod bandwidth;
 pub mod quantiles;
 pub mod report;
 pub mod run;
+pub mod table;
 
 use std::time::Duration;
 

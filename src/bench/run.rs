@@ -51,7 +51,7 @@ impl Default for Plan {
 /// A model must serve within this time.
 const LOAD_LIMIT: Duration = Duration::from_secs(600);
 /// One measurement must end within this time.
-const STEP_LIMIT: Duration = Duration::from_secs(600);
+pub(super) const STEP_LIMIT: Duration = Duration::from_secs(600);
 /// Tokens that each stream makes.
 const N_GEN: u32 = 128;
 /// Prompt tokens of each sequence in the batches, as llama-batched-bench is usually run.
@@ -119,7 +119,7 @@ fn hardware(config: &Config) -> String {
     format!("{}, {}", parts.join(", "), std::env::consts::ARCH)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
@@ -193,16 +193,16 @@ async fn raw(
 }
 
 /// A worker's words when it serves, and what was found out about it.
-struct Served {
-    loaded: Loaded,
+pub(super) struct Served {
+    pub(super) loaded: Loaded,
     hello: Hello,
-    checked: Checked,
-    commands: Commands,
+    pub(super) checked: Checked,
+    pub(super) commands: Commands,
 }
 
 type Commands = tokio::sync::mpsc::Sender<frames::Command>;
 
-async fn serving(worker: &mut Worker) -> anyhow::Result<Served> {
+pub(super) async fn serving(worker: &mut Worker) -> anyhow::Result<Served> {
     let wait = async {
         loop {
             match worker.reports.recv().await {
@@ -240,7 +240,7 @@ async fn serving(worker: &mut Worker) -> anyhow::Result<Served> {
         .context("the model did not load in time")?
 }
 
-async fn measure(
+pub(super) async fn measure(
     worker: &mut Worker,
     commands: &Commands,
     spec: BenchSpec,

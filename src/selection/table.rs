@@ -1,14 +1,14 @@
 //! The measured table: one row for each model, number of sequences and power mode that was tried.
 //!
 //! ```json
-//! {"rows": [{"mode": "25W", "caps": {"gpu_hz": 408000000, "n_tpcs": 4, "emc_hz": 3199000000, "n_cores": 8,
+//! {"version": 1, "rows": [{"mode": "25W", "caps": {"gpu_hz": 408000000, "n_tpcs": 4, "emc_hz": 3199000000, "n_cores": 8,
 //!   "cpu_khz": 1497600}, "model": "small", "n_params": 134515008, "n_seq_max": 4, "n_ctx": 8192,
 //!   "kv_type_k": "f16", "kv_type_v": "f16", "tok_s": 61.5, "ttft_ms": 140.0, "joules_per_token": 0.4,
 //!   "peak_bytes": 1500000000}]}
 //! ```
 //!
-//! Written by `orinoco bench --table`, a row replacing the older one of the same case. Keys that are not
-//! known are passed over, so that a newer program's table can be read.
+//! Written by `orinoco bench --table`, a model's rows replacing the older ones of the same mode. Keys that
+//! are not known are passed over; another version means other units or rules, and such a table is not used.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ use crate::frames::KvType;
 
 /// Largest table, bytes.
 pub const TABLE_BYTES_MAX: usize = 1 << 20;
+
+/// Of the table's meaning.
+const VERSION: u32 = 1;
 
 /// Most rows.
 const ROWS_MAX: usize = 2000;
@@ -70,14 +73,6 @@ impl Row {
         }
     }
 
-    /// Whether both are about the same case, so that the newer one counts.
-    pub fn is_same_case(&self, other: &Row) -> bool {
-        self.caps == other.caps
-            && self.model == other.model
-            && (self.n_seq_max, self.n_ctx) == (other.n_seq_max, other.n_ctx)
-            && (self.kv_type_k, self.kv_type_v) == (other.kv_type_k, other.kv_type_v)
-    }
-
     /// What is wrong with it.
     fn fault(&self) -> Option<&'static str> {
         let is_rate = |value: f64| value.is_finite() && value > 0.0;
@@ -124,6 +119,14 @@ pub enum TableError {
         /// What was expected.
         fault: &'static str,
     },
+    /// Written by another program.
+    #[error(
+        "table of version {found}, expected {VERSION}: measure again with `orinoco bench --table`"
+    )]
+    Version {
+        /// Its version.
+        found: u32,
+    },
     /// More rows than a board has cases.
     #[error("table of {rows} rows, expected at most {ROWS_MAX}")]
     TooMany {
@@ -134,6 +137,7 @@ pub enum TableError {
 
 #[derive(Serialize, Deserialize)]
 struct File<T> {
+    version: u32,
     rows: T,
 }
 
@@ -145,7 +149,10 @@ pub fn parse_table(bytes: &[u8]) -> Result<Vec<Row>, TableError> {
     if bytes.len() > TABLE_BYTES_MAX {
         return Err(TableError::TooLarge { bytes: bytes.len() });
     }
-    let File { rows } = serde_json::from_slice::<File<Vec<Row>>>(bytes)?;
+    let File { version, rows } = serde_json::from_slice::<File<Vec<Row>>>(bytes)?;
+    if version != VERSION {
+        return Err(TableError::Version { found: version });
+    }
     if rows.len() > ROWS_MAX {
         return Err(TableError::TooMany { rows: rows.len() });
     }
@@ -171,5 +178,8 @@ pub fn to_json(rows: &[Row]) -> Result<String, serde_json::Error> {
         .iter()
         .map(serde_json::to_string)
         .collect::<Result<_, _>>()?;
-    Ok(format!("{{\"rows\": [\n{}\n]}}\n", rows.join(",\n")))
+    Ok(format!(
+        "{{\"version\": {VERSION}, \"rows\": [\n{}\n]}}\n",
+        rows.join(",\n")
+    ))
 }

@@ -427,12 +427,57 @@ fn auto_goes_by_the_next_slower_mode_where_this_one_was_never_measured() {
 }
 
 #[test]
+fn auto_ranks_modes_by_clocks_memory_and_cores_and_not_by_watts() {
+    // As on an NX: the mode of 25 watts has a slower GPU than that of 15.
+    let (watts_25, watts_15) = (nx(408, 3199), nx(612, 3199));
+    let here = Here::with(&["large", "small"]);
+    let of = |mode: &str, row: Row| Row {
+        mode: mode.into(),
+        ..row
+    };
+    let rows = [
+        of("15W", row("large", watts_15, 1, 9.0)),
+        of("25W", row("small", watts_25, 1, 20.0)),
+    ];
+    let best = |caps| here.best(&auto(), &rows, caps);
+    assert_eq!(
+        best(watts_15),
+        [("large".into(), Source::Measured("15W".into()))]
+    );
+    assert_eq!(
+        best(watts_25),
+        [("small".into(), Source::Measured("25W".into()))]
+    );
+    // A mode that was never measured goes by the next slower one: by its GPU, then memory, then cores.
+    let between = best(nx(510, 3199));
+    assert_eq!(between, [("small".into(), Source::Measured("25W".into()))]);
+    let fewer_cores = Caps {
+        n_cores: Some(4),
+        ..watts_15
+    };
+    for slower in [nx(612, 2133), fewer_cores] {
+        assert_eq!(
+            best(slower)[0].1,
+            Source::Measured("25W".into()),
+            "{slower:?}"
+        );
+    }
+    assert_eq!(best(nx(1173, 3199))[0].1, Source::Measured("15W".into()));
+}
+
+#[test]
 fn a_table_is_written_and_read_again_and_errors_name_the_row() {
     let mut rows = vec![row("small", nx(408, 3199), 1, 20.0)];
     rows[0].joules_per_token = Some(0.4);
     let text = to_json(&rows).unwrap();
     assert_eq!(parse_table(text.as_bytes()).unwrap(), rows);
-    assert!(parse_table(b"{\"rows\": [\n\n]}").unwrap().is_empty());
+    let none = parse_table(b"{\"version\": 1, \"rows\": [\n\n]}");
+    assert!(none.unwrap().is_empty());
+    let newer = parse_table(b"{\"version\": 2, \"rows\": []}").unwrap_err();
+    assert!(
+        newer.to_string().contains("version 2, expected 1"),
+        "{newer}"
+    );
     rows.push(row("large", nx(408, 3199), 0, 20.0));
     let error = parse_table(to_json(&rows).unwrap().as_bytes()).unwrap_err();
     assert_eq!(

@@ -1,7 +1,9 @@
-//! `orinoco models use` as a person runs it.
+//! `orinoco models use` and `orinoco bench --table` as a person runs them.
 
 use std::process::Output;
 
+use super::support::board::Tree;
+use super::support::daemon::{beside_orinoco, models_dir};
 use super::*;
 
 /// With none of this machine's configuration.
@@ -87,4 +89,88 @@ async fn on_the_embedded_broker_only_operators_order() {
         stderr.contains("orinoco user add NAME --role operator"),
         "{stderr}"
     );
+}
+
+#[tokio::test]
+async fn the_measured_table_chooses_the_model_of_each_mode() {
+    let tree = Tree::new("orin-nx-16gb");
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted)
+        .set("model.active=")
+        .set("power.choose=auto")
+        .set("power.settle_ms=0")
+        .set("power.hold_seconds=0")
+        .set(format!("paths.board_root={}", tree.path("").display()));
+    let settings = [
+        format!(
+            "paths.state_dir={}",
+            site.dir.path().join("state").display()
+        ),
+        format!("paths.models_dir={}", models_dir().display()),
+        format!("paths.board_root={}", tree.path("").display()),
+        format!(
+            "engine.worker_path={}",
+            beside_orinoco("orinoco-engine-scripted").display()
+        ),
+        "engine.backend=cpu".to_owned(),
+        "engine.n_seq_max=2".to_owned(),
+    ];
+    let set: Vec<&str> = settings
+        .iter()
+        .flat_map(|s| ["--set", s.as_str()])
+        .collect();
+    let bench = async |models: &[&str]| {
+        let args = [&["bench", "--table", "--runs", "1"], models, &set[..]].concat();
+        let (code, stdout, stderr) = orinoco(&args).await;
+        assert_eq!(code, 0, "{stderr}");
+        stdout
+    };
+    // In the mode of 25 watts the GPU is slower than in that of 40, and only the small one is good enough.
+    tree.set_mode("25W");
+    let shown = bench(&[SMOL]).await;
+    assert!(
+        shown.starts_with("power mode 25W") && shown.contains("J/TOKEN"),
+        "{shown}"
+    );
+    tree.set_mode("40W");
+    bench(&[GEMMA]).await;
+
+    let table = std::fs::read(site.dir.path().join("state/bench-table.json")).unwrap();
+    let table: serde_json::Value = serde_json::from_slice(&table).unwrap();
+    assert_eq!(table["version"], 1);
+    let rows = table["rows"].as_array().unwrap();
+    let row = |row: &serde_json::Value| {
+        for key in ["tok_s", "ttft_ms", "joules_per_token", "peak_bytes"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key} of {row}");
+        }
+        let model = row["model"].as_str().unwrap().to_owned();
+        (
+            row["caps"]["gpu_hz"].as_u64().unwrap() / 1_000_000,
+            model,
+            row["n_seq_max"].as_u64().unwrap(),
+        )
+    };
+    let (small, large) = (SMOL.to_owned(), GEMMA.to_owned());
+    assert_eq!(
+        rows.iter().map(row).collect::<Vec<_>>(),
+        [
+            (408, small.clone(), 1),
+            (408, small, 2),
+            (1173, large.clone(), 1),
+            (1173, large, 2)
+        ]
+    );
+
+    let _daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    until_serving(&mut client, GEMMA).await;
+    tree.set_mode("25W");
+    until_serving(&mut client, SMOL).await;
+    let measured = |client: &Client| {
+        let power = state(client).and_then(|state| state.power);
+        power.is_some_and(|power| power.chosen_by == orinoco::wire::report::ChosenBy::Measured)
+    };
+    client
+        .until("chosen by the table", |_, client| measured(client))
+        .await;
 }

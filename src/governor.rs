@@ -36,7 +36,7 @@ pub use heat::watch_heat;
 pub use shrink::{Candidate, Serving};
 
 /// How often power and heat are looked at; a change of the mode is looked at when it comes.
-const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// An order to let the power mode choose, instead of a model's name.
 pub const AUTO: &str = "auto";
 

@@ -82,13 +82,13 @@ async fn eight_streams_go_on_in_the_model_that_an_operator_orders_and_in_the_one
     .await;
 }
 
-/// Asks for eight stories of 200 tokens.
+/// Asks for eight stories of 150 tokens.
 async fn ask_eight(client: &mut Client) -> Vec<String> {
     let ids: Vec<String> = (0..8).map(|n| format!("w{n}")).collect();
     for id in &ids {
         let body = serde_json::json!({
             "messages": [{"role": "user", "content": format!("Tell a story about {id}.")}],
-            "max_tokens": 200, "ignore_eos": true, "seed": 7,
+            "max_tokens": 150, "ignore_eos": true, "seed": 7,
         });
         client.ask("chat", id, &body.to_string()).await;
     }
@@ -152,7 +152,7 @@ async fn go_on_through(
             .sum();
         assert_eq!(bytes, client.text(id).len() as u64);
         assert_eq!(
-            end["usage"]["completion_tokens"], 200,
+            end["usage"]["completion_tokens"], 150,
             "{id} has as many tokens as it asked for"
         );
     }

@@ -1,5 +1,6 @@
 //! The answer and the hooks of one prompt.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -137,14 +138,23 @@ fn count_byte(i: usize) -> u8 {
     *number.as_bytes().get(rest % (digits + 1)).unwrap_or(&b' ')
 }
 
-/// The hooks of a file that begins with `!`.
+/// The text of a file that begins with `!`; of any other nothing, and nothing but its first byte is read:
+/// real models are large.
+fn hooks(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    (&mut file).take(1).read_to_end(&mut bytes)?;
+    if bytes == *b"!" {
+        file.read_to_end(&mut bytes)?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    Ok(String::new())
+}
+
+/// Does what a file of hooks says.
 pub(super) fn load(path: &Path, progress: &mut dyn FnMut(f32) -> bool) -> Result<(), LoadError> {
     let failed = |what: String| LoadError(format!("load {}: {what}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    let text = String::from_utf8_lossy(&bytes);
-    if !text.starts_with('!') {
-        return Ok(());
-    }
+    let text = hooks(path).map_err(|error| failed(error.to_string()))?;
     for line in text.lines() {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("!load-ms", ms) => {
@@ -179,12 +189,8 @@ pub(super) struct PlanHooks {
 impl PlanHooks {
     pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
         let failed = |what: String| LoadError(format!("load {}: {what}", path.display()));
-        let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-        let text = String::from_utf8_lossy(&bytes);
+        let text = hooks(path).map_err(|error| failed(error.to_string()))?;
         let mut hooks = Self::default();
-        if !text.starts_with('!') {
-            return Ok(hooks);
-        }
         for line in text.lines() {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("!weights-bytes", n) => hooks.weights_bytes = n.trim().parse().unwrap_or(0),

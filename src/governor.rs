@@ -349,7 +349,7 @@ impl Governor {
             Level::Kill => {
                 let load = self.shrunk.clone().unwrap_or_else(|| self.wanted.clone());
                 let said = format!("{} is loaded again with n_ctx {}", load.name, load.n_ctx);
-                self.serve(load, Placing::After).await?;
+                self.serve(load, self.straitened()).await?;
                 said
             }
             Level::Shrink => {
@@ -392,13 +392,22 @@ impl Governor {
                 Some(load) => {
                     let said = format!("{} is loaded with n_ctx {}", load.name, load.n_ctx);
                     self.small(true).await?;
-                    self.serve(load, Placing::After).await?;
+                    self.serve(load, self.straitened()).await?;
                     said
                 }
             },
             Level::Park => "new requests are refused, batch jobs wait".to_owned(),
             Level::Trim | Level::Ok => "saved sequences are dropped".to_owned(),
         })
+    }
+
+    /// After the old one, and with less of a reserve: below `shrink` all of it is never there. What would not
+    /// even leave the worker alone afterwards is not loaded.
+    fn straitened(&self) -> Placing {
+        let reserve = |t: Thresholds| t.kill_bytes.saturating_add(t.margin_bytes);
+        Placing::Straitened {
+            reserve_bytes: self.thresholds.map_or(u64::MAX, reserve),
+        }
     }
 
     async fn small(&mut self, is_small: bool) -> Result<(), Closed> {

@@ -126,6 +126,12 @@ pub enum Placing {
     Beside,
     /// After the old one's end: its streams wait for the load.
     After,
+    /// As [`Placing::After`], where memory is short already: the operator's reserve is what is missing, so no
+    /// more than this is left alone.
+    Straitened {
+        /// At most the operator's reserve counts.
+        reserve_bytes: u64,
+    },
 }
 
 /// What was found out around a load.

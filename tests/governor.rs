@@ -409,8 +409,7 @@ async fn a_stream_that_outgrows_a_smaller_context_waits_for_the_larger_one() {
     meminfo.available(6000);
     let mut site = Site::with_own_broker(Engine::Scripted)
         .set(format!("paths.board_root={}", root.path().display()))
-        .set("model.n_ctx=8192")
-        .set("memory.reserve_bytes=67108864");
+        .set("model.n_ctx=8192");
     for (key, value) in [
         ("trim_bytes", 800_u64 << 20),
         ("park_bytes", 600 << 20),

@@ -354,6 +354,7 @@ fn admission(config: &Config, choice: &Choice) -> AdmissionConfig {
     AdmissionConfig {
         root: config.paths.board_root.clone(),
         reserve: config.memory.reserve,
+        reserve_bytes_max: u64::MAX,
         rules: Rules {
             gpu_context_bytes: config.memory.gpu_context_bytes,
         },

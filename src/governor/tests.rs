@@ -183,7 +183,13 @@ async fn falling_memory_takes_each_step_and_rising_memory_takes_it_back() {
     };
     assert_eq!(
         (load.name.as_str(), load.n_ctx, placing),
-        ("large", 4096, Placing::After)
+        (
+            "large",
+            4096,
+            Placing::Straitened {
+                reserve_bytes: 150 * MIB
+            }
+        )
     );
     site.serving("large", 4096).await;
     assert_eq!(site.stepped().await.1, Level::Shrink);

@@ -34,6 +34,8 @@ pub struct AdmissionConfig {
     pub root: PathBuf,
     /// To be left alone, of main memory.
     pub reserve: Threshold,
+    /// And no more than this: less while memory is short and something smaller is to serve.
+    pub reserve_bytes_max: u64,
     /// Beside what a plan says.
     pub rules: Rules,
     /// Share of the roofline that a token on the GPU must reach; 0: not judged.
@@ -125,7 +127,7 @@ pub(super) async fn admit(
 ) -> Result<Admitted, PlanError> {
     let root = Root::new(&config.admission.root);
     // Before the planning worker starts: on unified memory it takes a GPU context for a moment.
-    let room = room(&root, config.admission.reserve, mapped_bytes).map_err(refused)?;
+    let room = room(&root, &config.admission, mapped_bytes).map_err(refused)?;
     let file = file_state(spec);
     let mut session = Session {
         config,
@@ -411,7 +413,7 @@ fn refused(cause: Cause) -> PlanError {
 }
 
 /// What there is to take from, now. Without it nothing is loaded: a board that freezes is worse.
-fn room(root: &Root, reserve: Threshold, mapped_bytes: u64) -> Result<Room, Cause> {
+fn room(root: &Root, rules: &AdmissionConfig, mapped_bytes: u64) -> Result<Room, Cause> {
     let info = memory::read(root).map_err(|error| {
         Cause::NoReading(format!(
             "how much memory is left is not known: failed to {error}"
@@ -422,7 +424,7 @@ fn room(root: &Root, reserve: Threshold, mapped_bytes: u64) -> Result<Room, Caus
     Ok(Room {
         total_bytes,
         available_bytes: info.available_bytes.min(total_bytes),
-        reserve_bytes: reserve.of(total_bytes),
+        reserve_bytes: (rules.reserve.of(total_bytes)).min(rules.reserve_bytes_max),
         mapped_bytes,
     })
 }

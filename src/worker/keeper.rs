@@ -10,7 +10,7 @@ use super::admission::Memo;
 use super::backoff::Backoff;
 use super::life::{Before, Closed, Failed, Follower, Ready, Served, load};
 use super::pulse::Pulser;
-use super::{Cause, Doing, Down, END_LIMIT, Order, Report, WorkerConfig};
+use super::{Cause, Doing, Down, END_LIMIT, Order, Placing, Report, WorkerConfig};
 use crate::frames::LoadSpec;
 
 struct Keeper {
@@ -21,6 +21,8 @@ struct Keeper {
     backoff: Backoff,
     /// What to serve; none while resting.
     target: Option<LoadSpec>,
+    /// Left alone for it, where that is less than the operator's reserve.
+    reserve_bytes: Option<u64>,
     /// Served before the target was ordered, with all that it had taken: comes back when the target cannot be
     /// loaded.
     before: Option<(LoadSpec, u64)>,
@@ -39,6 +41,7 @@ pub(super) async fn keep(
     let backoff = Backoff::new(config.backoff_min, config.backoff_max);
     let keeper = Keeper {
         target: Some(config.load.clone()),
+        reserve_bytes: None,
         config,
         orders,
         reports,
@@ -68,7 +71,7 @@ impl Keeper {
                 reports: reports.clone(),
                 pulse: self.pulse.clone(),
             };
-            let loading = load(self.config.clone(), spec, before, Some(follower));
+            let loading = load(self.straitened(), spec, before, Some(follower));
             let loaded = tokio::select! {
                 loaded = loading => loaded,
                 Some(order) = self.orders.recv(), if !self.unordered => {
@@ -119,6 +122,7 @@ impl Keeper {
                 }
                 Served::Replaced(next) => {
                     info!(model = next.spec().name, "model loaded beside the old one");
+                    self.reserve_bytes = None;
                     let (cause, stderr_tail) = ready.child.bury(Some(Cause::Switched)).await;
                     self.down(cause, stderr_tail, Duration::ZERO, true).await?;
                     ready = *next;
@@ -145,11 +149,24 @@ impl Keeper {
             .await
     }
 
+    /// The configuration for a load that memory may be short for.
+    fn straitened(&self) -> WorkerConfig {
+        let mut config = self.config.clone();
+        if let Some(bytes) = self.reserve_bytes {
+            config.admission.reserve_bytes_max = bytes;
+        }
+        config
+    }
+
     /// Takes the order; says how the worker that was there ends.
     fn obey(&mut self, order: Order) -> Cause {
         match order {
-            Order::Serve { load, .. } => {
+            Order::Serve { load, placing } => {
                 self.target = Some(*load);
+                self.reserve_bytes = match placing {
+                    Placing::Straitened { reserve_bytes } => Some(reserve_bytes),
+                    Placing::Beside | Placing::After => None,
+                };
                 Cause::Switched
             }
             Order::Rest { why } => {

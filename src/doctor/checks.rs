@@ -64,6 +64,7 @@ pub const CHECKS: &[Check] = &[
     check("memory.watchdog", memory::watchdog),
     check("models.present", models::present),
     check("models.intact", models::intact),
+    check("models.fit", live::fit),
     check("service.unit", system::unit),
     check("service.watchdog", system::watchdog),
     check("service.devices", system::devices),

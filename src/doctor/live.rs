@@ -14,7 +14,8 @@ use super::Facts;
 use super::facts::service::Service;
 use crate::access::{Role, Rules, Who};
 use crate::config::{BrokerMode, Config};
-use crate::frames::Hello;
+use crate::frames::{Hello, LoadSpec, PROTOCOL, PlanAsk};
+use crate::ledger;
 use crate::link::{
     self, Credentials, IdentityFiles, Inbound, Inbox, Link, LinkConfig, Publish, TlsFiles,
 };
@@ -23,7 +24,7 @@ use crate::secret;
 use crate::users::Users;
 use crate::wire::report::{Info, State};
 use crate::wire::topic::{LOCAL_USER, Name, Names};
-use crate::worker;
+use crate::worker::{self, Planner};
 
 /// Longest wait for the broker to let us in.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,6 +34,14 @@ const ANSWERS: Duration = Duration::from_secs(3);
 
 /// Longest wait for the engine's first words: its libraries are loaded until then.
 const HELLO: Duration = Duration::from_secs(20);
+
+/// Longest wait for each answer about a model, and the most models that are planned.
+const PLAN: Duration = Duration::from_secs(10);
+const PLANS_MAX: usize = 8;
+
+/// Tokens that a model is planned with where the configuration leaves them to memory: a conversation of a
+/// page or two.
+const N_CTX: u32 = 2048;
 
 /// A user that does not exist.
 const NOBODY: &str = "doctor-nobody";
@@ -54,6 +63,19 @@ pub struct Live {
     pub lets_anybody_in: Asked<bool>,
     /// The engine.
     pub engine: Asked<Hello>,
+    /// What each model would take.
+    pub plans: Asked<Vec<Planned>>,
+}
+
+/// A model as the engine plans it; nothing is loaded for that.
+#[derive(Debug)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// Tokens that it was planned with: as configured, else a small pool.
+    pub n_ctx: u32,
+    /// What it would take of main memory, bytes; or why there is no plan.
+    pub need_bytes: Asked<u64>,
 }
 
 /// Whether a daemon runs.
@@ -149,11 +171,60 @@ async fn ask_all(facts: &Facts, asker: Option<&Asker>) -> Live {
         }
         _ => Err("there is no program to start: see engine.program".into()),
     };
+    let plans = match &engine {
+        Ok(hello) if hello.protocol == PROTOCOL => plans(facts).await,
+        _ => Err("no engine to plan with: see engine.hello".into()),
+    };
     Live {
         daemon,
         broker,
         lets_anybody_in,
         engine,
+        plans,
+    }
+}
+
+async fn plans(facts: &Facts) -> Asked<Vec<Planned>> {
+    let models = facts.models.as_ref().map_err(String::clone)?;
+    let config = &facts.config;
+    let mut plans = Vec::new();
+    for model in models
+        .iter()
+        .filter(|model| model.header.is_ok())
+        .take(PLANS_MAX)
+    {
+        let spec = config.models.get(&model.name);
+        let load = spec.load_spec(&config.engine, &model.name, Path::new(&model.path));
+        let n_ctx = match load.n_ctx {
+            0 => N_CTX,
+            n_ctx => n_ctx,
+        };
+        let rules = ledger::Rules {
+            gpu_context_bytes: config.memory.gpu_context_bytes,
+        };
+        plans.push(Planned {
+            name: model.name.clone(),
+            n_ctx,
+            need_bytes: need(Path::new(&facts.engine.path), &load, n_ctx, rules).await,
+        });
+    }
+    Ok(plans)
+}
+
+async fn need(program: &Path, load: &LoadSpec, n_ctx: u32, rules: ledger::Rules) -> Asked<u64> {
+    let planner = Planner::start(program, load, PLAN).await;
+    let mut planner = planner.map_err(|error| error.to_string())?;
+    let ask = PlanAsk {
+        n_ctx: n_ctx.min(planner.outline.n_ctx_train.max(1)),
+        ..PlanAsk::of(load)
+    };
+    match planner.ask(ask).await {
+        Ok(plan) => {
+            let devices = planner.outline.devices.clone();
+            planner.end().await;
+            Ok(ledger::Need::of(&plan?, &devices, rules).total_bytes())
+        }
+        Err(verdict) => Err(planner.bury(verdict).await.to_string()),
     }
 }
 

@@ -155,3 +155,14 @@ fn a_broker_that_is_not_there_is_a_failure_and_so_is_an_engine_that_says_nothing
     lines.assert("broker.acl", "skipped", "broker.reachable");
     lines.assert("engine.hello", "fail", "/bin/true");
 }
+
+#[test]
+fn each_model_is_planned_by_the_engine_against_what_memory_has() {
+    let site = Site::with_own_broker(Engine::Smol);
+    let lines = doctor(&site, &[]);
+    lines.assert("models.fit", "ok", "SmolLM2-135M-Instruct.Q4_1 ");
+    lines.assert("models.fit", "ok", "with 2048 tokens");
+    // Whatever a machine has, nothing fits beside a reserve of all of it.
+    let site = site.set("memory.reserve_bytes=1000000000000");
+    doctor(&site, &[]).assert("models.fit", "warn", "does not fit");
+}

@@ -1,7 +1,8 @@
 //! What running programs said.
 
-use crate::doctor::live::{Asked, Broker, Daemon, Live, Session, Try};
+use crate::doctor::live::{Asked, Broker, Daemon, Live, Planned, Session, Try};
 use crate::doctor::{Facts, Finding};
+use crate::ledger::memory as bytes;
 use crate::wire::report::{Info, Mode, Offload, Verdict};
 
 /// Part of what memory allows that a token usually reaches.
@@ -294,5 +295,47 @@ pub(super) fn acl(facts: &Facts) -> Finding {
                 "{n} publishes are taken and refused as `orinoco acl` says"
             ))),
         }
+    }))
+}
+
+/// Whether each model could be loaded, by the engine's own plan.
+pub(super) fn fit(facts: &Facts) -> Finding {
+    or_skipped(asked(facts).and_then(|live| {
+        let plans = live.plans.as_ref().map_err(String::clone)?;
+        let Ok(memory) = &facts.memory else {
+            return Err("/proc/meminfo cannot be used: see memory.available".into());
+        };
+        if plans.is_empty() {
+            return Err("no models: see models.present".into());
+        }
+        let reserve_bytes = facts.config.memory.reserve.of(memory.total_bytes);
+        // What a running daemon has taken it would give back for another model.
+        let (room_bytes, room) = match live.daemon {
+            Daemon::Runs(_) => (memory.total_bytes, "if nothing else ran"),
+            _ => (memory.available_bytes, "now"),
+        };
+        let room_bytes = room_bytes.saturating_sub(reserve_bytes);
+        let room = format!("{} may be taken {room}", bytes(room_bytes));
+        let shown = |plan: &Planned, need: u64| {
+            format!("{} {} with {} tokens", plan.name, bytes(need), plan.n_ctx)
+        };
+        let mut all = Vec::new();
+        let mut wrong = Vec::new();
+        for plan in plans {
+            match &plan.need_bytes {
+                Ok(need) if *need <= room_bytes => all.push(shown(plan, *need)),
+                Ok(need) => wrong.push(format!("{} does not fit", shown(plan, *need))),
+                Err(error) => wrong.push(format!("{}: {error}", plan.name)),
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(Finding::ok(format!("{}; {room}", all.join(", "))));
+        }
+        Ok(Finding::warn(
+            format!("{}; {room}", wrong.join(", ")),
+            "models that fit beside memory.reserve",
+            "a smaller quantization or model, a smaller n_ctx, kv_type_k and kv_type_v \"q8_0\"; or stop other \
+             programs, see memory.available",
+        ))
     }))
 }

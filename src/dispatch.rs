@@ -475,7 +475,16 @@ impl Dispatch {
             return;
         }
         self.queue.remove(done.job);
-        job.receive(&done.ids, &done.text, Instant::now());
+        let now = Instant::now();
+        if !done.ids.is_empty() {
+            // Tokens of the last moment, which no piece brought.
+            self.meters.step(done.ids.len() as u64, now);
+            match job.last_token.replace(now) {
+                None => self.meters.first_token(now - job.arrived),
+                Some(last) => self.meters.next_token(now - last),
+            }
+        }
+        job.receive(&done.ids, &done.text, now);
         job.end(match done.end {
             Ok(finish) => Ending::Finished(finish, done.timings),
             Err(error) => Ending::Failed(api_error(&error, job.has_begun())),

@@ -7,7 +7,7 @@
 //! | layer | what remains |
 //! |---|---|
 //! | [Landlock](files) | reads of the one model file, of libraries and of what describes the machine; reads and writes of the GPU's device nodes; nothing else, and no way to see into another process |
-//! | [seccomp](calls) | the system calls of a program that computes: no new sockets, no programs, no other processes, no new files |
+//! | [seccomp](calls) | the system calls of a program that computes: nothing to talk to anybody with, no programs, no other processes, no new files |
 //! | capabilities | of root: reading what its user could not; of everybody else: none. Nothing gives any back |
 //!
 //! Each layer stands alone where the kernel lacks the other, and [`enter`] says what is missing. Called
@@ -59,11 +59,17 @@ pub fn enter(spec: &LoadSpec) -> Result<Sandbox, SandboxError> {
     tracing::debug!(?allowed, "sandbox");
     privileges::give_away()?;
     let landlock = files::restrict(&allowed, files::ABI_USED)?;
-    let may_write = rules.write.is_some();
-    let calls = calls::restrict(std::process::id(), may_write)?;
+    let needs = calls::Needs {
+        gpu: allowed.has_gpu,
+        may_write: rules.write.is_some(),
+    };
+    let calls = calls::restrict(std::process::id(), needs)?;
     let mut gaps = Vec::new();
     if let Err(missing) = landlock {
         gaps.push(match calls {
+            true if needs.gpu => {
+                format!("{missing}: the worker can read, overwrite and make files as its user can")
+            }
             true => format!("{missing}: the worker can read and overwrite what its user can"),
             false => format!("{missing}: the worker can do with files what its user can"),
         });

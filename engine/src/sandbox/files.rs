@@ -4,6 +4,7 @@
 //! model that may be opened. A process inside may not trace, or read the memory of, one outside.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -39,8 +40,13 @@ const PLAIN_NODES: &[&str] = &["/dev/null", "/dev/zero", "/dev/random", "/dev/ur
 /// `nvgpu/`, `nvmap`, `nvsciipc`, `dri/`).
 const GPU_NODES: &[&str] = &["nvidia", "nvhost", "nvgpu", "nvmap", "nvsci", "dri"];
 
+/// The CUDA driver names its threads (`task/TID/comm`), threads that do not exist yet, and gives up where it
+/// cannot. What else can be written there concerns this process alone: its memory, which it may write anyhow,
+/// and how soon the kernel ends it when memory is short, no sooner than its user could say.
+const OWN_THREADS: &str = "/proc/self/task";
+
 /// Files and folders, and what may be done with them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Allowed {
     /// Read, with everything below them.
     pub(super) read: BTreeSet<PathBuf>,
@@ -48,6 +54,10 @@ pub(super) struct Allowed {
     pub(super) list: BTreeSet<PathBuf>,
     /// Device nodes: opened, read, written, controlled.
     pub(super) nodes: BTreeSet<PathBuf>,
+    /// Whether a GPU is among the nodes.
+    pub(super) has_gpu: bool,
+    /// Files that are there may be read and written, with everything below.
+    pub(super) rewrite: BTreeSet<PathBuf>,
     /// The folder that may be written.
     pub(super) write: Option<PathBuf>,
 }
@@ -59,6 +69,8 @@ impl Allowed {
             read: SYSTEM.iter().chain(MACHINE).map(PathBuf::from).collect(),
             list: library_folders(),
             nodes: PLAIN_NODES.iter().map(PathBuf::from).collect(),
+            has_gpu: false,
+            rewrite: BTreeSet::new(),
             write: rules.write.clone(),
         };
         allowed.read.insert(spec.path.clone());
@@ -70,9 +82,19 @@ impl Allowed {
         }
         if spec.backend != Backend::Cpu {
             let is_gpu = |name: &str| GPU_NODES.iter().any(|begin| name.starts_with(begin));
-            allowed.nodes.extend(entries(Path::new("/dev"), is_gpu));
+            let gpu = entries(Path::new("/dev"), is_gpu);
+            if !gpu.is_empty() {
+                allowed.open_gpu(gpu);
+            }
         }
         allowed
+    }
+
+    /// For the driver of a GPU with these nodes.
+    pub(super) fn open_gpu(&mut self, nodes: Vec<PathBuf>) {
+        self.has_gpu = true;
+        self.nodes.extend(nodes);
+        self.rewrite.insert(PathBuf::from(OWN_THREADS));
     }
 }
 
@@ -128,9 +150,8 @@ pub(super) fn restrict(
     let list: BitFlags<AccessFs> = AccessFs::ReadDir.into();
     let read = list | AccessFs::ReadFile;
     let node = read | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let write = read
-        | AccessFs::WriteFile
-        | AccessFs::Truncate
+    let rewrite = read | AccessFs::WriteFile | AccessFs::Truncate;
+    let write = rewrite
         | AccessFs::Refer
         | AccessFs::MakeDir
         | AccessFs::MakeReg
@@ -139,6 +160,7 @@ pub(super) fn restrict(
     let rules = allowed.list.iter().map(|path| (path, list));
     let rules = rules.chain(allowed.read.iter().map(|path| (path, read)));
     let rules = rules.chain(allowed.nodes.iter().map(|path| (path, node)));
+    let rules = rules.chain(allowed.rewrite.iter().map(|path| (path, rewrite)));
     let rules = rules.chain(allowed.write.iter().map(|path| (path, write)));
     for (path, rights) in rules {
         // What is not there cannot be opened, and says so by itself.
@@ -149,7 +171,12 @@ pub(super) fn restrict(
             true => handled,
             false => handled & AccessFs::from_file(abi),
         };
-        ruleset = ruleset.add_rule(PathBeneath::new(file, rights & fitting))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(file.as_fd(), rights & fitting))?;
+        // A folder of /proc is another one after the kernel has dropped it from its cache, and no rule fits
+        // that: it stays open, and so in the cache.
+        if rights == rewrite {
+            std::mem::forget(file);
+        }
     }
     let status = ruleset.restrict_self()?;
     Ok(match (status.ruleset, status.landlock) {

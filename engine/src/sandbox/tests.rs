@@ -10,6 +10,7 @@ use landlock::ABI;
 use nix::errno::Errno;
 use nix::libc;
 
+use super::calls::Needs;
 use super::files::Allowed;
 use super::*;
 use crate::scripted::load_spec;
@@ -34,9 +35,9 @@ fn call(number: libc::c_long, arguments: [libc::c_long; 4]) -> Option<Errno> {
     (result == -1).then(Errno::last)
 }
 
-fn filtered<T: Send>(may_write: bool, play: impl FnOnce() -> T + Send) -> T {
+fn filtered<T: Send>(needs: Needs, play: impl FnOnce() -> T + Send) -> T {
     on_a_thread(move || {
-        for filter in calls::filters(std::process::id(), may_write).unwrap() {
+        for filter in calls::filters(std::process::id(), needs).unwrap() {
             seccompiler::apply_filter(&filter).unwrap();
         }
         play()
@@ -45,7 +46,7 @@ fn filtered<T: Send>(may_write: bool, play: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn what_an_intruder_would_call_is_not_permitted() {
-    filtered(false, || {
+    filtered(Needs::default(), || {
         let own = libc::c_long::from(std::process::id());
         let cases = [
             ("socket", libc::SYS_socket, [2, 1, 0, 0]),
@@ -104,7 +105,7 @@ fn what_an_intruder_would_call_is_not_permitted() {
 #[test]
 fn what_a_worker_does_all_day_still_works() {
     static RAN: AtomicUsize = AtomicUsize::new(0);
-    filtered(false, || {
+    filtered(Needs::default(), || {
         let threads = Vec::from_iter((0..4).map(|_| {
             std::thread::spawn(|| {
                 RAN.fetch_add(vec![1_u8; 8 << 20].len(), Ordering::Relaxed);
@@ -129,8 +130,98 @@ fn what_a_worker_does_all_day_still_works() {
 fn a_folder_for_the_cache_may_be_written_where_there_is_one() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str| errno(fs::write(dir.path().join(name), "x"));
-    filtered(true, || assert_eq!(write("a"), None));
-    filtered(false, || assert_eq!(write("b"), Some(Errno::EPERM)));
+    let needs = Needs {
+        may_write: true,
+        ..Needs::default()
+    };
+    filtered(needs, || assert_eq!(write("a"), None));
+    filtered(Needs::default(), || {
+        assert_eq!(write("b"), Some(Errno::EPERM));
+    });
+}
+
+const GPU: Needs = Needs {
+    gpu: true,
+    may_write: false,
+};
+
+fn open(path: &str, flags: libc::c_int) -> Option<Errno> {
+    let path = std::ffi::CString::new(path).unwrap();
+    call(
+        libc::SYS_openat,
+        [
+            libc::AT_FDCWD.into(),
+            path.as_ptr() as libc::c_long,
+            flags.into(),
+            0o600,
+        ],
+    )
+}
+
+#[test]
+fn a_gpus_driver_gets_a_socket_that_nobody_is_answered_at() {
+    filtered(GPU, || {
+        let (unix, inet) = (1, 2);
+        let (stream, seqpacket) = (1, 5 | libc::c_long::from(libc::SOCK_CLOEXEC));
+        assert_eq!(call(libc::SYS_socket, [unix, seqpacket, 0, 0]), None);
+        // As the driver does before it binds: there is nothing to remove, and nothing is removed.
+        assert_eq!(
+            call(libc::SYS_unlinkat, [-100, 0, 0, 0]),
+            Some(Errno::ENOENT)
+        );
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(call(libc::SYS_unlink, [0; 4]), Some(Errno::ENOENT));
+        // Of no file: the filter lets them through.
+        for number in [libc::SYS_bind, libc::SYS_listen] {
+            assert_eq!(call(number, [NO_FILE, 0, 0, 0]), Some(Errno::EBADF));
+        }
+        let pass_credentials = [NO_FILE, 1, 16, 0];
+        assert_eq!(
+            call(libc::SYS_setsockopt, pass_credentials),
+            Some(Errno::EBADF)
+        );
+        for (what, number, arguments) in [
+            ("unix stream", libc::SYS_socket, [unix, stream, 0, 0]),
+            ("internet", libc::SYS_socket, [inet, seqpacket, 0, 0]),
+            ("pair", libc::SYS_socketpair, [unix, seqpacket, 0, 0]),
+            ("connect", libc::SYS_connect, [NO_FILE, 0, 0, 0]),
+            ("accept", libc::SYS_accept, [NO_FILE, 0, 0, 0]),
+            ("accept4", libc::SYS_accept4, [NO_FILE, 0, 0, 0]),
+            ("another option", libc::SYS_setsockopt, [NO_FILE, 1, 7, 0]),
+            ("another level", libc::SYS_setsockopt, [NO_FILE, 6, 16, 0]),
+            ("rename", libc::SYS_renameat2, [-100, 0, -100, 0]),
+            ("folder", libc::SYS_mkdirat, [-100, 0, 0, 0]),
+        ] {
+            assert_eq!(call(number, arguments), Some(Errno::EPERM), "{what}");
+        }
+    });
+}
+
+#[test]
+fn a_gpus_driver_opens_as_fopen_does_to_write_and_in_no_other_way_that_makes_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let path = path.to_str().unwrap();
+    filtered(GPU, || {
+        let (create, empty) = (libc::O_CREAT, libc::O_TRUNC);
+        for flags in [
+            create,
+            empty,
+            libc::O_WRONLY | create,
+            libc::O_WRONLY | empty,
+            libc::O_RDWR | create | empty,
+            libc::O_RDONLY | create | empty,
+            libc::O_ACCMODE | create | empty,
+            libc::O_WRONLY | create | libc::O_EXCL,
+            libc::O_WRONLY | libc::O_TMPFILE,
+        ] {
+            assert_eq!(open(path, flags), Some(Errno::EPERM), "{flags:o}");
+        }
+        // Which file is for Landlock to say.
+        let fopen_w = libc::O_WRONLY | create | empty;
+        assert_eq!(open(path, fopen_w), None);
+        assert_eq!(open(path, fopen_w | libc::O_CLOEXEC), None);
+    });
 }
 
 /// A place with a model, a library, and something that is nobody's business.
@@ -240,6 +331,48 @@ fn the_gpu_is_closed_to_a_worker_for_the_cpu() {
     );
     // Nobody is given a whole system by a strange environment.
     assert!(!allowed.list.contains(Path::new("/")) && !allowed.read.contains(Path::new("/")));
+}
+
+#[test]
+fn a_gpus_driver_names_its_threads_and_writes_no_other_file() {
+    let (dir, spec) = place();
+    let mut allowed = Allowed::of(&spec, &Default::default());
+    let plain = allowed.clone();
+    allowed.open_gpu(vec!["/dev/null".into()]);
+    for abi in [ABI::V1, files::ABI_USED] {
+        // Named from outside, as the driver does with threads that it has just started.
+        let name = |allowed: &Allowed| {
+            ruled(allowed, abi, || {
+                let (say, told) = sync_channel(0);
+                let (end, ended) = sync_channel::<()>(0);
+                let thread = std::thread::spawn(move || {
+                    say.send(nix::unistd::gettid()).unwrap();
+                    let _ = ended.recv();
+                });
+                let comm = format!("/proc/self/task/{}/comm", told.recv().unwrap());
+                let written = fs::write(&comm, "cuda-thread");
+                let read = fs::read_to_string(&comm).unwrap();
+                drop(end);
+                thread.join().unwrap();
+                written.map(|()| read)
+            })
+        };
+        if let Some(named) = name(&allowed) {
+            assert_eq!(named.unwrap(), "cuda-thread\n");
+        }
+        if let Some(named) = name(&plain) {
+            assert_eq!(errno(named), Some(Errno::EACCES));
+        }
+        ruled(&allowed, abi, || {
+            for path in [dir.path().join("new"), dir.path().join("secret")] {
+                assert_eq!(errno(fs::write(&path, "x")), Some(Errno::EACCES));
+            }
+            for path in ["/proc/self/oom_score_adj", "/proc/1/comm"] {
+                assert!(errno(fs::write(path, "0")).is_some(), "{path}");
+            }
+        });
+    }
+    assert!(fs::read(dir.path().join("secret")).unwrap() == b"secret");
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub enum Unproven {
     )]
     SplitsUnknown,
     #[error(
-        "one token takes {token_ms:.1} ms ({:.1} tokens/s), and {:.1} ms would be {} % of what memory of {gb_s:.1} GB/s allows: the clocks are low or held down (power mode, temperature), another program uses the GPU, or its code is being compiled (CUDA_CACHE_DISABLE); correct that, lower engine.canary_share_min, or set engine.backend = \"cpu\"",
+        "one token takes {token_ms:.1} ms ({:.1} tokens/s), and {:.1} ms would be {} % of what memory of {gb_s:.1} GB/s allows: the clocks are low or held down (power mode, temperature), another program uses the GPU, or its code is being compiled (CUDA_CACHE_DISABLE); correct that, lower engine.canary_percent_min, or set engine.backend = \"cpu\"",
         1e3 / .token_ms, .allowed_ms, (.share_min * 100.0).round()
     )]
     Slow {

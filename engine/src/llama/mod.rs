@@ -31,10 +31,26 @@ pub const VERSION: &str = "llama-cpp-sys-2 0.1.161";
 /// Compute backends of this build, by ggml's names.
 pub fn backends() -> Vec<String> {
     let mut names = vec!["CPU".to_owned()];
-    if cfg!(feature = "cuda") {
+    if cfg!(feature = "cuda") || links_cuda() {
         names.push("CUDA".to_owned());
     }
     names
+}
+
+/// Whether the shared ggml that this program found has CUDA. Asking ggml itself would start the driver, and
+/// with it threads, before the sandbox is closed.
+#[cfg(feature = "dynamic-link")]
+#[expect(unsafe_code, reason = "the linker's table has no other door")]
+fn links_cuda() -> bool {
+    let symbol = c"ggml_backend_cuda_reg";
+    // SAFETY: looks a NUL-terminated name up in what is loaded already; nothing is called.
+    let found = unsafe { nix::libc::dlsym(nix::libc::RTLD_DEFAULT, symbol.as_ptr()) };
+    !found.is_null()
+}
+
+#[cfg(not(feature = "dynamic-link"))]
+fn links_cuda() -> bool {
+    false
 }
 
 /// Loads GGUF files. Holds the backend, so make it on the main thread and keep it there.

@@ -554,6 +554,16 @@ impl Client {
     }
 }
 
+/// Bytes of text that came after `begin` and until `end`; none when one stream was over before another began,
+/// as happens when a short stream waits for the disk.
+fn bytes_between(heard: &[(Instant, usize)], begin: Instant, end: Instant) -> usize {
+    let bytes_at = |at: Instant| {
+        let last = heard.iter().rev().find(|(then, _)| *then <= at);
+        last.map_or(0, |(_, bytes)| *bytes)
+    };
+    bytes_at(end).saturating_sub(bytes_at(begin))
+}
+
 /// Tokens come as text, so tokens inside a window are counted by their share of the stream's bytes.
 fn judge(streams: &[Stream], n_gen: u32, asked: Instant) -> anyhow::Result<Measured> {
     let first = &streams[0];
@@ -582,16 +592,9 @@ fn judge(streams: &[Stream], n_gen: u32, asked: Instant) -> anyhow::Result<Measu
     let tokens: f64 = streams
         .iter()
         .map(|stream| {
-            let bytes_at = |at: Instant| {
-                stream
-                    .heard
-                    .iter()
-                    .rev()
-                    .find(|(then, _)| *then <= at)
-                    .map_or(0, |(_, bytes)| *bytes)
-            };
             let all = stream.receiver.text().len().max(1);
-            (bytes_at(end) - bytes_at(begin)) as f64 / all as f64 * f64::from(n_gen)
+            let n_bytes = bytes_between(&stream.heard, begin, end);
+            n_bytes as f64 / all as f64 * f64::from(n_gen)
         })
         .sum();
     let window = end.saturating_duration_since(begin).as_secs_f64();
@@ -632,4 +635,28 @@ fn words(n: usize) -> String {
         .map(|i| WORDS[(i * 7 + i / 12) % WORDS.len()])
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_while_all_streams_run_and_none_when_one_came_too_late() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let heard = [(at(10), 4), (at(20), 9), (at(30), 20)];
+        for (begin, end, expected) in [
+            (10, 30, 16),
+            (15, 25, 5),
+            (0, 5, 0),
+            (30, 30, 0),
+            // The other stream had ended before this one began, and the other way round.
+            (30, 5, 0),
+            (25, 15, 0),
+        ] {
+            let found = bytes_between(&heard, at(begin), at(end));
+            assert_eq!(found, expected, "{begin} to {end} ms");
+        }
+    }
 }

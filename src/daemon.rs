@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::board::Root;
@@ -131,6 +131,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let own_accounts = config.broker.mode != BrokerMode::External;
     let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
     let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts);
+    let (busy, runs) = watch::channel(false);
     let parts = Parts {
         link: link.clone(),
         inbound,
@@ -144,7 +145,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         readings: config
             .telemetry
             .interval
-            .map(|interval| telemetry::spawn(Root::new(&config.paths.board_root), interval)),
+            .map(|interval| telemetry::spawn(Root::new(&config.paths.board_root), interval, runs)),
+        busy,
         control,
     };
     let mut dispatcher = tokio::spawn(dispatch::run(settings, parts));

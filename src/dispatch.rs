@@ -18,6 +18,7 @@
 
 mod checked;
 mod durable;
+mod energy;
 mod govern;
 mod intake;
 mod job;
@@ -35,7 +36,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -45,11 +46,12 @@ use crate::governor::{Notice, Word};
 use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
 use crate::pressure::Level;
 use crate::store::{self, Store};
-use crate::telemetry::Reading;
+use crate::telemetry::Heard;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::Report;
 use durable::StoreDone;
+use energy::Energy;
 use job::{Cancel, Ending, Job, Phase};
 use pools::Pools;
 
@@ -110,7 +112,9 @@ pub struct Parts {
     /// From the governor.
     pub words: mpsc::Receiver<Word>,
     /// What the board's sensors say, for telemetry; none when that is off.
-    pub readings: Option<mpsc::Receiver<Reading>>,
+    pub readings: Option<mpsc::Receiver<Heard>>,
+    /// Told whether requests run.
+    pub busy: watch::Sender<bool>,
     /// The daemon's orders.
     pub control: mpsc::Receiver<Control>,
 }
@@ -122,6 +126,9 @@ struct Dispatch {
     store: Store,
     notices: mpsc::Sender<Notice>,
     meters: Meters,
+    energy: Energy,
+    /// Whether anything runs.
+    busy: watch::Sender<bool>,
     /// How short memory is.
     level: Level,
     /// For want of memory a smaller context or model serves, and another is to come.
@@ -207,9 +214,10 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         notices,
         mut words,
         mut readings,
+        busy,
         mut control,
     } = parts;
-    let mut dispatch = Dispatch::new(settings, link, store, clock, notices);
+    let mut dispatch = Dispatch::new(settings, link, store, clock, notices, busy);
     let mut dealt = None;
     if let Some((link, inbox)) = pools {
         dispatch.pools = Some(Pools::new(link));
@@ -246,7 +254,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
             },
-            Some(reading) = received(&mut readings) => dispatch.publish_telemetry(reading),
+            Some(heard) = received(&mut readings) => dispatch.on_telemetry(heard),
             word = words.recv() => match word {
                 Some(word) => dispatch.on_word(word),
                 None => return inbound,
@@ -292,6 +300,7 @@ impl Dispatch {
         store: Store,
         clock: Clock,
         notices: mpsc::Sender<Notice>,
+        busy: watch::Sender<bool>,
     ) -> Self {
         let node = Node::new(&settings, clock);
         Self {
@@ -301,6 +310,8 @@ impl Dispatch {
             commands: mpsc::channel(1).0, // Closed: nobody serves yet.
             notices,
             meters: Meters::new(),
+            energy: Energy::new(Instant::now()),
+            busy,
             level: Level::Ok,
             small_context: false,
             n_ctx_full: 0,
@@ -436,7 +447,7 @@ impl Dispatch {
             if !piece.ids.is_empty() {
                 match job.last_token.replace(now) {
                     None => self.meters.first_token(now - job.arrived),
-                    Some(last) => self.meters.next_token(now - last),
+                    Some(last) => self.meters.next_tokens(piece.ids.len(), now - last),
                 }
             }
             job.receive(&piece.ids, &piece.text, now);
@@ -455,12 +466,14 @@ impl Dispatch {
     }
 
     fn on_done(&mut self, done: Done) {
+        self.energy.advance(Instant::now(), self.queue.running());
         let n_ctx_seq = self.node.n_ctx_seq().unwrap_or(0);
         let may_grow = self.small_context && self.n_ctx_full > n_ctx_seq;
         let Some(job) = self.jobs.get_mut(&done.job) else {
             self.queue.remove(done.job);
             return;
         };
+        job.spent.ends(&self.energy);
         let is_paused = job.cancel == Cancel::PauseSent && done.end == Ok(Finish::Cancelled);
         let has_outgrown = may_grow
             && job.is_cut_short(&done, n_ctx_seq)
@@ -481,7 +494,7 @@ impl Dispatch {
             self.meters.step(done.ids.len() as u64, now);
             match job.last_token.replace(now) {
                 None => self.meters.first_token(now - job.arrived),
-                Some(last) => self.meters.next_token(now - last),
+                Some(last) => self.meters.next_tokens(done.ids.len(), now - last),
             }
         }
         job.receive(&done.ids, &done.text, now);
@@ -492,6 +505,7 @@ impl Dispatch {
     }
 
     fn on_worker_down(&mut self, down: &crate::worker::Down) {
+        self.energy.advance(Instant::now(), self.queue.running());
         self.meters.n_deaths += u64::from(!down.cause.on_purpose());
         let verdicts = match down.cause.on_purpose() {
             true => self.queue.worker_left(),
@@ -565,6 +579,7 @@ impl Dispatch {
         let Some((n_seq_max, model)) = self.node.serving() else {
             return;
         };
+        self.energy.advance(Instant::now(), self.queue.running());
         loop {
             let (straits, jobs) = (self.straits(), &self.jobs);
             let waits = |key| jobs.get(&key).is_some_and(|job| straits.must_wait(job));
@@ -584,7 +599,11 @@ impl Dispatch {
                 self.queue.put_back(key);
                 return;
             }
+            job.spent.begins(&self.energy);
         }
+        let runs = self.queue.running() > 0;
+        self.busy
+            .send_if_modified(|busy| std::mem::replace(busy, runs) != runs);
         for job in self.jobs.values_mut() {
             let told = match job.cancel {
                 Cancel::Wanted => Cancel::Sent,

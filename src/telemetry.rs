@@ -1,4 +1,5 @@
-//! Reads the board for telemetry, every few seconds, on a thread of its own.
+//! Reads the board for telemetry, every few seconds, on a thread of its own; while requests run also the
+//! module's power, four times a second.
 //!
 //! Owns: the sensors and their pace. Never does: MQTT; what it read goes to `dispatch`, which publishes it
 //! with its own numbers. Rails and temperatures come over slow buses and may take milliseconds, which is why
@@ -7,7 +8,7 @@
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use crate::board::power::PowerProbe;
@@ -18,6 +19,28 @@ use crate::wire::telemetry::{TeleGpu, TeleHost};
 
 /// Drivers that load late are looked for this often.
 const FIND_EVERY: Duration = Duration::from_secs(60);
+
+/// Power is read this often while requests run.
+const POWER_EVERY: Duration = Duration::from_millis(250);
+
+/// What the dispatcher gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// Everything, for publication.
+    Board(Box<Reading>),
+    /// The module's power; `None` where it cannot be read, now or ever.
+    Power {
+        /// Milliwatts.
+        module_mw: Option<i64>,
+    },
+}
+
+/// What is to be read.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Board,
+    Power,
+}
 
 /// What was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +53,13 @@ pub struct Reading {
     pub interval: Duration,
 }
 
-/// Starts reading; must be called in a runtime. It ends when the receiver is dropped.
-pub fn spawn(root: Root, interval: Duration) -> mpsc::Receiver<Reading> {
+/// Starts reading; must be called in a runtime. It ends when the receiver is dropped. `busy` says whether
+/// requests run.
+pub fn spawn(
+    root: Root,
+    interval: Duration,
+    mut busy: watch::Receiver<bool>,
+) -> mpsc::Receiver<Heard> {
     let (sender, receiver) = mpsc::channel(1);
     // One turn may wait; a thread that is behind misses some.
     let (turns, turn_queue) = std::sync::mpsc::sync_channel(1);
@@ -43,11 +71,23 @@ pub fn spawn(root: Root, interval: Duration) -> mpsc::Receiver<Reading> {
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut power_ticks = tokio::time::interval(POWER_EVERY);
+        power_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = ticks.tick() => { let _ = turns.try_send(()); }
+            let runs = *busy.borrow_and_update();
+            let turn = tokio::select! {
+                _ = ticks.tick() => Turn::Board,
+                _ = power_ticks.tick(), if runs => Turn::Power,
+                changed = busy.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    power_ticks.reset_immediately();
+                    continue;
+                }
                 () = closed.closed() => return,
-            }
+            };
+            let _ = turns.try_send(turn);
         }
     });
     receiver
@@ -56,8 +96,8 @@ pub fn spawn(root: Root, interval: Duration) -> mpsc::Receiver<Reading> {
 fn read(
     root: &Root,
     interval: Duration,
-    turns: &std::sync::mpsc::Receiver<()>,
-    sender: &mpsc::Sender<Reading>,
+    turns: &std::sync::mpsc::Receiver<Turn>,
+    sender: &mpsc::Sender<Heard>,
 ) {
     let mut faults = Faults::default();
     let mut sensors = Sensors::find(root, &mut faults);
@@ -67,7 +107,12 @@ fn read(
         debug!(%fault, "sensor");
     }
     let mut since_find = Duration::ZERO;
-    while turns.recv().is_ok() {
+    while let Ok(turn) = turns.recv() {
+        if matches!(turn, Turn::Power) {
+            let module_mw = sensors.module_milliwatts();
+            let _ = sender.try_send(Heard::Power { module_mw });
+            continue;
+        }
         if since_find >= FIND_EVERY {
             sensors.find_missing(&mut Faults::default());
             since_find = Duration::ZERO;
@@ -103,11 +148,11 @@ fn read(
             clock_max_mhz: gpu.hz_max.map(|hz| hz / 1_000_000),
         });
         // Full: the dispatcher has not taken the last one, and then this one is of no use either.
-        let _ = sender.try_send(Reading {
+        let _ = sender.try_send(Heard::Board(Box::new(Reading {
             host,
             gpu,
             interval,
-        });
+        })));
         since_find += interval;
     }
 }

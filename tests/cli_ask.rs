@@ -152,6 +152,7 @@ fn end(finish: Finish, text: &str) -> End {
         n_chunks: 1,
         resumed: 0,
         parts: Vec::new(),
+        energy_j: None,
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,

@@ -504,3 +504,36 @@ async fn telemetry_counts_what_was_done_and_leaves_out_what_the_board_does_not_h
     assert!(llm.get("energy_mj_tok").is_none(), "a board without rails");
     assert!(!client.documents.contains_key("gpu"));
 }
+
+#[tokio::test]
+async fn a_final_says_what_energy_the_request_took() {
+    let root = tempfile::tempdir().unwrap();
+    Meminfo::new(root.path()).available(6000);
+    let rail = root.path().join("sys/class/hwmon/hwmon1");
+    std::fs::create_dir_all(&rail).unwrap();
+    for (file, text) in [
+        ("name", "ina3221"),
+        ("in1_label", "VDD_IN"),
+        ("in1_input", "5000"),
+        ("curr1_input", "2000"),
+    ] {
+        std::fs::write(rail.join(file), text).unwrap();
+    }
+    let site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("paths.board_root={}", root.path().display()))
+        .set("telemetry.interval_seconds=60");
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    client.until_mode(Mode::Serving).await;
+    client.ask("chat", "a", "!count !tokens 200 !step 5").await;
+    client.until_ended(&["a".to_owned()]).await;
+    let said: serde_json::Value =
+        serde_json::from_slice(client.finals["a"].first().unwrap()).unwrap();
+    let seconds = said["orinoco"]["total_ms"].as_f64().unwrap() / 1000.0;
+    let joules = said["orinoco"]["energy_j"].as_f64().expect("energy_j");
+    // Ten watts, for as long as it ran.
+    assert!(
+        (5.0 * seconds..=10.0 * seconds + 0.1).contains(&joules),
+        "{said}"
+    );
+}

@@ -103,6 +103,7 @@ fn end(finish: Finish) -> End {
         n_chunks: 2,
         resumed: 0,
         parts: Vec::new(),
+        energy_j: None,
         include_text: false,
         text_sha256: std::array::from_fn(|at| at as u8),
         truncated: false,

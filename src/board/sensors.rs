@@ -6,7 +6,7 @@
 
 use super::fan::{Fan, FanProbe};
 use super::gpu::{Gpu, GpuNode, GpuProbe};
-use super::rails::{Rail, RailsProbe};
+use super::rails::{self, Rail, RailsProbe};
 use super::root::{Faults, Root};
 use super::thermal::{Cooling, ThermalProbe, Zone};
 use super::throttle::{OverCurrent, OverCurrentProbe};
@@ -75,6 +75,11 @@ impl Sensors {
         if self.fan.is_none() {
             self.fan = FanProbe::find(root, faults);
         }
+    }
+
+    /// Power of the module as it is now, mW: see [`rails::module_milliwatts`].
+    pub fn module_milliwatts(&mut self) -> Option<i64> {
+        rails::module_milliwatts(&self.rails.read(&mut Faults::default()))
     }
 
     /// Everything as it is now.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::durable::StoreDone;
+use super::energy::Spent;
 use super::job::{Address, Cancel, Ending, Job, Phase};
 use super::output::Output;
 use super::queue::Order;
@@ -302,6 +303,7 @@ impl Dispatch {
                 parts: Vec::new(),
                 n_prompt: 0,
                 resumed: 0,
+                spent: Spent::default(),
                 phase: Phase::Open,
                 ending: None,
                 cancel: Cancel::No,

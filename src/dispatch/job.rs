@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use tokio::time::Instant;
 
+use super::energy::Spent;
 use super::output::Output;
 use crate::frames::{self, Finish, Head, JobKey, Resume, Timings, Token};
 use crate::link::{AckToken, Props, Publish};
@@ -117,6 +118,8 @@ pub(super) struct Job {
     pub(super) n_prompt: u32,
     /// Times that another worker took over.
     pub(super) resumed: u32,
+    /// Of the module's energy.
+    pub(super) spent: Spent,
     pub(super) phase: Phase,
     pub(super) ending: Option<Ending>,
     /// Whether the requester, or we, want it stopped in the worker.
@@ -302,6 +305,7 @@ impl Job {
                         n_chunks: self.output.n_chunks(),
                         resumed: self.resumed,
                         parts: self.parts(),
+                        energy_j: self.spent.joules(),
                         include_text: self.request.include_text,
                         text_sha256: sha2::Sha256::digest(text).into(),
                         truncated: kept.len() < text.len(),

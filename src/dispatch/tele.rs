@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Dispatch;
 use super::report::retained;
 use crate::link::{Props, Publish};
-use crate::telemetry::Reading;
+use crate::telemetry::{Heard, Reading};
 use crate::wire::telemetry::{QuantilesMs, TeleLlm, TeleQueue};
 
 /// Longest time told apart from longer ones.
@@ -78,8 +78,10 @@ impl Meters {
         self.ttft.saturating_record(after.as_micros() as u64);
     }
 
-    pub(super) fn next_token(&mut self, after: Duration) {
-        self.itl.saturating_record(after.as_micros() as u64);
+    /// A piece of `n` tokens came so long after the one before; each took its part of that.
+    pub(super) fn next_tokens(&mut self, n: usize, after: Duration) {
+        let each = after.as_micros() as u64 / n.max(1) as u64;
+        self.itl.saturating_record_n(each, n as u64);
     }
 }
 
@@ -98,8 +100,21 @@ fn quantiles(times: &mut Histogram<u64>) -> Option<QuantilesMs> {
 }
 
 impl Dispatch {
+    pub(super) fn on_telemetry(&mut self, heard: Heard) {
+        let module_mw = match &heard {
+            Heard::Board(reading) => reading.host.module_mw,
+            Heard::Power { module_mw } => *module_mw,
+        };
+        let now = Instant::now();
+        self.energy.advance(now, self.queue.running());
+        self.energy.sampled(module_mw, now);
+        if let Heard::Board(reading) = heard {
+            self.publish_telemetry(*reading);
+        }
+    }
+
     /// Publishes all telemetry of this moment.
-    pub(super) fn publish_telemetry(&mut self, reading: Reading) {
+    fn publish_telemetry(&mut self, reading: Reading) {
         let at_ms = self.clock.now_ms();
         let expiry = reading.interval * EXPIRY_INTERVALS;
         let now = Instant::now();

@@ -34,6 +34,7 @@ fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {
             n_chunks: seq - 1,
             resumed: 0,
             parts: Vec::new(),
+            energy_j: None,
             include_text: false,
             text_sha256: Sha256::digest(text).into(),
             truncated: false,

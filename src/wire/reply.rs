@@ -127,6 +127,8 @@ pub struct End {
     pub resumed: u32,
     /// Who wrote what, in order; more than one entry after a switch of models.
     pub parts: Vec<Part>,
+    /// Of the module's energy, joules; on boards with rails.
+    pub energy_j: Option<f64>,
     /// The final of a stream repeats the text.
     pub include_text: bool,
     /// SHA-256 of the whole text, before any cut.
@@ -347,6 +349,7 @@ impl Replier {
             tok_s,
             resumed: Some(end.resumed),
             parts: (end.parts.len() > 1).then(|| end.parts.clone()),
+            energy_j: end.energy_j.map(round),
             truncated: end.truncated.then_some(true),
             ..self.orinoco()
         }

@@ -334,8 +334,8 @@ pub(super) fn fit(facts: &Facts) -> Finding {
         Ok(Finding::warn(
             format!("{}; {room}", wrong.join(", ")),
             "models that fit beside memory.reserve",
-            "`orinoco models fit` shows what would fit with which n_ctx and KV types; a smaller model or \
-             quantization; or stop other programs, see memory.available",
+            "a smaller quantization or model, a smaller n_ctx, kv_type_k and kv_type_v \"q8_0\"; or stop other \
+             programs, see memory.available",
         ))
     }))
 }

@@ -194,6 +194,11 @@ pub struct Orinoco<'a> {
     /// Which model wrote which part of the answer, in order; only when it was more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parts: Option<Vec<Part>>,
+    /// Joules that the request took: the module's energy while it ran, shared evenly among those that ran at
+    /// the same time; in the final, on boards that measure it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub energy_j: Option<f64>,
     /// True where the text was cut to a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncated: Option<bool>,

@@ -32,6 +32,7 @@ fn end(finish: Finish, text: &str) -> End {
         n_chunks: 2,
         resumed: 0,
         parts: Vec::new(),
+        energy_j: None,
         include_text: false,
         text_sha256: [7; 32],
         truncated: false,

@@ -28,7 +28,7 @@ pub struct Expected {
     /// As configured; -1: all.
     pub n_gpu_layers: i32,
     /// Share of the roofline that a token must reach; 0: not judged.
-    pub canary_percent_min: f32,
+    pub canary_share_min: f32,
 }
 
 impl Expected {
@@ -37,13 +37,13 @@ impl Expected {
         gpu_sign: Option<String>,
         backend: Backend,
         n_gpu_layers: i32,
-        canary_percent_min: f32,
+        canary_share_min: f32,
     ) -> Self {
         Self {
             gpu_sign,
             is_cpu_chosen: backend == Backend::Cpu,
             n_gpu_layers,
-            canary_percent_min,
+            canary_share_min,
         }
     }
 
@@ -275,11 +275,11 @@ fn speed(expected: &Expected, loaded: &Loaded) -> Result<Option<Speed>, Unproven
         tok_s: 1e3 / canary.token_ms,
         roofline_tok_s: 1e3 / roofline_ms,
     };
-    if speed.share() < f64::from(expected.canary_percent_min) {
+    if speed.share() < f64::from(expected.canary_share_min) {
         return Err(Unproven::Slow {
             token_ms: canary.token_ms,
-            allowed_ms: roofline_ms / f64::from(expected.canary_percent_min),
-            share_min: expected.canary_percent_min,
+            allowed_ms: roofline_ms / f64::from(expected.canary_share_min),
+            share_min: expected.canary_share_min,
             gb_s: canary.bytes_per_second / 1e9,
         });
     }

@@ -358,7 +358,7 @@ fn admission(config: &Config, choice: &Choice) -> AdmissionConfig {
         rules: Rules {
             gpu_context_bytes: config.memory.gpu_context_bytes,
         },
-        canary_percent_min: config.engine.canary_percent_min as f32 / 100.0,
+        canary_share_min: config.engine.canary_percent_min as f32 / 100.0,
         models: choice.loads.clone(),
     }
 }

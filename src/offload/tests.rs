@@ -268,7 +268,7 @@ fn without_a_canary_or_a_speed_of_memory_the_rest_is_the_proof() {
         assert_eq!(judged, Ok(Proof::OnGpu(None)), "{bytes_per_second}");
     }
     let not_judged = Expected {
-        canary_percent_min: 0.0,
+        canary_share_min: 0.0,
         ..strict()
     };
     let mut loaded = good();

@@ -39,7 +39,7 @@ pub struct AdmissionConfig {
     /// Beside what a plan says.
     pub rules: Rules,
     /// Share of the roofline that a token on the GPU must reach; 0: not judged.
-    pub canary_percent_min: f32,
+    pub canary_share_min: f32,
     /// The models of the catalogue, the largest first: one of them may fit when another does not.
     pub models: Vec<LoadSpec>,
 }
@@ -208,7 +208,7 @@ impl Session<'_> {
             gpu_sign(&Root::new(&rules.root)),
             load.backend,
             load.n_gpu_layers,
-            rules.canary_percent_min,
+            rules.canary_share_min,
         );
         let outline = self.outline().await?;
         offload::before_load(&expected, &outline.backends, &outline.devices)

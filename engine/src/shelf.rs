@@ -20,7 +20,15 @@ pub struct Shelf {
     entries: Vec<Entry>,
     n_saved: u64,
     clock: u64,
+    /// What a copy took a token while others waited, milliseconds.
+    token_ms: Option<f64>,
 }
+
+/// Nobody waits longer than about this for a copy, milliseconds.
+const HOLD_UP_MS_MAX: f64 = 8.0;
+/// A copy that would take too long is believed to take a little less each time it is not made, so that it is
+/// tried again.
+const DOUBT: f64 = 0.98;
 
 #[derive(Debug)]
 struct Entry {
@@ -61,7 +69,27 @@ impl Shelf {
             entries: Vec::new(),
             n_saved: 0,
             clock: 0,
+            token_ms: None,
         }
+    }
+
+    /// Whether a sequence of `n_tokens` may be copied while others wait, by what it took before. The cells of
+    /// sequences that were made side by side alternate, and out of a GPU each comes by itself: 128 tokens of
+    /// SmolLM2 from an H200 take some 70 ms.
+    pub fn may_hold_up(&mut self, n_tokens: usize) -> bool {
+        let Some(token_ms) = &mut self.token_ms else {
+            return true;
+        };
+        let may = *token_ms * n_tokens as f64 <= HOLD_UP_MS_MAX;
+        if !may {
+            *token_ms *= DOUBT;
+        }
+        may
+    }
+
+    /// A copy of `n_tokens` took `ms`, while others waited.
+    pub fn held_up(&mut self, n_tokens: usize, ms: f64) {
+        self.token_ms = Some(ms / n_tokens.max(1) as f64);
     }
 
     /// Bytes that it holds.
@@ -219,6 +247,17 @@ mod tests {
         assert!(shelf.best(&ids(TURN)).is_some());
         shelf.clear();
         assert_eq!((shelf.bytes(), shelf.best(&ids(TURN))), (0, None));
+    }
+
+    #[test]
+    fn a_copy_that_held_others_up_is_seldom_made_again_while_they_wait() {
+        let mut shelf = Shelf::new(10_000, 0);
+        assert!(shelf.may_hold_up(128), "nothing is known yet");
+        shelf.held_up(128, 70.0);
+        let skipped = (0..1000).take_while(|_| !shelf.may_hold_up(128)).count();
+        assert!((50..200).contains(&skipped), "{skipped}");
+        shelf.held_up(128, 2.0);
+        assert!(shelf.may_hold_up(128));
     }
 
     #[test]

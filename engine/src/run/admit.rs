@@ -1,5 +1,7 @@
 //! From a submitted job to a slot: tokens, prefix, cells; and back when it ends.
 
+use std::time::Instant;
+
 use orinoco::frames::{Event, Finish, Input, Job, JobError, Token};
 
 use super::{Run, WAITING_MAX};
@@ -120,6 +122,11 @@ impl Run<'_> {
     /// Saves what is in the cache for `seq`, if its last window is whole and it is worth it.
     fn save(&mut self, seq: SeqId) {
         let tokens = self.pool.tokens(seq);
+        let others_wait = self.slots.iter().any(Option::is_some) || !self.waiting.is_empty();
+        if others_wait && !self.shelf.may_hold_up(tokens.len()) {
+            return;
+        }
+        let began = Instant::now();
         let n_swa = self.decoder.limits().n_swa;
         let has_window = (self.decoder.seq_pos_min(seq))
             .is_some_and(|min| min == 0 || (n_swa > 0 && (min + n_swa) as usize <= tokens.len()));
@@ -128,6 +135,10 @@ impl Run<'_> {
             && let Some(state) = self.decoder.state(seq)
         {
             self.shelf.put(tokens.to_vec(), state);
+            if others_wait {
+                let ms = began.elapsed().as_secs_f64() * 1e3;
+                self.shelf.held_up(tokens.len(), ms);
+            }
         }
     }
 

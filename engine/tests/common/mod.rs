@@ -115,12 +115,17 @@ impl Worker {
         write_frame(&mut self.socket, command).unwrap();
     }
 
-    /// The next event; `None` when the worker is gone.
+    /// The next event but for what saved sequences take; `None` when the worker is gone.
     pub fn next(&mut self) -> Option<Event> {
-        match read_frame(&mut self.socket) {
-            Ok(event) => event,
-            Err(FrameError::Io(error)) if error.kind() == ErrorKind::ConnectionReset => None,
-            Err(error) => panic!("no event: {error}"),
+        loop {
+            match read_frame(&mut self.socket) {
+                Ok(Some(Event::Cached { .. })) => {}
+                Ok(event) => return event,
+                Err(FrameError::Io(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                    return None;
+                }
+                Err(error) => panic!("no event: {error}"),
+            }
         }
     }
 

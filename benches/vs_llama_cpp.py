@@ -92,7 +92,8 @@ def stall(peer, prompts):
     for stream in running:
         times = [at for at, _ in stream.pieces]
         gaps += [b - a for a, b in zip(times, times[1:]) if b > from_s and a < to_s]
-        if times[-1] < to_s:
+        # A running one may just hold back half a character.
+        if stream.is_done and times[-1] < to_s:
             raise RuntimeError(f"{peer.name}: a stream ended before the long prompt was read")
     for stream in running:
         peer.cancel(stream)

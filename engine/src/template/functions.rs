@@ -29,7 +29,8 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        // Behind the opening: in `{%}` both would share a character.
+        let Some(length) = rest[start + 2..].find("%}").map(|at| at + 2) else {
             break;
         };
         let tag = &rest[start + 2..start + length];

@@ -243,3 +243,10 @@ fn every_template_of_the_corpus_keeps_its_bounds() {
         entry::check(&std::fs::read(input.unwrap().path()).unwrap());
     }
 }
+
+#[test]
+fn an_opening_that_closes_itself_is_left_to_the_compiler() {
+    for source in ["{%}generation", "generation{%", "{%}generation{% x %}{%}"] {
+        assert_eq!(functions::without_generation_tags(source), source);
+    }
+}

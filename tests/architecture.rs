@@ -160,12 +160,12 @@ const IMPURE: &[&str] = &[
 const HOMES: &[(&str, &[&str])] = &[
     (
         "anyhow",
-        &["src/main", "src/bench", "src/cli", "src/daemon"],
+        &["ota/src", "src/main", "src/bench", "src/cli", "src/daemon"],
     ),
     ("argon2", &["src/users"]),
     ("bytes", ANY),
     ("caps", &["engine/src/sandbox"]),
-    ("clap", &["src/cli", "src/main.rs"]),
+    ("clap", &["ota/src", "src/cli", "src/main.rs"]),
     ("clap_complete", &["src/cli"]),
     (
         "getrandom",
@@ -182,7 +182,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ),
     ("flate2", &["src/doctor/bundle.rs"]),
     ("hdrhistogram", &["src/bench", "src/dispatch/tele"]),
-    ("indicatif", &["src/cli"]),
+    ("indicatif", &["ota/src", "src/cli"]),
     ("landlock", &["engine/src/sandbox"]),
     ("llama_cpp_2", &["engine/src/llama"]),
     ("llama_cpp_sys_2", &["engine/src/llama"]),
@@ -199,6 +199,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/doctor/facts/host.rs",
             "src/logging",
             "src/models",
+            "src/ota",
             "src/process",
             "src/store",
             "src/users",
@@ -214,7 +215,12 @@ const HOMES: &[(&str, &[&str])] = &[
         &["src/dispatch/job", "src/frames/codec", "src/store"],
     ),
     ("redb", &["src/store"]),
+    ("regex_lite", &["src/ota"]),
+    ("reqwest", &["src/ota"]),
+    // The link names it as the provider of rustls, the trust code by itself.
+    ("ring", &["src/link/tls.rs", "src/ota"]),
     ("rumqttc", &["src/link"]),
+    ("sigstore_tuf", &["src/ota/trust"]),
     ("seccompiler", &["engine/src/sandbox"]),
     ("schemars", &["src/contract", "src/frames.rs", "src/wire"]),
     ("sd_notify", &["src/notify"]),
@@ -223,15 +229,17 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sha2", ANY),
     ("strsim", &["src/cli", "src/config"]),
     ("tar", &["src/doctor/bundle.rs"]),
+    ("tempfile", &["ota/src"]),
     ("thiserror", ANY),
-    ("tokio", &["src"]),
+    ("tokio", &["ota/src", "src"]),
     ("tokio_rustls", &["src/link"]),
-    ("toml", &["src/cli", "src/config", "src/users"]),
+    ("toml", &["src/cli", "src/config", "src/ota", "src/users"]),
+    ("tough", &["ota/src"]),
     ("tracing", ANY),
     ("tracing_journald", &["src/logging"]),
     ("tracing_subscriber", &["engine/src/worker", "src/logging"]),
-    // Our own library, in the worker: the frames and the preflight (see the test of its own).
-    ("orinoco", &["engine/src", "src/main.rs"]),
+    // Our own library, in the worker (the frames and the preflight, see the test of its own) and in the publisher.
+    ("orinoco", &["engine/src", "ota/src", "src/main.rs"]),
     // The crate `config` has the name of our own module, so the text cannot tell them apart; it is named
     // in src/config/layers.rs.
     ("config", ANY),

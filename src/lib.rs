@@ -21,6 +21,7 @@ pub mod logging;
 pub mod models;
 pub mod notify;
 pub mod offload;
+pub mod ota;
 pub mod pressure;
 pub mod process;
 pub mod receive;

@@ -41,6 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "worker",
         &["board", "config", "frames", "ledger", "offload", "process"],
     ),
+    ("ota", &[]),
     ("telemetry", &["board", "wire"]),
     (
         "governor",

@@ -28,6 +28,7 @@ pub mod name;
 pub mod pieces;
 pub mod policy;
 pub mod reason;
+pub mod trust;
 pub mod vfs;
 pub mod waves;
 

@@ -133,6 +133,7 @@ const PURE: &[&str] = &[
     "src/frames.rs",
     "src/ledger",
     "src/offload",
+    "src/ota/trust/time.rs",
     "src/ota/catalog.rs",
     "src/ota/error.rs",
     "src/ota/manifest",
@@ -193,6 +194,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ),
     ("flate2", &["src/doctor/bundle.rs"]),
     ("hdrhistogram", &["src/bench", "src/dispatch/tele"]),
+    // Instants of expiry, as the TUF library has them.
+    ("jiff", &["src/ota/trust"]),
     ("indicatif", &["ota/src", "src/cli"]),
     ("landlock", &["engine/src/sandbox"]),
     ("llama_cpp_2", &["engine/src/llama"]),
@@ -231,7 +234,9 @@ const HOMES: &[(&str, &[&str])] = &[
     // The link names it as the provider of rustls, the trust code by itself.
     ("ring", &["src/link/tls.rs", "src/ota"]),
     ("rumqttc", &["src/link"]),
+    ("sigstore_crypto", &["src/ota/trust/crypto.rs"]),
     ("sigstore_tuf", &["src/ota/trust"]),
+    ("sigstore_types", &["src/ota/trust/crypto.rs"]),
     ("seccompiler", &["engine/src/sandbox"]),
     (
         "schemars",

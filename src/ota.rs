@@ -21,13 +21,16 @@
 //!
 //! Nothing here signs. The publisher is a program of its own, `orinoco-ota`.
 
+pub mod blobs;
 pub mod catalog;
 mod error;
+pub mod fetch;
 pub mod manifest;
 pub mod name;
 pub mod pieces;
 pub mod policy;
 pub mod reason;
+pub mod source;
 pub mod trust;
 pub mod vfs;
 pub mod waves;

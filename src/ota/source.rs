@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::trust::{self, MetadataSource};
+
 pub use directory::Directory;
 pub use http::HttpMirror;
 
@@ -161,6 +163,13 @@ impl Source {
         }
     }
 
+    fn stall_timeout(&self) -> Duration {
+        match self {
+            Self::Http(mirror) => mirror.terms.stall_timeout,
+            Self::Directory(directory) => directory.stall_timeout,
+        }
+    }
+
     /// Whether it is a directory: what is there now may be another stick than yesterday's.
     pub fn is_local(&self) -> bool {
         matches!(self, Self::Directory(_))
@@ -170,7 +179,7 @@ impl Source {
     /// the limit allows: a server that drips is given up.
     ///
     /// # Errors
-    /// Anything else: nobody can say whether the file is there, or it is longer than `limit_bytes`.
+    /// Anything else: nobody can say whether the file is there. [`Fault::Lied`]: it is longer than `limit_bytes`.
     pub fn get(&mut self, file: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, SourceError> {
         if !is_file_of_the_tree(file) {
             return Err(self.error(file, Fault::Absent, "no name of a file in a repository"));
@@ -225,6 +234,25 @@ impl Source {
             fault,
             what: what.to_owned(),
         }
+    }
+}
+
+impl MetadataSource for Source {
+    fn get(&mut self, file: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, trust::SourceError> {
+        Source::get(self, file, limit_bytes).map_err(|error| {
+            let file = error.file.clone();
+            match error.fault {
+                Fault::Lied => trust::SourceError::TooLong { file, limit_bytes },
+                Fault::Stalled => trust::SourceError::Stalled {
+                    file,
+                    seconds: self.stall_timeout().as_secs(),
+                },
+                Fault::Absent | Fault::Unreachable => trust::SourceError::Unreachable {
+                    file,
+                    why: format!("{}: {}", error.source_name, error.what),
+                },
+            }
+        })
     }
 }
 

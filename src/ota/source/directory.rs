@@ -28,7 +28,7 @@ pub struct Directory {
     path: PathBuf,
     /// As configured, for messages.
     name: String,
-    stall_timeout: Duration,
+    pub(super) stall_timeout: Duration,
     /// The file that was read last. It keeps a stick from being unmounted only while a fetch runs.
     open: Option<(String, Arc<File>)>,
 }
@@ -73,7 +73,14 @@ impl Directory {
         let opened = match open_below(&root, file) {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.error(file, fault_of(&error), error.to_string())),
+            // No fault of its length: what is no plain file below the directory is not there for us.
+            Err(error) => {
+                let fault = match fault_of(&error) {
+                    Fault::Lied => Fault::Absent,
+                    other => other,
+                };
+                return Err(self.error(file, fault, error.to_string()));
+            }
         };
         let mut bytes = Vec::new();
         opened
@@ -229,7 +236,7 @@ mod tests {
         symlink("/proc/self/root/etc/passwd", tree.path().join("targets/c")).unwrap();
         for file in ["targets/a", "targets/b", "targets/c"] {
             let refused = directory(&tree).get(file, 1000).unwrap_err();
-            assert_eq!(refused.fault, Fault::Lied, "{refused}");
+            assert_eq!(refused.fault, Fault::Absent, "{refused}");
         }
         std::fs::write(tree.path().join("metadata/real.json"), "{}").unwrap();
         symlink("../metadata/real.json", tree.path().join("targets/d")).unwrap();
@@ -242,7 +249,7 @@ mod tests {
         let tree = tree();
         nix::unistd::mkfifo(&tree.path().join("targets/a"), Mode::S_IRWXU).unwrap();
         let refused = directory(&tree).get("targets/a", 1000).unwrap_err();
-        assert_eq!(refused.fault, Fault::Lied, "{refused}");
+        assert_eq!(refused.fault, Fault::Absent, "{refused}");
     }
 
     #[test]

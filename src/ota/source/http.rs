@@ -51,7 +51,7 @@ pub struct HttpMirror {
     /// Ends with a slash.
     base: Url,
     tls: ClientConfig,
-    terms: Terms,
+    pub(super) terms: Terms,
     pieces: Client,
     /// For metadata, which is asked for by blocking code, whatever runtime that runs in.
     metadata: Option<Blocking>,
@@ -229,7 +229,7 @@ impl HttpMirror {
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
             status => return Err(self.refused(file, status, response.headers())),
         }
-        self.check_encoding(file, response.headers())?;
+        self.check_encoding(file, response.headers(), Fault::Absent)?;
         let too_long = || {
             self.error(
                 file,
@@ -272,7 +272,7 @@ impl HttpMirror {
             Some(whole) => whole,
             None => {
                 let response = self.ask(&self.pieces, want.file, Some(want)).await?;
-                self.check_encoding(want.file, response.headers())?;
+                self.check_encoding(want.file, response.headers(), Fault::Lied)?;
                 let mut body = Body {
                     rest: Bytes::new(),
                     response,
@@ -427,11 +427,16 @@ impl HttpMirror {
         }
     }
 
-    fn check_encoding(&self, file: &str, headers: &HeaderMap) -> Result<(), SourceError> {
+    fn check_encoding(
+        &self,
+        file: &str,
+        headers: &HeaderMap,
+        fault: Fault,
+    ) -> Result<(), SourceError> {
         match headers.get(CONTENT_ENCODING) {
             Some(encoding) if encoding != "identity" => Err(self.error(
                 file,
-                Fault::Lied,
+                fault,
                 format!("comes with Content-Encoding {encoding:?}, and none was asked for"),
             )),
             _ => Ok(()),

@@ -162,6 +162,12 @@ impl Pool {
         target.cells = cells;
     }
 
+    /// Its job is over: it grows no more, and keeps its cells until [`Pool::end`].
+    pub fn over(&mut self, seq: SeqId) {
+        let seq = &mut self.seqs[seq as usize];
+        seq.reserved = seq.tokens.len().max(1);
+    }
+
     /// Takes the slot from its job.
     pub fn end(&mut self, seq: SeqId) {
         let seq = &mut self.seqs[seq as usize];

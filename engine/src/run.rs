@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use orinoco::frames::{BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded};
 
-use crate::model::{Decoder, LoadError, Row};
+use crate::model::{Decoder, LoadError, Row, SeqId};
 use crate::prefix::Pool;
 use crate::schedule::{Bounds, Schedule, Want};
 use crate::shelf::Shelf;
@@ -73,6 +73,7 @@ pub fn run(
         add_bos: of_model.add_bos,
         slots,
         waiting: VecDeque::new(),
+        over: Vec::new(),
         may_admit: true,
         outbox: VecDeque::from([Event::Loaded(Box::new(loaded))]),
         bench: None,
@@ -95,6 +96,8 @@ struct Run<'d> {
     /// By sequence.
     slots: Vec<Option<Slot>>,
     waiting: VecDeque<Slot>,
+    /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
+    over: Vec<SeqId>,
     /// Whether anything changed since the first waiting job was last refused.
     may_admit: bool,
     pool: Pool,
@@ -120,10 +123,14 @@ impl Run<'_> {
             return false;
         }
         self.admit();
+        if self.settle() {
+            self.admit();
+        }
         if !self.compute() {
             return false;
         }
         if self.is_idle()
+            && self.over.is_empty()
             && let Some(spec) = self.bench.take()
         {
             let report = bench::measure(self, spec);
@@ -148,7 +155,7 @@ impl Run<'_> {
     /// Reads the commands that are there; waits for one only when there is nothing else to do. `false`
     /// when the sender is gone.
     fn read(&mut self, commands: &Receiver<Command>) -> bool {
-        if self.is_idle() && self.bench.is_none() {
+        if self.is_idle() && self.bench.is_none() && self.over.is_empty() {
             let first = if !self.outbox.is_empty() {
                 commands.recv_timeout(RETRY)
             } else if self.draining {

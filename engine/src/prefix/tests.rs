@@ -48,6 +48,22 @@ fn found(n_common: usize, n_tokens: usize) -> Option<Found> {
 }
 
 #[test]
+fn a_job_that_is_over_lends_its_cells_until_its_sequence_ends() {
+    let mut pool = Pool::new(limits(100));
+    let first = begin(&mut pool, "a conversation begins", 90).unwrap();
+    pool.push(first.seq, &ids("a conversation begins"));
+    assert_eq!(begin(&mut pool, "another", 40), None, "it may still grow");
+    pool.over(first.seq);
+    let next = begin(&mut pool, "a conversation begins, goes on", 60).unwrap();
+    assert_ne!(next.seq, first.seq);
+    assert_eq!(next.source, Some(Source::Live(first.seq, 21)));
+    pool.end(first.seq);
+    assert_eq!(pool.n_free(), 100 - 21, "the next holds them now");
+    pool.end(next.seq);
+    assert_eq!(pool.n_free(), 100);
+}
+
+#[test]
 fn what_is_saved_is_taken_when_it_has_more_than_a_running_sequence() {
     let mut pool = Pool::new(limits(400));
     let prompt = "a long common system prompt, and a first question of many";

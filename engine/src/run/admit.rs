@@ -149,18 +149,40 @@ impl Run<'_> {
         crate::process::give_heap_back();
     }
 
-    /// Ends the job in slot `seq`; its sequence is saved, unless decoding failed.
+    /// Ends the job in slot `seq`. That is told at once; its sequence is left for [`Run::settle`], unless
+    /// decoding failed.
     pub(super) fn end(&mut self, seq: usize, end: Result<Finish, JobError>) {
         let Some(slot) = self.slots[seq].take() else {
             return;
         };
         let seq = seq as SeqId;
         if end.is_ok() {
-            self.save(seq);
+            self.pool.over(seq);
+            self.over.push(seq);
+        } else {
+            self.release(seq);
         }
+        self.say_done(slot, end);
+    }
+
+    /// Saves what ended jobs left in the pool and takes it out: all of it while others are under way, since
+    /// it is in the way of each decode; else one, so that a command waits for one copy at most. Whether there
+    /// was any.
+    pub(super) fn settle(&mut self) -> bool {
+        let n = match self.is_idle() {
+            true => self.over.len().min(1),
+            false => self.over.len(),
+        };
+        for seq in Vec::from_iter(self.over.drain(..n)) {
+            self.save(seq);
+            self.release(seq);
+        }
+        n > 0
+    }
+
+    fn release(&mut self, seq: SeqId) {
         self.pool.end(seq);
         self.decoder.seq_rm(seq, 0);
         self.may_admit = true;
-        self.say_done(slot, end);
     }
 }

@@ -49,6 +49,24 @@ fn a_system_prompt_is_shared_with_a_running_stream() {
 }
 
 #[test]
+fn of_jobs_that_end_together_all_are_told_before_the_first_copy_and_each_copy_lets_commands_in() {
+    let play = Play::new(&spec());
+    for key in 1..=3 {
+        play.submit(&chat(key, &format!("{key} is a prompt worth saving"), 40));
+    }
+    // Ends of one turn, or of three: no copy comes between those of one.
+    let (mut n_done, mut grown) = (0, Vec::new());
+    while n_done < 3 || grown.len() < 3 {
+        match play.any() {
+            Event::Done(_) => n_done += 1,
+            Event::Cached { bytes } => grown.push(bytes),
+            _ => {}
+        }
+    }
+    assert!(grown.is_sorted_by(|a, b| a < b), "one at a time: {grown:?}");
+}
+
+#[test]
 fn jobs_wait_for_cells_and_saved_prefixes_take_none() {
     let tight = LoadSpec {
         n_ctx: 256,

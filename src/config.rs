@@ -40,7 +40,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
-pub use environment::Environment;
+pub use environment::{Environment, OF_THE_ENGINE};
 pub use layers::{Flag, Place, Sources};
 pub use memory::MemoryConfig;
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};

@@ -10,7 +10,7 @@ mod client;
 use std::time::{Duration, Instant};
 
 use broker::{DAEMON_PASSWORD, Embedded};
-use client::{config, message, next, nothing_received, received, up, wait_for};
+use client::{config, message, next, nothing_received, received, refusal, up, wait_for};
 use orinoco::broker::daemon_client_id;
 use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Props, Publish};
 use orinoco::users;
@@ -69,14 +69,6 @@ async fn connected(broker: &Embedded, user: &str, filters: &[&str]) -> (Link, In
     let (link, mut inbox) = link::spawn(subscribing(config, filters));
     up(&mut inbox).await;
     (link, inbox)
-}
-
-async fn refusal(config: LinkConfig) -> String {
-    let (_link, mut inbox) = link::spawn(config);
-    match next(&mut inbox).await {
-        Inbound::Down { reason, .. } => reason,
-        other => panic!("expected a refusal, found {other:?}"),
-    }
 }
 
 /// Publishes, and waits for the broker's verdict.

@@ -10,7 +10,7 @@ mod client;
 use std::time::{Duration, Instant};
 
 use broker::{DAEMON_PASSWORD, Embedded};
-use client::{LIMIT, config, message, next, nothing_received, received, up};
+use client::{LIMIT, config, message, next, nothing_received, received, refusal, up};
 use orinoco::access::Role;
 use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Publish};
 use orinoco::users;
@@ -49,14 +49,6 @@ async fn connected(config: LinkConfig) -> (Link, Inbox) {
     let (link, mut inbox) = link::spawn(config);
     up(&mut inbox).await;
     (link, inbox)
-}
-
-async fn refusal(config: LinkConfig) -> String {
-    let (_link, mut inbox) = link::spawn(config);
-    match next(&mut inbox).await {
-        Inbound::Down { reason, .. } => reason,
-        other => panic!("expected a refusal, found {other:?}"),
-    }
 }
 
 /// A connection that says nothing.

@@ -9,6 +9,8 @@
 
 #[path = "support/proxy.rs"]
 mod proxy;
+#[path = "support/random.rs"]
+mod random;
 mod support;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use orinoco::link::{self, Inbound, Inbox, Link, LinkConfig, Message, Publish, Pu
 use orinoco::receive::{HearError, Heard, Receiver};
 use orinoco::wire::report::Mode;
 use proxy::{Proxy, Way};
+use random::Random;
 use support::broker::Mosquitto;
 use support::daemon::{Engine, Site};
 use support::requester::Client;
@@ -511,27 +514,4 @@ async fn take_session(port: u16, id: &str) {
     });
     let up = async { while !matches!(inbox.recv().await, Some(Inbound::Up { .. }) | None) {} };
     timeout(Duration::from_secs(10), up).await.unwrap();
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn within(&mut self, least: u64, most: u64) -> u64 {
-        least + self.next() % (most - least + 1)
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            items.swap(last, self.within(0, last as u64) as usize);
-        }
-    }
 }

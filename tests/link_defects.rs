@@ -30,6 +30,8 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/scripted_broker.rs"]
 mod scripted_broker;
 
@@ -37,6 +39,7 @@ use std::time::Duration;
 
 use client::{QUIET, up, wait_for};
 use orinoco::link::{self, Inbound, Link, LinkConfig, Publish, PublishError};
+use random::Random;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{self as packets, Packet};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions, MqttState, Request};
@@ -641,7 +644,7 @@ fn raw_survives_any_bytes() {
                 .unwrap();
         }
         for _ in 0..1000 {
-            let mut bytes: bytes::BytesMut = random.packet().as_slice().into();
+            let mut bytes: bytes::BytesMut = packet(&mut random).as_slice().into();
             if let Ok(packet) = Packet::read(&mut bytes, Some(1 << 20)) {
                 n_packets += 1;
                 let _ = state.handle_incoming_packet(packet);
@@ -652,30 +655,17 @@ fn raw_survives_any_bytes() {
     assert!(n_packets > 10_000, "most were cut off at once: {n_packets}");
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// Any type and flags, a length that is right, and a body of small numbers for the most part: those
+/// are lengths and names of properties.
+fn packet(random: &mut Random) -> Vec<u8> {
+    let length = random.next() % 40;
+    let mut packet = vec![random.next() as u8, length as u8];
+    for _ in 0..length {
+        let byte = random.next();
+        packet.push(match byte & 0x300 {
+            0 => byte as u8,
+            _ => (byte >> 16) as u8 % 48,
+        });
     }
-
-    /// Any type and flags, a length that is right, and a body of small numbers for the most part: those
-    /// are lengths and names of properties.
-    fn packet(&mut self) -> Vec<u8> {
-        let length = self.next() % 40;
-        let mut packet = vec![self.next() as u8, length as u8];
-        for _ in 0..length {
-            let byte = self.next();
-            packet.push(match byte & 0x300 {
-                0 => byte as u8,
-                _ => (byte >> 16) as u8 % 48,
-            });
-        }
-        packet
-    }
+    packet
 }

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Variables that the daemon reads besides its own `ORINOCO_*`: systemd's, `HOME` for the terminal user, and
-/// those of CUDA that the doctor asks about.
-const OTHERS: &[&str] = &[
-    "CREDENTIALS_DIRECTORY",
+/// Variables that change what CUDA or the engine do, which the doctor asks about.
+pub const OF_THE_ENGINE: &[&str] = &[
     "CUDA_CACHE_DISABLE",
     "CUDA_DISABLE_PTX_JIT",
     "CUDA_FORCE_PTX_JIT",
@@ -13,9 +11,15 @@ const OTHERS: &[&str] = &[
     "GGML_CUDA_DISABLE_GRAPHS",
     "GGML_CUDA_ENABLE_UNIFIED_MEMORY",
     "GGML_CUDA_FORCE_CUBLAS",
+    "LD_LIBRARY_PATH",
+];
+
+/// Variables that the daemon reads besides its own `ORINOCO_*` and those of the engine: systemd's, and `HOME`
+/// for the terminal user.
+const OTHERS: &[&str] = &[
+    "CREDENTIALS_DIRECTORY",
     "HOME",
     "JOURNAL_STREAM",
-    "LD_LIBRARY_PATH",
     "NOTIFY_SOCKET",
     "NO_COLOR",
     "RUNTIME_DIRECTORY",
@@ -62,7 +66,9 @@ impl Environment {
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
-        let ours = |name: &str| name.starts_with("ORINOCO_") || OTHERS.contains(&name);
+        let ours = |name: &str| {
+            name.starts_with("ORINOCO_") || OTHERS.contains(&name) || OF_THE_ENGINE.contains(&name)
+        };
         Self {
             variables: variables
                 .into_iter()

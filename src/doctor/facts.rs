@@ -27,18 +27,6 @@ use service::Service;
 const UNIT: &str = "orinoco.service";
 const BROKER_UNIT: &str = "orinoco-broker.service";
 
-/// Variables that change what CUDA or the engine do. Others are never looked at.
-pub const VARIABLES: &[&str] = &[
-    "CUDA_CACHE_DISABLE",
-    "CUDA_DISABLE_PTX_JIT",
-    "CUDA_FORCE_PTX_JIT",
-    "CUDA_VISIBLE_DEVICES",
-    "GGML_CUDA_DISABLE_GRAPHS",
-    "GGML_CUDA_ENABLE_UNIFIED_MEMORY",
-    "GGML_CUDA_FORCE_CUBLAS",
-    "LD_LIBRARY_PATH",
-];
-
 /// A board, and how Orinoco is set up on it.
 #[derive(Debug)]
 pub struct Facts {
@@ -71,7 +59,7 @@ pub struct Facts {
     pub service: Result<Option<Service>, String>,
     /// The unit of the broker; as `service`.
     pub broker_service: Result<Option<Service>, String>,
-    /// Of [`VARIABLES`] those that the daemon is started with, by the unit or, without one, by this shell.
+    /// Of [`config::OF_THE_ENGINE`] those that the daemon is started with, by the unit or, without one, by this shell.
     pub variables: BTreeMap<String, String>,
     /// The daemon's user; `None` without a unit.
     pub account: Option<Account>,
@@ -225,14 +213,14 @@ fn n_cores(root: &Root) -> Option<u32> {
 }
 
 fn variables(root: &Root, unit: Option<&Service>, shell: &Environment) -> BTreeMap<String, String> {
-    let known = |name: &&str| VARIABLES.contains(name);
+    let known = |name: &&str| config::OF_THE_ENGINE.contains(name);
     match unit {
         Some(unit) => {
             let all = unit.environment().into_iter();
             all.filter(|(name, _)| known(&name.as_str())).collect()
         }
         None if root.is_live() => {
-            let pairs = VARIABLES
+            let pairs = config::OF_THE_ENGINE
                 .iter()
                 .filter_map(|name| Some((*name, shell.get(name)?)));
             pairs

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use orinoco::link::{Inbound, Inbox, LinkConfig, Message, Publish};
+use orinoco::link::{self, Inbound, Inbox, LinkConfig, Message, Publish};
 use tokio::time::timeout;
 
 /// Longest wait of a test for something that must come.
@@ -37,6 +37,15 @@ pub fn message(topic: &str, payload: impl Into<String>) -> Publish {
         payload,
         at_least_once: true,
         ..Publish::default()
+    }
+}
+
+/// Why a connection was refused or ended.
+pub async fn refusal(config: LinkConfig) -> String {
+    let (_link, mut inbox) = link::spawn(config);
+    match next(&mut inbox).await {
+        Inbound::Down { reason, .. } => reason,
+        other => panic!("expected a refusal, found {other:?}"),
     }
 }
 

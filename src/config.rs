@@ -24,6 +24,7 @@ mod layers;
 mod memory;
 mod mqtt;
 mod node;
+mod ota;
 mod pools;
 mod power;
 mod problem;
@@ -45,6 +46,7 @@ pub use layers::{Flag, Place, Sources};
 pub use memory::MemoryConfig;
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
+pub use ota::{OtaConfig, OtaFetchConfig, OtaScrubConfig};
 pub use pools::PoolsConfig;
 pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
 pub use problem::{Entry, Problem};
@@ -87,6 +89,8 @@ pub struct Config {
     pub requests: RequestsConfig,
     /// Groups of nodes that share requests.
     pub pools: PoolsConfig,
+    /// Updates of models.
+    pub ota: OtaConfig,
     /// The job store.
     pub store: StoreConfig,
     /// What users get by default and what they may ask for.
@@ -127,6 +131,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let memory = MemoryConfig::read(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
     let pools = PoolsConfig::read(&mut root);
+    let ota = OtaConfig::read(&mut root);
     let store = StoreConfig::read(&mut root);
     let users = UsersConfig::read(&mut root);
     let log = LogConfig::read(&mut root);
@@ -150,6 +155,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         memory,
         requests,
         pools,
+        ota,
         store,
         users,
         log,

@@ -50,6 +50,29 @@ impl<'r> Root<'r> {
         }
     }
 
+    /// A table of the documented defaults below another: `[parent.name]`.
+    pub(super) fn below(&mut self, parent: &'static str, name: &'static str) -> Section<'_> {
+        let mut own = BTreeMap::new();
+        if let Some(ValueKind::Table(tables)) = self.tree.get_mut(parent).map(|v| &mut v.kind) {
+            if let Some(ValueKind::Table(table)) = tables.remove(name).map(|v| v.kind) {
+                own = table.into_iter().collect();
+            }
+            // Whoever takes the last one takes the parent, unless that has keys of its own.
+            if tables.is_empty() {
+                self.tree.remove(parent);
+            }
+        }
+        Section {
+            name: format!("{parent}.{name}"),
+            own,
+            inherited: BTreeMap::new(),
+            origin: layers::DEFAULT.into(),
+            working_dir: &self.working_dir,
+            credentials_dir: self.credentials_dir.as_deref(),
+            report: self.report,
+        }
+    }
+
     /// The named tables below `name` (`[models.X]`, `[users.X]`). Tables with a bad name or no table at all
     /// are reported.
     pub(super) fn named(
@@ -327,9 +350,22 @@ impl Section<'_> {
         max: usize,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Vec<String> {
+        let mut words = self.words_in_order(key, max, check);
+        words.sort();
+        words.dedup();
+        words
+    }
+
+    /// A list of at most `max` words whose order means something.
+    pub(super) fn words_in_order(
+        &mut self,
+        key: &'static str,
+        max: usize,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Vec<String> {
         let value = self.take(key);
         let words = self.list(&value).filter(|words| words.len() <= max);
-        let Some(mut words) = words else {
+        let Some(words) = words else {
             self.bad(key, &value, format!("a list of at most {max} words"));
             return Vec::new();
         };
@@ -337,8 +373,6 @@ impl Section<'_> {
             self.bad(key, &value, expected);
             return Vec::new();
         }
-        words.sort();
-        words.dedup();
         words
     }
 

@@ -742,3 +742,32 @@ fn a_password_is_handed_over_in_vain_where_the_daemon_has_one_for_its_own_broker
         assert_eq!(config.mqtt.password_file.as_ref(), Some(&file), "{mode}");
     }
 }
+
+#[test]
+fn sources_of_updates_keep_their_order_and_hold_no_password() {
+    let listed = ["/run/orinoco/usb", "http://b.lan/fleet", "http://a.lan"];
+    let config = load(&Sources::defaults().set("ota.fetch.sources", listed.join(","))).unwrap();
+    assert_eq!(config.ota.fetch.sources, listed);
+    for wrong in [
+        "ftp://a",
+        "http://",
+        "http://ann:secret@a/",
+        "relative",
+        "http://a/?b",
+    ] {
+        let error = load(&Sources::defaults().set("ota.fetch.sources", wrong)).unwrap_err();
+        assert_eq!(error.problems[0].key, "ota.fetch.sources", "{wrong}");
+    }
+}
+
+#[test]
+fn an_https_source_needs_authorities() {
+    let https = Sources::defaults().set("ota.fetch.sources", "https://a.lan");
+    let error = load(&https).unwrap_err();
+    assert_eq!(error.problems[0].key, "ota.fetch.ca_file");
+    let config = load(&https.set("ota.fetch.ca_file", "/ca.pem")).unwrap();
+    assert_eq!(
+        config.ota.fetch.ca_file.as_deref(),
+        Some(Path::new("/ca.pem"))
+    );
+}

@@ -36,7 +36,7 @@ fn bring_to(
 #[test]
 fn a_disk_that_is_too_full_shows_before_the_first_byte_is_asked_for() {
     let Some(disk) = small_disk() else { return };
-    let site = Site::with_bytes(noise(3 << 20));
+    let site = Site::with_pieces(noise(3 << 20), 128 << 10);
     let mirror = site.mirror();
     let error = bring_to(disk.path(), &site, impatient(), &mirror).unwrap_err();
     assert_eq!(error.reason(), Reason::NoSpace);
@@ -59,7 +59,7 @@ fn a_disk_that_is_too_full_shows_before_the_first_byte_is_asked_for() {
 #[test]
 fn what_must_stay_free_stays_free() {
     let Some(disk) = small_disk() else { return };
-    let site = Site::with_bytes(noise(1 << 20));
+    let site = Site::with_pieces(noise(1 << 20), 128 << 10);
     let mirror = site.mirror();
     let config = FetchConfig {
         reserve_bytes: 1 << 20,
@@ -77,16 +77,16 @@ fn what_must_stay_free_stays_free() {
 #[test]
 fn another_writer_that_fills_the_disk_midway_does_not_stop_a_fetch_that_has_begun() {
     let Some(disk) = small_disk() else { return };
-    let site = Site::with_bytes(noise(1 << 20));
+    let site = Site::with_pieces(noise(1 << 20), 128 << 10);
     let mirror = site.mirror();
-    mirror.allow(100_000);
+    mirror.allow(200_000);
     let store = BlobStore::open(disk.path()).unwrap();
     let mut fetcher = Fetcher::new(store.clone(), impatient(), at_once());
     let mut progress = fetcher.progress();
     run(async {
         let mut sources = [Source::at(&mirror.address(), &Terms::default()).unwrap()];
         let play = async {
-            until(&mut progress, |p| p.bytes_done >= 5 * u64::from(PIECE)).await;
+            until(&mut progress, |p| p.bytes_done >= 128 << 10).await;
             disk.fill();
             mirror.allow(u64::MAX);
         };

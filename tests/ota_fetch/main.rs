@@ -52,13 +52,17 @@ impl Site {
     }
 
     pub fn with_bytes(bytes: Vec<u8>) -> Self {
+        Self::with_pieces(bytes, PIECE)
+    }
+
+    pub fn with_pieces(bytes: Vec<u8>, piece_bytes: u32) -> Self {
         let tree = tempfile::tempdir().unwrap();
         std::fs::create_dir(tree.path().join("targets")).unwrap();
         std::fs::create_dir(tree.path().join("metadata")).unwrap();
         let file = FileToFetch {
             name: TargetName::new(NAME).unwrap(),
             digest: Digest::of(&bytes),
-            pieces: PieceTable::of(&bytes, PIECE).unwrap(),
+            pieces: PieceTable::of(&bytes, piece_bytes).unwrap(),
         };
         let site = Self {
             tree,

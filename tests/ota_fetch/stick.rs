@@ -106,13 +106,14 @@ impl Drop for LoopStick {
 #[test]
 fn a_stick_that_is_pulled_while_it_is_read_is_a_source_that_is_gone() {
     // Larger than what the kernel reads ahead.
-    let site = Site::with_bytes(noise(4 << 20));
+    const LARGE_PIECE: u32 = 256 << 10;
+    let site = Site::with_pieces(noise(4 << 20), LARGE_PIECE);
     let Some(stick) = LoopStick::with(site.tree.path()) else {
         eprintln!("SKIPPED: mounting a loop device needs root and mkfs.ext2");
         return;
     };
     let config = FetchConfig {
-        bytes_per_second_max: Some(1 << 20),
+        bytes_per_second_max: Some(2 << 20),
         ..impatient()
     };
     let mut fetcher = site.fetcher(config);
@@ -120,7 +121,7 @@ fn a_stick_that_is_pulled_while_it_is_read_is_a_source_that_is_gone() {
     let error = run(async {
         let mut sources = [at_dir(&stick.path())];
         let play = async {
-            until(&mut progress, |p| p.bytes_done >= u64::from(PIECE)).await;
+            until(&mut progress, |p| p.bytes_done >= u64::from(LARGE_PIECE)).await;
             stick.pull();
         };
         let (ended, ()) = tokio::join!(fetcher.bring(&site.file, &mut sources), play);
@@ -131,7 +132,7 @@ fn a_stick_that_is_pulled_while_it_is_read_is_a_source_that_is_gone() {
         let partial = orinoco::ota::fetch::Partial::open(&site.store(), &site.file).await;
         partial.unwrap().held_bytes()
     });
-    assert!(kept >= u64::from(PIECE));
+    assert!(kept >= u64::from(LARGE_PIECE));
     // The same stick in another socket, or the mirror: it goes on.
     let mirror = site.mirror();
     site.assert_whole(

@@ -26,6 +26,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
+
 use reader::Bounded;
 pub use reason::{GgufError, Reason};
 use tensors::Tensors;
@@ -95,10 +97,46 @@ pub fn preflight_file(mut file: &File, path: &Path) -> Result<Header, GgufError>
 /// The first rule that the bytes break.
 pub fn read_header(input: impl Read, file_bytes: u64) -> Result<Header, (Reason, u64)> {
     let mut bytes = Bounded::new(input, limits::HEADER_BYTES_MAX);
-    header(&mut bytes, file_bytes).map_err(|reason| (reason, bytes.position()))
+    let judged = header(&mut bytes, file_bytes, Metadata::default());
+    match judged {
+        Ok((header, _)) => Ok(header),
+        Err(reason) => Err((reason, bytes.position())),
+    }
 }
 
-fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Reason> {
+/// Judges the file at `path` as [`preflight`] does, and digests its vocabulary: two models whose digests are
+/// the same have the same tokens under the same numbers, so that one can draft for the other.
+///
+/// # Errors
+/// [`GgufError`] with the byte at which reading stopped.
+pub fn vocabulary_digest(path: &Path) -> Result<[u8; 32], GgufError> {
+    let io = |source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let file_bytes = file.metadata().map_err(io)?.len();
+    let mut bytes = Bounded::new(&file, limits::HEADER_BYTES_MAX);
+    let empty = Metadata {
+        vocabulary: Some(Sha256::new()),
+        ..Metadata::default()
+    };
+    match header(&mut bytes, file_bytes, empty) {
+        Ok((_, meta)) => Ok(meta.vocabulary.unwrap_or_default().finalize().into()),
+        Err(reason) => Err(GgufError::Refused {
+            path: path.to_owned(),
+            at: bytes.position(),
+            reason,
+        }),
+    }
+}
+
+/// The header and its metadata, which begins as `meta`.
+fn header(
+    bytes: &mut Bounded<impl Read>,
+    file_bytes: u64,
+    meta: Metadata,
+) -> Result<(Header, Metadata), Reason> {
     let magic = bytes.array()?;
     if &magic != b"GGUF" {
         return Err(Reason::Magic { found: magic });
@@ -111,7 +149,7 @@ fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Rea
     let n_tensors = count("tensors", bytes.u64()?, 1, limits::TENSORS_MAX)?;
     let n_kv = count("metadata keys", bytes.u64()?, 1, limits::KEYS_MAX)?;
 
-    let meta = Metadata::read(bytes, n_kv)?;
+    let meta = meta.read(bytes, n_kv)?;
     let alignment = meta.alignment()?;
     let tensors = Tensors::read(bytes, n_tensors, alignment)?;
     let data_at = bytes.position().next_multiple_of(alignment);
@@ -128,7 +166,7 @@ fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Rea
     meta.check_kind()?;
     let arch = meta.architecture()?;
     meta.check_tokenizer()?;
-    Ok(Header {
+    let header = Header {
         n_ctx_train: meta.u32_within(
             &format!("{arch}.context_length"),
             1,
@@ -151,7 +189,8 @@ fn header(bytes: &mut Bounded<impl Read>, file_bytes: u64) -> Result<Header, Rea
         // n_tensors <= TENSORS_MAX, which fits.
         n_tensors: n_tensors as u32,
         file_bytes,
-    })
+    };
+    Ok((header, meta))
 }
 
 fn count(what: &'static str, found: u64, min: u64, max: u64) -> Result<u64, Reason> {
@@ -216,11 +255,13 @@ struct Metadata {
     /// By token: written as `<0xNN>`; marked as a byte.
     written_as_byte: Vec<bool>,
     marked_as_byte: Vec<bool>,
+    /// Of all tokens, where somebody asked for it.
+    vocabulary: Option<Sha256>,
 }
 
 impl Metadata {
-    fn read(bytes: &mut Bounded<impl Read>, n_kv: u64) -> Result<Self, Reason> {
-        let mut meta = Self::default();
+    fn read(self, bytes: &mut Bounded<impl Read>, n_kv: u64) -> Result<Self, Reason> {
+        let mut meta = self;
         for _ in 0..n_kv {
             let key = bytes.string("a key", limits::KEY_BYTES_MAX)?;
             let key = ascii("the key", key)?;
@@ -311,6 +352,15 @@ impl Metadata {
                 self.n_tokens = Some(n);
                 // In one piece: a small one, whatever `n` is. A key that comes twice was refused.
                 self.written_as_byte.reserve_exact(n as usize);
+                if let Some(hash) = &mut self.vocabulary {
+                    for _ in 0..n {
+                        let token = bytes.string("a token", limits::TOKEN_BYTES_MAX)?;
+                        hash.update((token.len() as u64).to_le_bytes());
+                        hash.update(&token);
+                        self.written_as_byte.push(is_byte_token(&token));
+                    }
+                    return Ok(());
+                }
                 bytes.strings(n, "a token", limits::TOKEN_BYTES_MAX, |token| {
                     self.written_as_byte.push(is_byte_token(token));
                 })?;

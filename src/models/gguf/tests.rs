@@ -33,6 +33,30 @@ fn a_good_header_is_summed_up() {
 }
 
 #[test]
+fn vocabulary_digest_is_that_of_the_tokens_and_of_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = |gguf: Gguf| {
+        let path = dir.path().join("m.gguf");
+        let (raw, file_bytes) = gguf.bytes();
+        std::fs::write(&path, raw).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(file_bytes).unwrap();
+        vocabulary_digest(&path).unwrap()
+    };
+    let with = |second| {
+        let tokens = array(STRING, 3, ["a", second, "<0x0A>"].map(text));
+        Gguf::good().with("tokenizer.ggml.tokens", ARRAY, tokens)
+    };
+    let moved = with("b").with(
+        "general.name",
+        STRING,
+        text("A longer name, so that all moves"),
+    );
+    assert_eq!(digest(with("b")), digest(moved));
+    assert_ne!(digest(with("b")), digest(with("c")));
+}
+
+#[test]
 fn version_2_other_alignments_and_an_unnamed_quantization_are_fine() {
     let gguf = Gguf::good()
         .with("general.alignment", U32, 64_u32.to_le_bytes())

@@ -177,6 +177,8 @@ const HOMES: &[(&str, &[&str])] = &[
         &["ota/src", "src/main", "src/bench", "src/cli", "src/daemon"],
     ),
     ("argon2", &["src/users"]),
+    // The publisher makes keys with it; tough brings it along. It is not in the daemon.
+    ("aws_lc_rs", &["ota/src/keys.rs", "ota/src/sign.rs"]),
     ("bytes", ANY),
     ("caps", &["engine/src/sandbox"]),
     ("clap", &["ota/src", "src/cli", "src/main.rs"]),
@@ -198,7 +200,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("flate2", &["src/doctor/bundle.rs"]),
     ("hdrhistogram", &["src/bench", "src/dispatch/tele"]),
     // Instants of expiry, as the TUF library has them.
-    ("jiff", &["src/ota/trust"]),
+    ("jiff", &["ota/src", "src/ota/trust"]),
     ("indicatif", &["ota/src", "src/cli"]),
     ("landlock", &["engine/src/sandbox"]),
     ("llama_cpp_2", &["engine/src/llama"]),
@@ -211,6 +213,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "nix",
         &[
             "engine/src",
+            "ota/src/export.rs",
             "src/board",
             "src/broker",
             "src/doctor/facts/host.rs",
@@ -262,6 +265,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["engine/src/worker", "src/logging"]),
     // Our own library, in the worker (the frames and the preflight, see the test of its own) and in the publisher.
     ("orinoco", &["engine/src", "ota/src", "src/main.rs"]),
+    ("url", &["ota/src"]),
     // The crate `config` has the name of our own module, so the text cannot tell them apart; it is named
     // in src/config/layers.rs.
     ("config", ANY),

@@ -137,3 +137,54 @@ fn a_gap_in_a_new_attempt_changes_nothing() {
     assert_eq!(heard, Ok(Heard::StartedOver));
     assert_eq!((receiver.attempt(), receiver.text()), (2, ""));
 }
+
+/// One answer as it arrives, and what becomes of it: the same file holds the receiver of the Node-RED
+/// nodes (`node-red/lib/receiver.js`) to these rules.
+#[derive(serde::Deserialize)]
+struct Play {
+    name: String,
+    pool: bool,
+    hear: Vec<serde_json::Value>,
+    heard: Vec<String>,
+    text: String,
+    end: String,
+}
+
+#[test]
+fn the_plays_shared_with_other_languages_end_as_they_say() {
+    let plays: Vec<Play> =
+        serde_json::from_str(include_str!("../../tests/wire/plays.json")).unwrap();
+    for play in plays {
+        let mut receiver = if play.pool {
+            Receiver::of_pool()
+        } else {
+            Receiver::default()
+        };
+        let heard: Vec<&str> = play
+            .hear
+            .iter()
+            .map(
+                |message| match receiver.hear(message.to_string().as_bytes()) {
+                    Ok(Heard::Refused(_)) => "refused",
+                    Ok(Heard::OtherNode { .. }) => "other_node",
+                    Ok(Heard::Accepted) => "accepted",
+                    Ok(Heard::Text { .. }) => "text",
+                    Ok(Heard::StartedOver) => "started_over",
+                    Ok(Heard::End) => "end",
+                    Ok(Heard::Repeat) => "repeat",
+                    Err(HearError::Gap { .. }) => "gap",
+                    Err(HearError::Digest { .. }) => "digest",
+                    Err(HearError::Malformed { .. }) => "malformed",
+                    Err(HearError::SecondFinal) => "second_final",
+                },
+            )
+            .collect();
+        assert_eq!(heard, play.heard, "{}", play.name);
+        assert_eq!(receiver.text(), play.text, "{}", play.name);
+        let end = match &receiver.end().expect("each play ends").outcome {
+            Ok(finished) => finished.finish_reason.clone(),
+            Err(error) => format!("error {}", error.code.as_str()),
+        };
+        assert_eq!(end, play.end, "{}", play.name);
+    }
+}

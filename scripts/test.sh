@@ -14,8 +14,8 @@ programs come from apt, clients and linters for Python and Node.js go to target/
 models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
-                 and broker deaths, a minute of each fuzzer, and cargo-deny is installed when
-                 missing
+                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, and cargo-deny is
+                 installed when missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -49,6 +49,9 @@ timed() {
     say "    ($name: $((SECONDS - from)) s)"
 }
 
+# Ubuntu's package only asks for a snap, which a container has not.
+has_chromium() { have chromium || have chromium-browser || have google-chrome || grep -q '^ID=ubuntu' /etc/os-release; }
+
 export PATH="$PATH:/usr/sbin" # Debian puts mosquitto there
 want_build_tools
 want binutils "a test reads which libraries the daemon needs" have readelf
@@ -56,6 +59,7 @@ want mosquitto "the other broker; only our tests start it, on free ports" have m
 want mosquitto-clients "the issue's own commands are tested" have mosquitto_pub
 want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the published contract" have node
 want npm "fetches them" have npm
+want chromium "the flows of node-red/ are run in it; not on Ubuntu, whose package is an empty one" has_chromium
 want systemd "the units are verified and rated; 3 MB, and nothing of it is started" have systemd-analyze
 [ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck
 install_wanted
@@ -124,6 +128,47 @@ deny_all() {
     fi
 }
 
+# Node-RED with its test tools, pinned, in a folder of its own: node_red_deps NAME FOLDER
+node_red_deps() {
+    local place=$deps/$1 wanted
+    wanted=$(sha256sum <"$2/package-lock.json")
+    [ "$(cat "$place/stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$place" && mkdir -p "$place"
+    cp "$2/package.json" "$2/package-lock.json" "$place/"
+    npm --prefix "$place" ci --silent --no-audit --no-fund >&2 || return 1
+    printf '%s\n' "$wanted" >"$place/stamp"
+}
+
+# The nodes in a real runtime over Mosquitto, then the package as Node-RED's own scorecard judges it.
+node_red_nodes() {
+    local modules=$deps/node-red-4/node_modules
+    (cd node-red && NODE_PATH=$modules "$modules/.bin/mocha" --timeout 20000 --exit 'test/*_spec.js') >&2 || return 1
+    # It ends with 0 whatever it found.
+    local verdict
+    verdict=$(NODE_PATH=$modules NODE_OPTIONS="--require $repo_dir/node-red/test/offline.js" \
+        "$modules/.bin/node-red-dev" validate -p node-red) || return 1
+    say "$verdict"
+    ! grep -qE '❌|⚠' <<<"$verdict" && grep -q 'Examples found for all nodes' <<<"$verdict"
+}
+
+# Each example in the editor, in headless Chromium, against the real daemon and model.
+node_red_flows() {
+    if ! have chromium && ! have chromium-browser && ! have google-chrome; then
+        say "skipped: flows in a browser, since there is no Chromium here"
+        return 0
+    fi
+    NODE_PATH=$deps/node-red-4/node_modules node node-red/test/e2e/run.js "$@" >&2
+}
+
+# Node-RED 5 wants Node.js 22, which npm has as a package.
+node_red_5() {
+    local arch=x64 place=$deps/node-red-5
+    [ "$(uname -m)" != aarch64 ] || arch=arm64
+    node_red_deps node-red-5 node-red/test/node-red-5 || return 1
+    npm --prefix "$deps/node22" install --silent --no-audit --no-fund "node-linux-$arch@22.23.3" >&2 || return 1
+    node_red_flows "$place/node_modules" --node "$deps/node22/node_modules/node-linux-$arch/bin/node"
+}
+
 quickstart_answers() {
     local answer
     answer=$(scripts/quickstart.sh --cpu --once "Name three rivers.") || return 1
@@ -154,6 +199,10 @@ fi
 timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
+timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
+timed "Node-RED nodes" node_red_nodes
+timed "flows in a browser, Node-RED 4.1" node_red_flows "$deps/node-red-4/node_modules"
+[ -z "$full" ] || timed "flows in a browser, Node-RED 5.0" node_red_5
 timed "quickstart" quickstart_answers
 [ -z "$full" ] || timed "fuzzing, a minute for each target" scripts/fuzz.sh
 say "

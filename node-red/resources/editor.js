@@ -2,6 +2,10 @@
 (function () {
   if (window.orinocoEditor) return;
 
+  $("<style>")
+    .text(".orinoco-dialog .form-row > label:first-child { width: 125px; } .orinoco-dialog .form-row > label.orinoco-wide { width: 100%; }")
+    .appendTo("head");
+
   /** Asks the runtime once for each opening of a dialog; the answer is {connected, isDeployed, nodes}. */
   function ask(url) {
     return new Promise((resolve) => {
@@ -36,6 +40,8 @@
   /** A text field with a list below it: typing stays possible, as a node may be switched off right now. */
   function list(field, entries) {
     const input = $(field);
+    // The list opens at the first click, as a select's does, and not only when something is typed.
+    input.on("click", () => input.trigger("keyup"));
     input.autoComplete({
       minLength: 0,
       search: (text) => {

@@ -57,6 +57,7 @@ want_build_tools
 want binutils "a test reads which libraries the daemon needs" have readelf
 want mosquitto "the other broker; only our tests start it, on free ports" have mosquitto
 want mosquitto-clients "the issue's own commands are tested" have mosquitto_pub
+want libmosquitto-dev "the examples in C and for the ESP32 are built and run" test -e /usr/include/mosquitto.h
 want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the published contract" have node
 want npm "fetches them" have npm
 want chromium "the flows of node-red/ are run in it; not on Ubuntu, whose package is an empty one" has_chromium
@@ -95,7 +96,7 @@ client_deps() {
 }
 
 lint_all() {
-    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh .ci/run || return 1
+    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh examples/clients/*.sh .ci/run || return 1
     bash tests/scripts_test.sh || return 1
     cargo fmt --all -- --check || return 1
     cargo clippy --release --locked --workspace --all-targets -- -D warnings || return 1

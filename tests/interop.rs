@@ -113,6 +113,12 @@ impl Daemon {
                 "{client} did not run:\n{said}"
             );
         }
+        for example in ["python", "node", "shell", "c", "esp32"] {
+            assert!(
+                said.contains(&format!("ok      examples: {example}")),
+                "the example in {example} did not run:\n{said}"
+            );
+        }
     }
 }
 

@@ -6,7 +6,7 @@ usage() {
     cat <<'END'
 Usage: tests/interop/run.sh HOST PORT NODE USER [CLIENT...]
 
-CLIENT: mosquitto, paho5, paho311, mqttjs (default: all). The user's password, if there is one, is in
+CLIENT: mosquitto, paho5, paho311, mqttjs, examples (default: all). The user's password, if there is one, is in
 ORINOCO_TEST_PASSWORD. scripts/test.sh installs the clients into target/test-deps; from there they are
 taken unless PYTHONPATH and NODE_PATH are set. Ends with 1 when a flow failed, with 2 when a client is
 missing.
@@ -18,7 +18,7 @@ case "${1:-}" in -h | --help) usage && exit 0 ;; esac
 host=$1 port=$2 node=$3 user=$4
 shift 4
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(mosquitto paho5 paho311 mqttjs)
+[ ${#clients[@]} -gt 0 ] || clients=(mosquitto paho5 paho311 mqttjs examples)
 
 here=$(cd "$(dirname "$0")" && pwd)
 deps=$here/../../target/test-deps
@@ -34,6 +34,11 @@ need() {
 failed=0
 for client in "${clients[@]}"; do
     case "$client" in
+        examples)
+            need libmosquitto-dev test -e /usr/include/mosquitto.h
+            password=${ORINOCO_TEST_PASSWORD:-}
+            env ${password:+ORINOCO_PASSWORD="$password"} "$here/../../examples/clients/check.sh" "$host" "$port" "$node" "$user" || failed=1
+            ;;
         mosquitto)
             need mosquitto-clients command -v mosquitto_pub
             python3 "$here/mosquitto_clients.py" "$host" "$port" "$node" "$user" || failed=1
@@ -46,7 +51,7 @@ for client in "${clients[@]}"; do
             need MQTT.js node -e 'require("mqtt")'
             node "$here/mqtt_js.js" "$host" "$port" "$node" "$user" || failed=1
             ;;
-        *) echo "no client named '$client' here; there are: mosquitto, paho5, paho311, mqttjs" >&2 && exit 64 ;;
+        *) echo "no client named '$client' here; there are: mosquitto, paho5, paho311, mqttjs, examples" >&2 && exit 64 ;;
     esac
 done
 exit "$failed"

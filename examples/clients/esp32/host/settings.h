@@ -1,0 +1,1 @@
+// The test brings its own settings.

@@ -7,7 +7,6 @@ use crate::ota::trust::time::BUILT_S;
 use crate::ota::trust::{MetadataSource, SourceError};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
-use sigstore_tuf::canonical_json::to_canonical_bytes;
 
 pub(super) const DAY_S: u64 = 86_400;
 /// When the repository is first signed, seconds since 1970.
@@ -40,9 +39,7 @@ impl Key {
     }
 
     pub(super) fn sign(&self, signed: &Value) -> Value {
-        let signature = self
-            .pair
-            .sign(&to_canonical_bytes(signed).unwrap_or_else(|_| signed.to_string().into_bytes()));
+        let signature = self.pair.sign(canonical(signed).as_bytes());
         json!({"keyid": self.id(), "sig": hex(signature.as_ref())})
     }
 }
@@ -225,6 +222,30 @@ pub(super) fn date(at_s: u64) -> String {
     jiff::Timestamp::from_second(at_s.try_into().unwrap())
         .unwrap()
         .to_string()
+}
+
+/// Canonical JSON as TUF has it: sorted keys, no spaces, and only quotes and backslashes escaped.
+pub(super) fn canonical(value: &Value) -> String {
+    let text = |text: &str| {
+        let escaped = text.replace('\\', r"\\").replace('"', r#"\""#);
+        format!("\"{escaped}\"")
+    };
+    match value {
+        Value::String(string) => text(string),
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(canonical).collect();
+            format!("[{}]", items.join(","))
+        }
+        Value::Object(entries) => {
+            let sorted: BTreeMap<_, _> = entries.iter().collect();
+            let entries: Vec<_> = sorted
+                .iter()
+                .map(|(key, value)| format!("{}:{}", text(key), canonical(value)))
+                .collect();
+            format!("{{{}}}", entries.join(","))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -13,6 +13,7 @@ mod broker;
 mod configuration;
 mod doctor;
 mod models;
+mod ota;
 mod output;
 mod run;
 mod schema;
@@ -93,6 +94,7 @@ enum Command {
     Run(run::Args),
     Ask(Box<ask::Args>),
     Models(models::Args),
+    Ota(ota::Args),
     User(user::Args),
     Acl(acl::Args),
     Broker(broker::Args),
@@ -220,6 +222,7 @@ impl Cli {
             Command::Run(_) => run::run(config),
             Command::Ask(args) => ask::run(*args, &config),
             Command::Models(args) => models::run(args, &config),
+            Command::Ota(args) => ota::run(&args, &config),
             Command::User(args) => user::run(args, &config),
             Command::Acl(args) => acl::run(&args, &config),
             Command::Broker(args) => broker::run(&args, &config),

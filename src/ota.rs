@@ -31,6 +31,7 @@ pub mod pieces;
 pub mod policy;
 pub mod reason;
 pub mod source;
+pub mod stick;
 pub mod trust;
 pub mod vfs;
 pub mod waves;

@@ -437,7 +437,13 @@ async fn the_journal_has_fields_and_neither_prompts_nor_secrets() {
 
 // ---- the unit files ------------------------------------------------------------------------------------
 
-const SERVICES: [&str; 3] = ["orinoco", "orinoco-broker", "orinoco-password"];
+const SERVICES: [&str; 4] = [
+    "orinoco",
+    "orinoco-broker",
+    "orinoco-password",
+    "orinoco-usb",
+];
+const USB_MOUNT: &str = "run-orinoco-usb.mount";
 
 /// The services, with programs that exist here. `None` without systemd's tools.
 fn unit_files() -> Option<tempfile::TempDir> {
@@ -454,6 +460,7 @@ fn unit_files() -> Option<tempfile::TempDir> {
         let text = text.replace("/usr/bin/orinoco", program.to_str().unwrap());
         std::fs::write(dir.path().join(name), text).unwrap();
     }
+    std::fs::copy(units().join(USB_MOUNT), dir.path().join(USB_MOUNT)).unwrap();
     Some(dir)
 }
 
@@ -514,4 +521,59 @@ fn the_times_of_the_unit_leave_room_for_those_of_the_daemon() {
     assert!(unit.contains("RestartPreventExitStatus=78 64\n"));
     assert_eq!(orinoco::cli::exit::CONFIG, 78);
     assert_eq!(orinoco::cli::exit::USAGE, 64);
+}
+
+/// What stands on a stick is a stranger's: it is read, and nothing else is done with it.
+#[test]
+fn a_stick_is_mounted_read_only_without_devices_programs_and_other_users() {
+    let mount = std::fs::read_to_string(units().join(USB_MOUNT)).unwrap();
+    let options = mount
+        .lines()
+        .find_map(|line| line.strip_prefix("Options="))
+        .unwrap();
+    let options: Vec<&str> = options.split(',').collect();
+    for wanted in ["ro", "nosuid", "nodev", "noexec", "umask=0077"] {
+        assert!(options.contains(&wanted), "{wanted} is not in {options:?}");
+    }
+    let service = std::fs::read_to_string(units().join("orinoco-usb.service")).unwrap();
+    let remounts: Vec<&str> = service
+        .lines()
+        .filter(|line| line.contains("remount"))
+        .collect();
+    assert_eq!(remounts.len(), 2);
+    for remount in remounts {
+        assert!(remount.contains(",nosuid,nodev,noexec "), "{remount}");
+    }
+    if let Some(dir) = unit_files() {
+        let mount = dir.path().join(USB_MOUNT);
+        let output = Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(mount)
+            .output()
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+}
+
+/// Names that must be the same in three files that no program reads together.
+#[test]
+fn the_rule_the_mount_and_the_service_speak_of_the_same_stick() {
+    let read = |name: &str| std::fs::read_to_string(units().join(name)).unwrap();
+    let rule = read("orinoco-usb.rules");
+    let rule = rule.lines().find(|line| !line.starts_with('#')).unwrap();
+    for part in [
+        r#"ENV{ID_FS_LABEL}=="ORINOCO""#,
+        r#"ENV{ID_BUS}=="usb""#,
+        r#"ENV{ID_FS_TYPE}=="vfat|exfat""#,
+        r#"ENV{SYSTEMD_WANTS}+="orinoco-usb.service""#,
+    ] {
+        assert!(rule.contains(part), "{part} is not in {rule}");
+    }
+    let (mount, service) = (read(USB_MOUNT), read("orinoco-usb.service"));
+    assert!(mount.contains("What=/dev/disk/by-label/ORINOCO\n"));
+    assert!(mount.contains("Where=/run/orinoco/usb\n"));
+    assert!(service.contains("BindsTo=run-orinoco-usb.mount\n"));
+    assert!(service.contains("orinoco ota apply /run/orinoco/usb\n"));
+    assert!(service.contains("orinoco ota report /run/orinoco/usb\n"));
 }

@@ -71,6 +71,11 @@ impl PathsConfig {
         }
     }
 
+    /// Model files that updates brought, metadata, and what is known of deployments.
+    pub fn ota_dir(&self) -> PathBuf {
+        self.state_dir.join("ota")
+    }
+
     /// The users of the embedded broker, kept by `orinoco user`.
     pub fn users_file(&self) -> PathBuf {
         self.state_dir.join("users.toml")

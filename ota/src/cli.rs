@@ -7,8 +7,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use orinoco::ota::catalog::ReleaseState;
@@ -19,6 +20,8 @@ use orinoco::ota::{GroupName, LineName, ModelId};
 use crate::intake::{Intake, add};
 use crate::keys::{self, short};
 use crate::repository::Repository;
+use crate::rollout::policy::Plan;
+use crate::rollout::{self, End, Reach, Rollout};
 use crate::root::{self, Ceremony, KeyRole, RootChange};
 use crate::sign::{Expiry, Outcome, sign};
 use crate::verify::Report;
@@ -47,7 +50,7 @@ From nothing to a fleet update:
   orinoco-ota sign repo --keys keys
   orinoco-ota verify repo
   orinoco-ota export repo /media/stick
-  orinoco-ota rollout repo --line assistant --release 1 --group hall2
+  orinoco-ota rollout --line assistant --release 1 --group hall2
 
 ota/README.md explains each step, and what to do when a key is lost or a release is bad.";
 
@@ -147,6 +150,15 @@ Example policy.toml:
         #[arg(long)]
         root: Option<PathBuf>,
     },
+    /// Open a release to a group of devices, wave by wave; stop when too many fail
+    #[command(after_help = "\
+Example:
+  orinoco-ota rollout --line assistant --release 2 --group hall2 --waves 5,25,100 --failures 2 \\
+      --host broker.plant --user ops --password-file ops.password
+
+Ended at any time, the same command goes on where it was. After a stop nobody else begins; `withdraw` the release, \
+`sign`, and roll out the one that devices are to go back to.")]
+    Rollout(RolloutArgs),
     /// Make a repository with two tiny models, for tests and for trying things out
     Example {
         /// A new folder; gets repo/ and keys/
@@ -261,6 +273,80 @@ struct Rotate {
 }
 
 #[derive(Debug, Args)]
+struct RolloutArgs {
+    /// The line
+    #[arg(long)]
+    line: LineName,
+    /// The release
+    #[arg(long)]
+    release: u64,
+    /// The group of devices
+    #[arg(long, default_value = "default")]
+    group: GroupName,
+    /// Shares of the devices, in percent, one after the other
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 25, 100])]
+    waves: Vec<u8>,
+    /// Failures among the devices of the open waves at which it stops, in percent, e.g. 0.5
+    #[arg(long, default_value = "2", value_parser = milli)]
+    failures: u32,
+    /// Devices of a wave that must have come to an end before the next opens, in percent
+    #[arg(long, default_value_t = 90)]
+    finished: u8,
+    /// How long a wave stands before the next opens, in seconds
+    #[arg(long, default_value_t = 600)]
+    settle_seconds: u64,
+    /// When devices put it into service: asap, window, staged-only
+    #[arg(long, default_value = "asap", value_parser = ["asap", "window", "staged-only"])]
+    when: String,
+    /// For --when window, e.g. 22:00-05:00, local time of the devices
+    #[arg(long, required_if_eq("when", "window"))]
+    window: Option<String>,
+    /// Most kilobits a second of each device [default: as configured there]
+    #[arg(long, default_value_t = 0)]
+    max_kbit_s: u32,
+    /// Devices that must have been heard before anything opens
+    #[arg(long, default_value_t = 1)]
+    devices_min: usize,
+    /// Give up after this time, in seconds; the same command goes on
+    #[arg(long, default_value_t = 7 * 86_400)]
+    limit_seconds: u64,
+    /// Host of the broker
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port of the broker
+    #[arg(long, default_value_t = 1883)]
+    port: u16,
+    /// First level of every topic
+    #[arg(long, default_value = "orinoco")]
+    root: String,
+    /// MQTT user, an operator
+    #[arg(long, requires = "password_file")]
+    user: Option<String>,
+    /// File with the password on its first line
+    #[arg(long, requires = "user")]
+    password_file: Option<PathBuf>,
+    /// Speak TLS, and trust the authorities in this PEM file
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+}
+
+/// A share in percent with at most one place behind the point, in thousandths.
+fn milli(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?}, expected a share in percent, e.g. 2 or 0.5");
+    let (whole, tenths) = text.split_once('.').unwrap_or((text, "0"));
+    let is_fine = |part: &str, max| {
+        (1..=max).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit())
+    };
+    match is_fine(whole, 3) && is_fine(tenths, 1) {
+        true => {
+            let number = |part: &str| part.parse::<u32>().map_err(|_| wrong());
+            Ok(number(whole)? * 10 + number(tenths)?)
+        }
+        false => Err(wrong()),
+    }
+}
+
+#[derive(Debug, Args)]
 struct Withdraw {
     /// The repository
     repo: PathBuf,
@@ -349,6 +435,7 @@ fn run_command(command: Command, now: Timestamp) -> Result<()> {
             tell(&report);
             Ok(())
         }
+        Command::Rollout(args) => roll_out(args, now),
         Command::Example { dir } => {
             let repository = example::make(&dir, now)?;
             println!(
@@ -504,6 +591,55 @@ fn withdraw(args: &Withdraw) -> Result<()> {
         ),
     }
     staged(&args.repo)
+}
+
+fn roll_out(args: RolloutArgs, now: Timestamp) -> Result<()> {
+    let reach = Reach {
+        host: args.host,
+        port: args.port,
+        root: args.root,
+        user: args.user.zip(args.password_file),
+        ca_file: args.ca_file,
+    };
+    let (line, seq) = (args.line.clone(), args.release);
+    let rollout = Rollout {
+        line: args.line,
+        release_seq: args.release,
+        group: args.group,
+        plan: Plan {
+            waves: args.waves,
+            failures_milli_max: args.failures,
+            finished_percent_min: args.finished,
+            settle: Duration::from_secs(args.settle_seconds),
+        },
+        when: args.when,
+        window: args.window,
+        max_kbit_s: args.max_kbit_s,
+        devices_min: args.devices_min,
+        limit: Duration::from_secs(args.limit_seconds),
+    };
+    let now_s = u64::try_from(now.as_second()).unwrap_or(0);
+    match rollout::run(&reach, &rollout, now_s)? {
+        End::Done { done, targeted } => {
+            println!("release {seq} of {line} serves on {done} of {targeted} devices");
+            Ok(())
+        }
+        End::Stopped {
+            failed,
+            targeted,
+            percent,
+            reasons,
+        } => {
+            for (reason, devices) in reasons {
+                println!("  {reason}: {}", devices.join(", "));
+            }
+            bail!(
+                "stopped at {percent} %: {failed} of {targeted} devices failed, and nobody else begins. To take the \
+                 release back: orinoco-ota withdraw REPO --line {line} --release {seq} --fallback N, sign, and roll \
+                 out N with --waves 100"
+            )
+        }
+    }
 }
 
 fn tell(report: &Report) {

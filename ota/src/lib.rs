@@ -21,6 +21,7 @@ pub mod keys;
 pub mod progress;
 pub mod releases;
 pub mod repository;
+pub mod rollout;
 pub mod root;
 pub mod sign;
 pub mod time;

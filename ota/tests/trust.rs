@@ -1,6 +1,11 @@
 //! Repositories of three makers, read by three verifiers; and attacks, judged by two of them.
 //!
 //! The device's own client is held against `tough`, whose parsers, canonical form and cryptography are others.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it saw"
+)]
 
 #[path = "trust/attacks.rs"]
 mod attacks;

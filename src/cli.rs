@@ -15,6 +15,7 @@ mod doctor;
 mod models;
 mod ota;
 mod output;
+mod provision;
 mod run;
 mod schema;
 mod target;
@@ -95,6 +96,7 @@ enum Command {
     Ask(Box<ask::Args>),
     Models(models::Args),
     Ota(ota::Args),
+    Provision(Box<provision::Args>),
     User(user::Args),
     Acl(acl::Args),
     Broker(broker::Args),
@@ -223,6 +225,7 @@ impl Cli {
             Command::Ask(args) => ask::run(*args, &config),
             Command::Models(args) => models::run(args, &config),
             Command::Ota(args) => ota::run(&args, &config),
+            Command::Provision(args) => provision::run(&args, &config),
             Command::User(args) => user::run(args, &config),
             Command::Acl(args) => acl::run(&args, &config),
             Command::Broker(args) => broker::run(&args, &config),

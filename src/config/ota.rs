@@ -1,9 +1,16 @@
-//! `[ota.fetch]` and `[ota.scrub]`: where updates come from, how gently, and how often they are read again.
+//! `[ota]`, `[ota.fetch]` and `[ota.scrub]`: whom updates are believed from, where they come from, how gently, and
+//! how often they are read again.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::reader::Root;
+
+/// Where `orinoco provision` puts it.
+const ROOT_FILE: &str = "/etc/orinoco/root.json";
+
+/// Longest name of a group, bytes: as long as other names on MQTT.
+const GROUP_BYTES_MAX: usize = 64;
 
 /// Most sources.
 const SOURCES_MAX: usize = 8;
@@ -11,6 +18,10 @@ const SOURCES_MAX: usize = 8;
 /// `[ota.…]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtaConfig {
+    /// Where trust begins. Without the file there are no updates.
+    pub root_file: PathBuf,
+    /// Which releases are for this node.
+    pub group: Option<String>,
     /// How files come.
     pub fetch: OtaFetchConfig,
     /// How they are looked after.
@@ -49,7 +60,13 @@ pub struct OtaScrubConfig {
 
 impl OtaConfig {
     pub(super) fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.own("ota", &["fetch", "scrub"]);
+        let root_file = section.path("root_file");
+        let group = section.optional_text("group", GROUP_BYTES_MAX);
+        drop(section);
         Self {
+            root_file: root_file.unwrap_or_else(|| ROOT_FILE.into()),
+            group,
             fetch: OtaFetchConfig::read(root),
             scrub: OtaScrubConfig::read(root),
         }

@@ -50,6 +50,28 @@ impl<'r> Root<'r> {
         }
     }
 
+    /// A section that has tables below it, without those; they are read by [`Root::below`] afterwards.
+    pub(super) fn own(&mut self, name: &'static str, tables: &[&str]) -> Section<'_> {
+        let mut own = BTreeMap::new();
+        if let Some(ValueKind::Table(table)) = self.tree.get_mut(name).map(|v| &mut v.kind) {
+            let (below, mine) = std::mem::take(table)
+                .into_iter()
+                .partition(|(key, _)| tables.contains(&key.as_str()));
+            *table = below;
+            let mine: Map<String, Value> = mine;
+            own = mine.into_iter().collect();
+        }
+        Section {
+            name: name.to_owned(),
+            own,
+            inherited: BTreeMap::new(),
+            origin: layers::DEFAULT.into(),
+            working_dir: &self.working_dir,
+            credentials_dir: self.credentials_dir.as_deref(),
+            report: self.report,
+        }
+    }
+
     /// A table of the documented defaults below another: `[parent.name]`.
     pub(super) fn below(&mut self, parent: &'static str, name: &'static str) -> Section<'_> {
         let mut own = BTreeMap::new();

@@ -22,6 +22,7 @@ pub mod clock;
 mod crypto;
 mod exchange;
 mod floor;
+pub mod root;
 mod store;
 pub mod time;
 

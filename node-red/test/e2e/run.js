@@ -208,21 +208,27 @@ const plays = {
     await open("dashboard");
     await until("the node is seen", async () => (await statusOf("dash-chat")) === daemon.node);
     const board = await browser.newPage();
-    await board.setViewport({ width: 1280, height: 760 });
-    await board.goto(`${red.url}/dashboard/orinoco`, { waitUntil: "domcontentloaded" });
-    const field = await board.waitForSelector(".orinoco-form input", { timeout: 30_000 });
-    await wait(1500);
-    await field.type("Explain in five sentences why oil pressure falls when a pump draws air.");
-    await board.click(".orinoco-ask");
-    const text = () => board.evaluate(() => document.querySelector(".orinoco-answer")?.textContent ?? "");
-    const early = await until("the first tokens", async () => (await text()).length > 40 && text());
-    await until("more tokens", async () => (await text()).length > early.length + 200);
-    await shoot("dashboard-streaming", board);
-    await until("the answer ends", () => board.evaluate(() => /tok\/s/.test(document.querySelector(".orinoco-note")?.textContent ?? "")), 60_000);
-    await wait(2500);
-    await shoot("dashboard", board);
-    assert.ok(await board.evaluate((node) => document.body.textContent.includes(`${node}: serving`), daemon.node));
-    await board.close();
+    // Left open, it would keep the editor in the background, where Chromium lets pages sleep.
+    try {
+      await board.setViewport({ width: 1280, height: 760 });
+      await board.goto(`${red.url}/dashboard/orinoco`, { waitUntil: "domcontentloaded" });
+      const field = await board.waitForSelector(".orinoco-form input", { timeout: 30_000 });
+      await wait(1500);
+      await field.type("Explain in five sentences why oil pressure falls when a pump draws air.");
+      await board.click(".orinoco-ask");
+      const text = () => board.evaluate(() => document.querySelector(".orinoco-answer")?.textContent ?? "");
+      const early = await until("the first tokens", async () => (await text()).length > 40 && text());
+      const hasEnded = () => board.evaluate(() => /tok\/s/.test(document.querySelector(".orinoco-note")?.textContent ?? ""));
+      await until("more tokens", async () => (await text()).length > early.length + 200 || hasEnded());
+      await shoot("dashboard-streaming", board);
+      await until("the answer ends", hasEnded, 60_000);
+      assert.ok((await text()).length > early.length);
+      await wait(2500);
+      await shoot("dashboard", board);
+      assert.ok(await board.evaluate((node) => document.body.textContent.includes(`${node}: serving`), daemon.node));
+    } finally {
+      await board.close();
+    }
   },
 
   async "daemon restart: the answer comes all the same, once"() {

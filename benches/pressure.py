@@ -286,6 +286,22 @@ def control(n_bytes, limit_s=5):
         memory.end()
 
 
+def trace(file, memory, begin, thresholds, log):
+    """Keeps the run for docs/images: MemAvailable every 50 ms, and when the watchdog took which step."""
+    offset = time.time() - time.monotonic()
+    rows, due = [], 0.0
+    for at, available in memory.samples:
+        if at >= begin and at - begin >= due:
+            rows.append([round(at - begin, 3), available])
+            due = at - begin + 0.05
+    steps = []
+    for line in log.splitlines():
+        if "memory watchdog" in line and (found := re.search(r"to=(\w+)", line)):
+            told = datetime.datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp()
+            steps.append([round(told - offset - begin, 3), found[1].lower()])
+    file.write_text(json.dumps({"available_bytes": rows, "steps": steps, "thresholds": thresholds}) + "\n")
+
+
 def one_round(args, n_ctx):
     settings = [
         "node.name=bench",
@@ -347,6 +363,8 @@ def one_round(args, n_ctx):
             memory.end()
             daemon.stop()
         log = re.sub("\x1b\\[[0-9;]*m", "", daemon.log())
+        if args.trace:
+            trace(args.trace, memory, begin, thresholds, log)
         walked = re.findall(r"from=(\w+) to=(\w+)", log)
         finals = [json.loads(out.strip().splitlines()[-1]) for out, _ in ended]
         whole = [ask.returncode == 0 and final.get("final") for ask, final in zip(asks, finals)]
@@ -369,6 +387,7 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, default=REPO / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--tokens", type=int, default=600, help="tokens of each stream")
     parser.add_argument("--n-ctx", type=int, action="append", help="pool of the worker; may be given again")
+    parser.add_argument("--trace", type=pathlib.Path, help="keep the (last) run here, for scripts/make-pictures.py")
     parser.add_argument("--eat", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.eat:

@@ -14,8 +14,8 @@ programs come from apt, clients and linters for Python and Node.js go to target/
 models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
-                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, and cargo-deny is
-                 installed when missing
+                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant's schemas,
+                 and cargo-deny is installed when missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -98,6 +98,7 @@ client_deps() {
 lint_all() {
     shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh examples/clients/*.sh .ci/run || return 1
     bash tests/scripts_test.sh || return 1
+    python3 scripts/make-pictures.py --check || return 1
     cargo fmt --all -- --check || return 1
     cargo clippy --release --locked --workspace --all-targets -- -D warnings || return 1
     # The fuzz targets have a lock file of their own, which a new dependency of ours makes stale.
@@ -170,6 +171,31 @@ node_red_5() {
     node_red_flows "$place/node_modules" --node "$deps/node22/node_modules/node-linux-$arch/bin/node"
 }
 
+# The discovery payload before Home Assistant's own schemas. Its releases each want a Python not much older.
+home_assistant() {
+    local place=$deps/home-assistant python=''
+    for python in python3.14 python3.13 ''; do
+        # The shims of pyenv are there for versions that are not chosen.
+        [ -z "$python" ] || ! "$python" --version >/dev/null 2>&1 || break
+    done
+    if [ -z "$python" ] && [ -x "${PYENV_ROOT:-$HOME/.pyenv}/bin/pyenv" ]; then
+        python=$(compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/3.13.*/bin/python3" | tail -n 1) || true
+    fi
+    if [ -z "$python" ]; then
+        say "skipped: Home Assistant's schemas, since there is no Python 3.13 or newer for it"
+        return 0
+    fi
+    if [ ! -x "$place/bin/python3" ]; then
+        "$python" -m venv "$place" || return 1
+        "$place/bin/pip" --disable-pip-version-check -q install "homeassistant>=2024.12" paho-mqtt >&2 || {
+            rm -rf "$place"
+            say "skipped: Home Assistant's schemas, since its package could not be installed"
+            return 0
+        }
+    fi
+    env -u PYTHONPATH "$place/bin/python3" tests/interop/home_assistant.py >&2
+}
+
 quickstart_answers() {
     local answer
     answer=$(scripts/quickstart.sh --cpu --once "Name three rivers.") || return 1
@@ -204,6 +230,7 @@ timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes
 timed "flows in a browser, Node-RED 4.1" node_red_flows "$deps/node-red-4/node_modules"
 [ -z "$full" ] || timed "flows in a browser, Node-RED 5.0" node_red_5
+[ -z "$full" ] || timed "Home Assistant's own schemas" home_assistant
 timed "quickstart" quickstart_answers
 [ -z "$full" ] || timed "fuzzing, a minute for each target" scripts/fuzz.sh
 say "

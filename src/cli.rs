@@ -19,6 +19,7 @@ mod provision;
 mod run;
 mod schema;
 mod target;
+mod top;
 mod user;
 
 use std::ffi::OsString;
@@ -101,6 +102,7 @@ enum Command {
     Acl(acl::Args),
     Broker(broker::Args),
     Bench(bench::Args),
+    Top(Box<top::Args>),
     Doctor(doctor::Args),
     Config(configuration::Args),
     Schema(schema::Args),
@@ -230,6 +232,7 @@ impl Cli {
             Command::Acl(args) => acl::run(&args, &config),
             Command::Broker(args) => broker::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config),
+            Command::Top(args) => top::run(&args, &config),
             Command::Doctor(args) => doctor::run(args, sources),
             Command::Config(args) => configuration::run(&args, &config),
             Command::Schema(args) => schema::run(&args),

@@ -20,6 +20,7 @@
 
 mod engine;
 mod environment;
+mod home_assistant;
 mod layers;
 mod memory;
 mod mqtt;
@@ -42,6 +43,7 @@ use std::path::Path;
 
 pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
 pub use environment::{Environment, OF_THE_ENGINE};
+pub use home_assistant::HomeAssistantConfig;
 pub use layers::{Flag, Place, Sources};
 pub use memory::MemoryConfig;
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};
@@ -79,6 +81,8 @@ pub struct Config {
     pub watchdog: WatchdogConfig,
     /// Numbers that are published.
     pub telemetry: TelemetryConfig,
+    /// Whether Home Assistant is told of this node.
+    pub home_assistant: HomeAssistantConfig,
     /// How the model follows the power mode.
     pub power: PowerConfig,
     /// What serves in which power mode: the operator's own, before those of [`shipped_profiles`].
@@ -126,6 +130,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let engine = EngineConfig::read(&mut root);
     let watchdog = WatchdogConfig::read(&mut root);
     let telemetry = TelemetryConfig::read(&mut root);
+    let home_assistant = HomeAssistantConfig::read(&mut root);
     let power = PowerConfig::read(&mut root, &paths);
     let profiles = power::read_profiles(&mut root);
     let memory = MemoryConfig::read(&mut root);
@@ -150,6 +155,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         engine,
         watchdog,
         telemetry,
+        home_assistant,
         power,
         profiles,
         memory,

@@ -60,7 +60,7 @@ use quotas::Quotas;
 use refusals::Ignored;
 use report::Node;
 pub use report::{Overview, retained};
-pub use settings::{Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+pub use settings::{Accounts, Discovery, Settings, UserEntry, UserSettings, UsersSettings};
 use tele::Meters;
 use tokens::Tokenizing;
 

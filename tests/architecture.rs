@@ -44,6 +44,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["board", "config", "frames", "ledger", "offload", "process"],
     ),
     ("telemetry", &["board", "wire"]),
+    ("home_assistant", &["wire"]),
+    ("top", &["wire"]),
     (
         "governor",
         &[
@@ -63,6 +65,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "frames",
             "governor",
+            "home_assistant",
             "ledger",
             "link",
             "models",
@@ -129,6 +132,7 @@ const PURE: &[&str] = &[
     "src/dispatch/quotas",
     "src/doctor/checks",
     "src/doctor/report.rs",
+    "src/home_assistant",
     "src/frames.rs",
     "src/ledger",
     "src/offload",
@@ -147,6 +151,7 @@ const PURE: &[&str] = &[
     "src/pressure",
     "src/receive",
     "src/selection",
+    "src/top",
     "src/wire",
     "engine/src/prefix",
     "engine/src/sampling",
@@ -239,6 +244,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("reqwest", &["src/ota"]),
     // The link names it as the provider of rustls, the trust code by itself.
     ("ring", &["src/link/tls.rs", "src/ota"]),
+    ("ratatui", &["src/top", "src/cli"]),
     ("rumqttc", &["src/link"]),
     ("sigstore_crypto", &["src/ota/trust/crypto.rs"]),
     ("sigstore_tuf", &["src/ota/trust"]),

@@ -6,6 +6,8 @@
 mod commands;
 #[path = "governor/power.rs"]
 mod power;
+#[path = "governor/shown.rs"]
+mod shown;
 mod support;
 
 use std::path::Path;

@@ -19,7 +19,9 @@ use crate::broker::{BrokerConfig, PortChoice};
 use crate::config::{
     BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
 };
-use crate::dispatch::{self, Accounts, Settings, UserEntry, UserSettings, UsersSettings};
+use crate::dispatch::{
+    self, Accounts, Discovery, Settings, UserEntry, UserSettings, UsersSettings,
+};
 use crate::frames::LoadSpec;
 use crate::governor::{self, Lineup as _, Moment};
 use crate::ledger::Rules;
@@ -378,6 +380,7 @@ pub(super) fn dispatcher(
         models: choice.all.clone(),
         backend: config.engine.backend,
         hardware: hardware::read(&config.paths.board_root),
+        discovery: discovery(config),
         limits: Limits {
             payload_bytes: requests.payload_bytes_max,
             text_bytes: requests.text_bytes_max,
@@ -396,6 +399,25 @@ pub(super) fn dispatcher(
         retention: requests.retention,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
+    }
+}
+
+/// Where it is remembered that Home Assistant was told of this node, and has to be told when that ends.
+const SHOWN_FILE: &str = "home-assistant";
+
+fn discovery(config: &Config) -> Discovery {
+    let file = config.paths.state_dir.join(SHOWN_FILE);
+    if config.home_assistant.discovery {
+        if let Err(error) = std::fs::write(&file, "shown\n") {
+            let text = "switched off later, Home Assistant will not be told";
+            warn!(%error, file = %file.display(), "{text}");
+        }
+        return Discovery::Shown;
+    }
+    // The file stays: the message may not reach the broker this time.
+    match file.exists() {
+        true => Discovery::TakenBack,
+        false => Discovery::Never,
     }
 }
 

@@ -124,7 +124,14 @@ impl Dispatch {
                     ticket: None,
                 })
             }),
-            Ordered::Set { key } => Err(format!("no key {key:?}: known is model")),
+            Ordered::Set { key } if key == "cancel" => match message.payload.trim_ascii() {
+                b"all" => {
+                    self.cancel_all();
+                    Ok(None)
+                }
+                _ => Err("the payload must be all: every request is called off".to_owned()),
+            },
+            Ordered::Set { key } => Err(format!("no key {key:?}: known are model and cancel")),
             // What we, or anybody, wrote about a command that is under way or over.
             Ordered::Command { op, ticket } if op == "model" => {
                 command(&message.payload).map(|asked| {

@@ -451,6 +451,18 @@ impl Dispatch {
         }
     }
 
+    /// An operator calls off everything.
+    pub(super) fn cancel_all(&mut self) {
+        let all: Vec<Asked> = self.open.keys().cloned().collect();
+        info!(
+            n_requests = all.len(),
+            "an operator called off all requests"
+        );
+        for asked in all {
+            self.cancel(asked);
+        }
+    }
+
     fn cancel(&mut self, asked: Asked) {
         let Some(key) = self.open.get(&asked) else {
             debug!(user = %asked.0, id = %asked.1, "nothing to cancel");

@@ -12,9 +12,11 @@ use tracing::{error, info, warn};
 
 use super::checked::{self, NoModel};
 use super::pools::Pools;
-use super::{Clock, Dispatch, Settings, earliest};
+use super::{Clock, Discovery, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
+use crate::home_assistant::{self, Sensed};
 use crate::link::{Props, Publish};
+use crate::telemetry::Reading;
 use crate::wire::report::{
     Engine, Info, Mode, Model, Models, Power, Presence, Pressure, Proof, State, Status,
 };
@@ -44,6 +46,8 @@ pub(super) struct Node {
     progress_due: Option<Instant>,
     twin_until: Option<Instant>,
     model: String,
+    /// What the board was seen to have, for Home Assistant.
+    sensed: Sensed,
     clock: Clock,
 }
 
@@ -53,6 +57,7 @@ struct Dirty {
     info: bool,
     models: bool,
     state: bool,
+    discovery: bool,
 }
 
 impl Node {
@@ -82,7 +87,13 @@ impl Node {
             progress_due: None,
             twin_until: None,
             model: settings.model.clone(),
+            sensed: Sensed::default(),
         }
+    }
+
+    /// What the board was seen to have: Home Assistant is told of what is new.
+    pub(super) fn sensed(&mut self, reading: &Reading) {
+        self.dirty.discovery |= self.sensed.add(&reading.host, reading.gpu.as_ref());
     }
 
     /// Sequences of the serving worker; `None` while none serves.
@@ -140,6 +151,7 @@ impl Node {
             info: true,
             models: true,
             state: true,
+            discovery: true,
         };
     }
 
@@ -341,6 +353,9 @@ impl Dispatch {
         if dirty.models {
             self.retain(self.settings.names.models(), &self.models());
         }
+        if dirty.discovery {
+            self.discover();
+        }
         if dirty.state {
             let mut state = self.node.state.clone();
             state.pools = self.pools.as_ref().map(Pools::report);
@@ -362,6 +377,35 @@ impl Dispatch {
             self.retain(self.settings.names.status(), &status);
         }
         wake
+    }
+
+    /// Tells Home Assistant of this node, or that it is told no more.
+    fn discover(&mut self) {
+        let topic = home_assistant::topic(self.settings.names.node());
+        match self.settings.discovery {
+            Discovery::Never => {}
+            Discovery::TakenBack => {
+                let nothing = Publish {
+                    payload: Bytes::new(),
+                    props: Props::default(),
+                    ..retained(topic, &())
+                };
+                self.send(nothing);
+            }
+            Discovery::Shown => {
+                let models: Vec<String> = (self.settings.models.iter())
+                    .map(|model| model.name.clone())
+                    .collect();
+                let device = home_assistant::device(
+                    &self.settings.names,
+                    env!("CARGO_PKG_VERSION"),
+                    &self.settings.hardware,
+                    &models,
+                    &self.node.sensed,
+                );
+                self.retain(topic, &device);
+            }
+        }
     }
 
     fn models(&self) -> Models {

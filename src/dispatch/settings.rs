@@ -92,6 +92,17 @@ impl UserSettings {
     }
 }
 
+/// Whether the node shows itself to Home Assistant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discovery {
+    /// It never did.
+    Never,
+    /// It did, and does no more: what is retained is taken back.
+    TakenBack,
+    /// It does.
+    Shown,
+}
+
 /// The dispatcher's part of the configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -107,6 +118,8 @@ pub struct Settings {
     pub backend: crate::frames::Backend,
     /// The board, for `info`.
     pub hardware: crate::wire::report::Hardware,
+    /// What Home Assistant is told.
+    pub discovery: Discovery,
     /// Bounds of a request body.
     pub limits: Limits,
     /// Who may ask for what, and how much.

@@ -109,6 +109,7 @@ impl Dispatch {
         self.energy.advance(now, self.queue.running());
         self.energy.sampled(module_mw, now);
         if let Heard::Board(reading) = heard {
+            self.node.sensed(&reading);
             self.publish_telemetry(*reading);
         }
     }

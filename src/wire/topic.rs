@@ -486,6 +486,11 @@ impl Names {
         self.of_node(&format!("evt/{kind}"))
     }
 
+    /// `{r}/v1/{n}/ota/state`, retained: how an update goes.
+    pub fn ota_state(&self) -> String {
+        self.of_node("ota/state")
+    }
+
     /// `{r}/v1/{n}/tele/{kind}`, retained.
     pub fn tele(&self, kind: &str) -> String {
         self.of_node(&format!("tele/{kind}"))

@@ -4,7 +4,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test fails by panicking, and says what it saw"
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and says what it saw; a server that drips has to wait"
 )]
 
 #[path = "trust/attacks.rs"]
@@ -18,12 +19,16 @@ mod verifiers;
 
 use std::env;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use orinoco::ota::source::{Source, Terms};
-use orinoco::ota::trust::{Client, MetadataSource, Place, Trust as _, TrustedNow, read_target};
-use orinoco::ota::{Digest, TargetName};
+use orinoco::ota::trust::{Client, Place, Trust as _, TrustedNow, read_target};
+use orinoco::ota::{Digest, Reason, TargetName};
 
 use verifiers::Verifiers;
 
@@ -108,9 +113,42 @@ fn repositories_made_by_python_tuf_are_read_by_the_device_and_by_tough() {
 }
 
 #[test]
-fn a_tree_without_metadata_is_not_a_repository() {
+fn a_server_that_drips_metadata_is_given_up() {
+    let repository = repository::Repository::new();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", server.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let n_bytes = stream.read(&mut request).unwrap();
+            if request[..n_bytes].starts_with(b"GET /metadata/timestamp.json") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n");
+                while stream.write_all(b" ").is_ok() {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                return;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let terms = Terms {
+        stall_timeout: Duration::from_millis(400),
+        ..Terms::default()
+    };
+    let mut source = Source::at(&address, &terms).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut source = Source::at(text(dir.path()), &Terms::default()).unwrap();
-    let found = MetadataSource::get(&mut source, "metadata/timestamp.json", 1000);
-    assert!(matches!(found, Ok(None)));
+    let mut client = Client::open(Place {
+        folder: dir.path().into(),
+        root: repository.shipped_root(),
+    })
+    .unwrap();
+    let began = Instant::now();
+    let refused = client.refresh(&mut source, now()).unwrap_err();
+    assert_eq!(refused.reason(), Reason::Stalled, "{refused}");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
 }

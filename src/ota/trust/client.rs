@@ -54,21 +54,35 @@ impl Client {
     /// # Errors
     /// The folder is in use or cannot be written, the root is none, or the floor is lost.
     pub fn open(place: Place) -> Result<Self, TrustError> {
-        let folder = place.folder.clone();
-        Disk.make_dir(&folder).map_err(failed("create", &folder))?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(folder.join("lock"))
-            .map_err(failed("lock", &folder))?;
-        let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(TrustError::Busy(folder.display().to_string()));
+        let lock = lock(&place.folder)?;
+        Self::open_locked(place, lock)
+    }
+
+    /// Opens the folder as a new device's: floor and metadata are forgotten, and with them all protection
+    /// against older metadata. For provisioning alone, where somebody with rights on the board stands for it.
+    ///
+    /// # Errors
+    /// See [`Client::open`]; a root that is none is refused before anything is forgotten.
+    pub fn start_over(place: Place) -> Result<Self, TrustError> {
+        root_version(&place.root)?;
+        let lock = lock(&place.folder)?;
+        let folder = &place.folder;
+        let metadata = folder.join("metadata");
+        // The floor goes last: a cut before that leaves a device that trusts less, not more.
+        for folder in [&metadata.join("root_history"), &metadata] {
+            for (file, _) in Disk.list(folder).map_err(failed("read", folder))? {
+                Disk.remove(&file).map_err(failed("remove", &file))?;
             }
-            Err((_, error)) => return Err(failed("lock", &folder)(error.into())),
-        };
+        }
+        for slot in floor::SLOTS {
+            let slot = folder.join(slot);
+            Disk.remove(&slot).map_err(failed("remove", &slot))?;
+        }
+        Disk.sync_dir(folder).map_err(failed("write", folder))?;
+        Self::open_locked(place, lock)
+    }
+
+    fn open_locked(place: Place, lock: Flock<File>) -> Result<Self, TrustError> {
         let client = Self::open_on(place, Arc::new(Disk))?;
         Ok(Self {
             _lock: Some(lock),
@@ -78,9 +92,7 @@ impl Client {
 
     /// The same on a file system of a test's own, where nobody else is.
     pub(super) fn open_on(place: Place, vfs: Arc<dyn Vfs>) -> Result<Self, TrustError> {
-        crypto::install();
-        let shipped = TrustedMetadataSet::from_root(&place.root)
-            .map_err(|error| TrustError::Untrusted(format!("the root of this device: {error}")))?;
+        let shipped = shipped(&place.root)?;
         let folder = &place.folder;
         let metadata = folder.join("metadata");
         vfs.make_dir(&metadata)
@@ -259,6 +271,44 @@ impl Trust for Client {
                 true => Freshness::Expired,
             },
         })
+    }
+}
+
+/// The version of a root that a device may be provisioned with.
+///
+/// # Errors
+/// It is no root, or not signed by enough of its own keys.
+pub fn root_version(root: &[u8]) -> Result<u64, TrustError> {
+    shipped(root).map(|trusted| trusted.root().version)
+}
+
+fn shipped(root: &[u8]) -> Result<TrustedMetadataSet, TrustError> {
+    crypto::install();
+    if root.len() as u64 > limit::ROOT_BYTES {
+        return Err(TrustError::Untrusted(format!(
+            "the root of this device has {} bytes, expected at most {}",
+            root.len(),
+            limit::ROOT_BYTES
+        )));
+    }
+    TrustedMetadataSet::from_root(root).map_err(|error| {
+        TrustError::Untrusted(format!("the root of this device: {}", with_causes(&error)))
+    })
+}
+
+/// Makes the folder if need be, and takes it.
+fn lock(folder: &Path) -> Result<Flock<File>, TrustError> {
+    Disk.make_dir(folder).map_err(failed("create", folder))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))
+        .map_err(failed("lock", folder))?;
+    match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => Err(TrustError::Busy(folder.display().to_string())),
+        Err((_, error)) => Err(failed("lock", folder)(error.into())),
     }
 }
 

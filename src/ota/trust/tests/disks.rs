@@ -142,3 +142,25 @@ fn a_refresh_that_brings_nothing_new_writes_nothing() {
     disk.set_room(Some(0));
     client.refresh(&mut repository, NOW).unwrap();
 }
+
+#[test]
+fn a_device_that_lost_its_floor_is_provisioned_anew_and_a_wrong_root_forgets_nothing() {
+    let mut repository = Repository::new();
+    let device = Device::new(&repository);
+    device.refresh(&mut repository).unwrap();
+    for slot in ["floor.a", "floor.b"] {
+        std::fs::write(device.path().join(slot), b"").unwrap();
+    }
+    assert_eq!(reason(device.try_open()), Some(Reason::FloorCorrupt));
+    let place = |root| Place {
+        folder: device.path().into(),
+        root,
+    };
+    let wrong = Client::start_over(place(b"{}".to_vec()));
+    assert_eq!(reason(wrong), Some(Reason::Signature));
+    assert!(device.path().join("metadata/timestamp.json").exists());
+    let mut client = Client::start_over(place(device.root.clone())).unwrap();
+    assert_eq!(client.standing(NOW), None);
+    assert!(client.refresh(&mut repository, NOW).is_ok());
+    assert_eq!(root_version(&device.root).unwrap(), 1);
+}

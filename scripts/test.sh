@@ -22,6 +22,7 @@ models/.
 Examples:
     scripts/test.sh
     scripts/test.sh cancel_frees
+    ORINOCO_YOCTO_LAYERS=~/layers scripts/test.sh      # also parses the Yocto layer (yocto/parse.sh)
 END
 }
 
@@ -73,12 +74,12 @@ apply_build
 # The stamp holds what was installed from, so a changed pin installs anew.
 client_deps() {
     local python=$deps/python node_dir=$deps/node stamp=$deps/stamp wanted node=node
-    wanted=$(cat tests/interop/requirements.txt tests/interop/package-lock.json | sha256sum)
+    wanted=$(cat tests/interop/requirements.txt yocto/requirements.txt tests/interop/package-lock.json | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         rm -rf "$deps" && mkdir -p "$node_dir"
         # --target leaves the system's Python alone, also where pip calls it externally managed (PEP 668).
         PIP_ROOT_USER_ACTION=ignore python3 -m pip --disable-pip-version-check -q install --require-hashes --no-deps \
-            --target "$python" -r tests/interop/requirements.txt >&2 || return 1
+            --target "$python" -r tests/interop/requirements.txt -r yocto/requirements.txt >&2 || return 1
         cp tests/interop/package.json tests/interop/package-lock.json "$node_dir/"
         npm --prefix "$node_dir" ci --silent --no-audit --no-fund >&2 || return 1
         # Ubuntu 22.04 has Node 12, and MQTT.js needs 16.
@@ -96,7 +97,7 @@ client_deps() {
 }
 
 lint_all() {
-    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh examples/clients/*.sh .ci/run || return 1
+    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh examples/clients/*.sh yocto/*.sh .ci/run || return 1
     bash tests/scripts_test.sh || return 1
     python3 scripts/make-pictures.py --check || return 1
     cargo fmt --all -- --check || return 1
@@ -196,6 +197,22 @@ home_assistant() {
     env -u PYTHONPATH "$place/bin/python3" tests/interop/home_assistant.py >&2
 }
 
+# The Yocto layer: what needs no bitbake, then, where somebody has the public layers, bitbake's own view.
+lint_yocto() {
+    yocto/check.py || return 1
+    grep -rlZ '^#!/bin/sh' yocto/meta-orinoco | xargs -0 shellcheck || return 1
+    bash yocto/scripts_test.sh >&2 || return 1
+    yocto/oelint.sh >&2 || return 1
+    if [ -n "${ORINOCO_YOCTO_LAYERS:-}" ]; then
+        yocto/parse.sh "$ORINOCO_YOCTO_LAYERS" >&2 || return 1
+    else
+        say "skipped: parsing the Yocto layer, as ORINOCO_YOCTO_LAYERS names no folder of layers (yocto/parse.sh)"
+    fi
+}
+
+# What is linked into the programs names its licences.
+licences_all() { python3 scripts/licences.py >target/LICENCES.txt; }
+
 quickstart_answers() {
     local answer
     answer=$(scripts/quickstart.sh --cpu --once "Name three rivers.") || return 1
@@ -221,6 +238,8 @@ if [ -n "$lint" ]; then
     timed "formats, lints, scripts" lint_all
     timed "published contract" lint_contract
     timed "dependencies" deny_all
+    timed "licences" licences_all
+    timed "Yocto layer" lint_yocto
 fi
 # The tests start the programs, so they come first; --workspace builds what the tests link as well.
 timed "build" build_orinoco

@@ -21,9 +21,11 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
             .tempfile_in(dir)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        // The umask may have taken bits that were asked for.
-        file.as_file()
-            .set_permissions(fs::Permissions::from_mode(mode))?;
+        // The umask may have taken bits that were asked for. A stick with FAT has no modes, and says so.
+        match (file.as_file()).set_permissions(fs::Permissions::from_mode(mode)) {
+            Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+            _ => {}
+        }
         file.persist(path).map_err(|e| e.error)?;
         sync_dir(dir)
     };

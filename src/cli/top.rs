@@ -180,7 +180,8 @@ fn wants_to_leave(keys: &mut Keys<AsyncReader>) -> bool {
 
 /// As text without colours, without the empty rows at its end.
 fn frame(view: &View, width: u16) -> anyhow::Result<String> {
-    const ROWS: u16 = 40;
+    // Room for the events that a ticket is about.
+    const ROWS: u16 = 28;
     let mut terminal = Terminal::new(TestBackend::new(width, ROWS)).context("failed to draw")?;
     terminal
         .draw(|frame| draw(view, now_ms(), frame.area(), frame.buffer_mut()))

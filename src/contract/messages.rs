@@ -214,6 +214,15 @@ pub(super) const MESSAGES: &[Message] = &[
         examples: &[("a model", r#""smollm2-135m""#)],
     },
     Message {
+        name: "allRequests",
+        title: "All requests",
+        summary: "The word all.",
+        content_type: TEXT,
+        schema: "BareText",
+        headers: None,
+        examples: &[("all", r#""all""#)],
+    },
+    Message {
         name: "modelCommand",
         title: "Order for a model",
         summary: "And how far it is.",

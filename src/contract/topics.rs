@@ -237,6 +237,16 @@ pub(super) fn topics() -> Vec<Topic> {
             replies: &[],
         },
         Topic {
+            name: "setCancel",
+            address: address(names.set("cancel")),
+            sender: Sender::Requester,
+            retained: false,
+            title: "Call off all requests".to_owned(),
+            description: "For operators: the word all ends every request that waits or runs.".to_owned(),
+            messages: &["allRequests"],
+            replies: &[],
+        },
+        Topic {
             name: "modelCommand",
             address: address(names.command("model", id.as_str())),
             sender: Sender::Requester,

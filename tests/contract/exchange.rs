@@ -509,9 +509,11 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
 /// What needs an operator, short memory or a GPU, or comes every few seconds: tests/governor.rs brings it about,
 /// and the examples on the page are judged by its schemas.
 const ELSEWHERE: &[&str] = &[
+    "allRequests",
     "modelCommand",
     "modelName",
     "pressureEvent",
+    "setCancel",
     "setModel",
     "switchEvent",
     "teleGpu",

@@ -14,7 +14,7 @@ use super::output;
 use crate::config::{self, Config, Place, Sources};
 use crate::ota::GroupName;
 use crate::ota::stick::{self, DeviceKey};
-use crate::ota::trust::root;
+use crate::ota::trust::{Client, root};
 use crate::secret;
 
 /// Make this board a member of a fleet: whom it believes, its group, its account
@@ -47,7 +47,8 @@ pub(super) struct Args {
     /// Where the configuration lies
     #[arg(long, value_name = "DIR", default_value = "/etc/orinoco")]
     into: PathBuf,
-    /// Believe another root than the board did until now
+    /// Believe this root anew: another one than until now, or the same after `floor_corrupt`. What the board knew
+    /// of the versions of updates is forgotten
     #[arg(long)]
     replace_root: bool,
 }
@@ -94,9 +95,12 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
         let line = format!("{password}\n");
         replace(&args.into.join("mqtt.password"), line.as_bytes(), 0o600)?;
     }
+    let ota_dir = config.paths.ota_dir();
+    if args.replace_root {
+        Client::forget(&ota_dir.join("trust")).context("is the daemon stopped?")?;
+    }
     replace(&root_file, &root, 0o644)?;
 
-    let ota_dir = config.paths.ota_dir();
     stick::make_dir(&ota_dir).with_context(|| ota_dir.display().to_string())?;
     let key = DeviceKey::load_or_make(&ota_dir.join("device.key"))?;
     output::say(&format!(
@@ -258,15 +262,20 @@ mod tests {
         fs::create_dir(board.dir.path().join("etc")).unwrap();
         let present = board.dir.path().join("etc/root.json");
         fs::write(&present, "of somebody else").unwrap();
+        let floor = board.config.paths.ota_dir().join("trust/floor.a");
+        fs::create_dir_all(floor.parent().unwrap()).unwrap();
+        fs::write(&floor, "of another fleet").unwrap();
         let refused = run(&board.args(), &board.config).unwrap_err().to_string();
         assert!(refused.contains("--replace-root"), "{refused}");
         assert_eq!(fs::read(&present).unwrap(), b"of somebody else");
+        assert!(floor.exists());
         let args = Args {
             replace_root: true,
             ..board.args()
         };
         run(&args, &board.config).unwrap();
         assert_eq!(fs::read(&present).unwrap(), ROOT);
+        assert!(!floor.exists(), "its versions are not ours");
     }
 
     #[test]

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, Reason, TargetName};
 
-pub use client::{Client, Place, root_version};
+pub use client::{Client, Place};
 pub use time::{Clock, TrustedNow};
 
 /// Longest files that are read, bytes.

@@ -58,17 +58,18 @@ impl Client {
         Self::open_locked(place, lock)
     }
 
-    /// Opens the folder as a new device's: floor and metadata are forgotten, and with them all protection
-    /// against older metadata. For provisioning alone, where somebody with rights on the board stands for it.
+    /// Forgets floor and metadata, and with them all protection against older metadata, as on a new board. For
+    /// provisioning alone, where somebody with rights on the board stands for it.
     ///
     /// # Errors
-    /// See [`Client::open`]; a root that is none is refused before anything is forgotten.
-    pub fn start_over(place: Place) -> Result<Self, TrustError> {
-        root_version(&place.root)?;
-        let lock = lock(&place.folder)?;
-        let folder = &place.folder;
-        let metadata = folder.join("metadata");
+    /// Somebody has the folder, or it cannot be written.
+    pub fn forget(folder: &Path) -> Result<(), TrustError> {
+        if !folder.exists() {
+            return Ok(());
+        }
+        let _lock = lock(folder)?;
         // The floor goes last: a cut before that leaves a device that trusts less, not more.
+        let metadata = folder.join("metadata");
         for folder in [&metadata.join("root_history"), &metadata] {
             for (file, _) in Disk.list(folder).map_err(failed("read", folder))? {
                 Disk.remove(&file).map_err(failed("remove", &file))?;
@@ -78,8 +79,7 @@ impl Client {
             let slot = folder.join(slot);
             Disk.remove(&slot).map_err(failed("remove", &slot))?;
         }
-        Disk.sync_dir(folder).map_err(failed("write", folder))?;
-        Self::open_locked(place, lock)
+        Disk.sync_dir(folder).map_err(failed("write", folder))
     }
 
     fn open_locked(place: Place, lock: Flock<File>) -> Result<Self, TrustError> {
@@ -272,14 +272,6 @@ impl Trust for Client {
             },
         })
     }
-}
-
-/// The version of a root that a device may be provisioned with.
-///
-/// # Errors
-/// It is no root, or not signed by enough of its own keys.
-pub fn root_version(root: &[u8]) -> Result<u64, TrustError> {
-    shipped(root).map(|trusted| trusted.root().version)
 }
 
 fn shipped(root: &[u8]) -> Result<TrustedMetadataSet, TrustError> {

@@ -144,23 +144,24 @@ fn a_refresh_that_brings_nothing_new_writes_nothing() {
 }
 
 #[test]
-fn a_device_that_lost_its_floor_is_provisioned_anew_and_a_wrong_root_forgets_nothing() {
+fn a_device_that_lost_its_floor_begins_again_once_it_was_made_to_forget() {
     let mut repository = Repository::new();
     let device = Device::new(&repository);
-    device.refresh(&mut repository).unwrap();
+    let mut client = device.open();
+    client.refresh(&mut repository, NOW).unwrap();
+    let taken = Client::forget(device.path());
+    assert!(
+        matches!(taken, Err(TrustError::Busy(_))),
+        "not while it runs"
+    );
+    drop(client);
     for slot in ["floor.a", "floor.b"] {
         std::fs::write(device.path().join(slot), b"").unwrap();
     }
     assert_eq!(reason(device.try_open()), Some(Reason::FloorCorrupt));
-    let place = |root| Place {
-        folder: device.path().into(),
-        root,
-    };
-    let wrong = Client::start_over(place(b"{}".to_vec()));
-    assert_eq!(reason(wrong), Some(Reason::Signature));
-    assert!(device.path().join("metadata/timestamp.json").exists());
-    let mut client = Client::start_over(place(device.root.clone())).unwrap();
+    Client::forget(device.path()).unwrap();
+    let mut client = device.open();
     assert_eq!(client.standing(NOW), None);
     assert!(client.refresh(&mut repository, NOW).is_ok());
-    assert_eq!(root_version(&device.root).unwrap(), 1);
+    assert!(Client::forget(&device.path().join("never")).is_ok());
 }

@@ -123,14 +123,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         orders: worker.orders,
         words,
         notices: notice_queue,
+        updates: None,
     };
+    let (_releases, watched) = watch::channel(choice.releases.clone());
     tokio::spawn(governor::run(
-        settings::governor(&config, &choice)?,
+        settings::governor(&config, &choice, watched.clone())?,
         governor,
     ));
     let own_accounts = config.broker.mode != BrokerMode::External;
     let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
-    let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts);
+    let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts, watched);
     let (busy, runs) = watch::channel(false);
     let parts = Parts {
         link: link.clone(),

@@ -48,6 +48,7 @@ use crate::pressure::Level;
 use crate::store::{self, Store};
 use crate::telemetry::Heard;
 use crate::wire::error::{ApiError, Code};
+use crate::wire::reply::Parked;
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::Report;
 use durable::StoreDone;
@@ -133,6 +134,8 @@ struct Dispatch {
     level: Level,
     /// For want of memory a smaller context or model serves, and another is to come.
     small_context: bool,
+    /// A release is being tried, and is expected to serve by then.
+    parks_until: Option<Instant>,
     /// Tokens that one request might use while that was not so.
     n_ctx_full: u32,
     /// To the worker that serves; closed when none does.
@@ -314,6 +317,7 @@ impl Dispatch {
             busy,
             level: Level::Ok,
             small_context: false,
+            parks_until: None,
             n_ctx_full: 0,
             jobs: HashMap::new(),
             open: HashMap::new(),
@@ -409,6 +413,8 @@ impl Dispatch {
             Report::SwitchFailed { name, reason } => {
                 self.notice(Notice::SwitchFailed { name, reason });
             }
+            Report::Trying { name } => self.notice(Notice::Trying(name)),
+            Report::Tried { name, end } => self.notice(Notice::Tried { name, end }),
             Report::Event(Event::Started {
                 job,
                 prompt_ids,
@@ -511,6 +517,7 @@ impl Dispatch {
             true => self.queue.worker_left(),
             false => self.queue.worker_died(down.cause.by_itself()),
         };
+        let parks_until = self.parks_until;
         for (key, verdict) in verdicts {
             let Some(job) = self.jobs.get_mut(&key) else {
                 continue;
@@ -521,7 +528,13 @@ impl Dispatch {
                     self.queue.remove(key);
                     job.end(Ending::Finished(Finish::Cancelled, job.timings_so_far()));
                 }
-                Verdict::Again => job.pause(),
+                Verdict::Again => {
+                    job.pause();
+                    if let Some(until) = parks_until.filter(|_| down.cause.on_purpose()) {
+                        let eta = until.saturating_duration_since(Instant::now());
+                        job.park(Parked::for_update(eta));
+                    }
+                }
                 Verdict::Poison => job.end(Ending::Failed(ApiError::new(
                     Code::Poison,
                     format!(
@@ -580,6 +593,7 @@ impl Dispatch {
             return;
         };
         self.energy.advance(Instant::now(), self.queue.running());
+        let runtime = self.settings.runtime_of(&model);
         loop {
             let (straits, jobs) = (self.straits(), &self.jobs);
             let waits = |key| jobs.get(&key).is_some_and(|job| straits.must_wait(job));
@@ -593,7 +607,7 @@ impl Dispatch {
             job.served_by(&model);
             if self
                 .commands
-                .try_send(Command::Submit(Box::new(job.command())))
+                .try_send(Command::Submit(Box::new(job.command(runtime.as_ref()))))
                 .is_err()
             {
                 self.queue.put_back(key);
@@ -628,12 +642,12 @@ impl Dispatch {
                     .link
                     .try_publish(job.address.publish(node, reply, None))
                 {
-                    Ok(()) => job.output.sent(now),
+                    Ok(()) => job.chunk_sent(now),
                     Err(PublishError::Full(_)) => break,
                     Err(error) => {
                         // Chunks are at most 8 KiB; a broker that refuses those can carry no answer.
                         warn!(%error, "chunk dropped by the link");
-                        job.output.sent(now);
+                        job.chunk_sent(now);
                     }
                 }
             }

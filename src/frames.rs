@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -53,6 +53,8 @@ pub enum Command {
     },
     /// Raw measurement without MQTT; answered by [`Event::Bench`]. Only sent to an idle worker.
     Bench(BenchSpec),
+    /// How likely the model finds a text; answered by [`Event::Scored`]. Only sent to an idle worker.
+    Score(String),
     /// Forget saved sequences, save no more, and give free heap back to the system. Running jobs are not
     /// touched.
     Trim,
@@ -122,6 +124,8 @@ pub enum Event {
     },
     /// Answer to [`Command::Bench`].
     Bench(BenchReport),
+    /// Answer to [`Command::Score`].
+    Scored(Result<Scored, JobError>),
     /// Answer to [`Command::Ping`].
     Pong(u64),
 }
@@ -496,6 +500,15 @@ pub struct BenchReport {
     pub prompt_ms: f64,
     /// Wall time of the decoding part, milliseconds.
     pub gen_ms: f64,
+}
+
+/// Outcome of [`Command::Score`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// Tokens that were foretold: all but the first.
+    pub n_tokens: u32,
+    /// Mean negative logarithm of their probabilities, nats; infinite when the model computes no numbers.
+    pub mean_nll: f64,
 }
 
 #[cfg(test)]

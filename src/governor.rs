@@ -17,6 +17,7 @@ mod follow;
 mod heat;
 mod shrink;
 mod switch;
+mod trial;
 
 use std::time::Duration;
 
@@ -29,11 +30,13 @@ use crate::board::memory::MemoryProbe;
 use crate::frames::LoadSpec;
 use crate::pressure::{Change, Ladder, Level, Relief, SLOWEST, Thresholds};
 use crate::wire::report::Power;
+use crate::worker::trial::TrialEnd;
 use crate::worker::{Order, Placing};
 use follow::{Before, Follow};
 pub use follow::{Following, Lineup, Moment};
 pub use heat::watch_heat;
 pub use shrink::{Candidate, Serving};
+pub use trial::{Offer, Update, Verdict};
 
 /// How often power and heat are looked at; a change of the mode is looked at when it comes.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +61,15 @@ pub enum Notice {
     Cached(u64),
     /// An operator wants this model.
     Wish(Wish),
+    /// A worker on trial is loaded, and shows that it works.
+    Trying(String),
+    /// A trial ended.
+    Tried {
+        /// The model.
+        name: String,
+        /// How.
+        end: TrialEnd,
+    },
 }
 
 /// An order of an operator.
@@ -105,6 +117,8 @@ pub enum Word {
         /// Why it was not done.
         outcome: Result<(), String>,
     },
+    /// A release is being loaded and looked at; requests may have to wait about so long. `None`: that is over.
+    Trial(Option<Duration>),
     /// What the model follows, and how many requests may run side by side.
     Power(Power),
     /// Whether a smaller context or model serves for want of memory, until the one that is wanted does.
@@ -130,6 +144,8 @@ pub struct Parts {
     pub words: mpsc::Sender<Word>,
     /// From the dispatcher.
     pub notices: mpsc::Receiver<Notice>,
+    /// From who owns the releases; none: there are no updates.
+    pub updates: Option<mpsc::Receiver<Update>>,
 }
 
 /// What the governor goes by.
@@ -181,6 +197,8 @@ struct Governor {
     told_power: Option<Power>,
     /// A switch under way, and what was before it.
     errand: Option<(Errand, LoadSpec, Before)>,
+    /// A release on its way into service.
+    trial: Option<trial::UnderTrial>,
     /// A step whose effect is awaited.
     pending: Option<Pending>,
 }
@@ -227,6 +245,7 @@ pub async fn run(settings: Settings, parts: Parts) {
         follow: Follow::new(following),
         told_power: None,
         errand: None,
+        trial: None,
         pending: None,
         parts,
     };
@@ -245,6 +264,8 @@ impl Governor {
                 }
                 _ = looks.tick() => self.look().await?,
                 () = self.follow.changed() => self.look().await?,
+                update = trial::next(&mut self.parts.updates) => self.update(update).await?,
+                is_settled = trial::settled(&mut self.trial) => self.settle(is_settled).await?,
                 notice = self.parts.notices.recv() => match notice {
                     Some(notice) => self.hear(notice).await?,
                     None => return Err(Closed),
@@ -510,6 +531,11 @@ impl Governor {
                 self.switched(errand, Err(reason)).await
             }
             Notice::Wish(wish) => self.wished(wish).await,
+            Notice::Trying(name) => {
+                self.trying(&name);
+                Ok(())
+            }
+            Notice::Tried { name, end } => self.tried(&name, end).await,
         }
     }
 

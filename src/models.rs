@@ -7,6 +7,8 @@
 pub mod add;
 mod catalogue;
 pub mod gguf;
+pub mod release;
 
 pub use add::{AddError, Added, OnExisting, add};
 pub use catalogue::{Catalogue, Entry, Record, name_of};
+pub use release::{Release, Releases};

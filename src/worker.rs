@@ -22,6 +22,9 @@
 //! or after it, when memory does not hold both. One that cannot be loaded changes nothing: the old one goes
 //! on, or comes back. Whatever was in the old worker is reported down and belongs to the next.
 //!
+//! An [`Order::Try`] is a switch with a condition: the next worker first shows that it works (`trial`), and only
+//! then takes the place of the old one.
+//!
 //! Before each load its model is planned and judged (`admission`), and after it what was taken and where it
 //! runs: what does not fit is not started, and what is not proven to use the GPU that is there is killed.
 
@@ -33,6 +36,7 @@ mod plan;
 mod process;
 mod pulse;
 pub mod survey;
+pub mod trial;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +51,7 @@ pub use backoff::Backoff;
 pub use plan::{PlanError, Planner, greet};
 use pulse::Pulser;
 pub use pulse::{Doing, Pulse};
+use trial::TrialEnd;
 
 /// How the worker is started and judged.
 #[derive(Debug, Clone)]
@@ -99,6 +104,19 @@ pub enum Report {
         /// Why.
         reason: String,
     },
+    /// The worker on trial is loaded, and shows now that it works.
+    Trying {
+        /// Its model.
+        name: String,
+    },
+    /// A trial ended. After a pass that was to serve, [`Report::Serving`] follows; after anything else what was
+    /// served before still is, or will be again.
+    Tried {
+        /// The model.
+        name: String,
+        /// How.
+        end: TrialEnd,
+    },
 }
 
 /// What is to be served, from whoever decides about memory and power.
@@ -109,6 +127,15 @@ pub enum Order {
         /// What to load.
         load: Box<LoadSpec>,
         /// When to load it.
+        placing: Placing,
+    },
+    /// Load this beside what serves, or after it where memory does not hold both, and have it show that it works.
+    Try {
+        /// What to load.
+        load: Box<LoadSpec>,
+        /// What it has to show, and what comes then.
+        trial: trial::Ordered,
+        /// Whether the old one has to go first.
         placing: Placing,
     },
     /// End the worker at once and start none until the next `Serve`.
@@ -184,6 +211,8 @@ pub enum Cause {
     Stalled(Duration),
     /// It sent bytes that are no frame, or another protocol; killed by us.
     Protocol(String),
+    /// It was on trial, and what it showed will not do.
+    Unfit,
     /// Another model takes its place.
     Switched,
     /// [`Order::Rest`].
@@ -240,6 +269,7 @@ impl std::fmt::Display for Cause {
             Self::Protocol(reason) => {
                 write!(f, "broke the frame protocol and was killed: {reason}")
             }
+            Self::Unfit => f.write_str("did not show that it works"),
             Self::Switched => f.write_str("makes room for another model"),
             Self::Rested(why) => f.write_str(why),
         }

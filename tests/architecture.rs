@@ -27,13 +27,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("users", &["access", "wire"]),
     ("receive", &["frames", "wire"]),
     ("store", &["wire"]),
-    ("contract", &["wire"]),
+    ("contract", &["ota", "wire"]),
     ("config", &["access", "frames", "pressure", "wire"]),
     ("logging", &["config"]),
     ("models", &["config", "frames", "wire"]),
     ("selection", &["board", "config", "frames"]),
-    // The signed files are pure and know the board's words; what fetches and deploys comes above them.
-    ("ota", &["board", "frames", "models"]),
     (
         "broker",
         &["access", "config", "notify", "process", "users", "wire"],
@@ -52,11 +50,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "board",
             "config",
             "frames",
+            // Which releases there are.
+            "models",
             "pressure",
             "selection",
             "wire",
             "worker",
         ],
+    ),
+    // The signed files are pure and know the board's words; what deploys them is above, and has releases tried
+    // by the governor.
+    (
+        "ota",
+        &["board", "config", "frames", "governor", "models", "worker"],
     ),
     (
         "dispatch",
@@ -69,6 +75,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ledger",
             "link",
             "models",
+            "ota",
             "pressure",
             "store",
             "telemetry",

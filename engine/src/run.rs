@@ -7,6 +7,7 @@
 
 mod admit;
 mod bench;
+mod score;
 mod step;
 
 use std::collections::VecDeque;
@@ -77,6 +78,7 @@ pub fn run(
         may_admit: true,
         outbox: VecDeque::from([Event::Loaded(Box::new(loaded))]),
         bench: None,
+        score: None,
         draining: false,
         step: 0,
         rows: Vec::new(),
@@ -107,6 +109,8 @@ struct Run<'d> {
     schedule: Schedule,
     outbox: VecDeque<Event>,
     bench: Option<BenchSpec>,
+    /// A text to be scored when nothing runs.
+    score: Option<String>,
     draining: bool,
     step: u64,
     // Kept between steps so that a step costs few allocations.
@@ -136,6 +140,13 @@ impl Run<'_> {
             let report = bench::measure(self, spec);
             self.outbox.push_back(Event::Bench(report));
         }
+        if self.is_idle()
+            && self.over.is_empty()
+            && let Some(text) = self.score.take()
+        {
+            let scored = score::score(self, &text);
+            self.outbox.push_back(Event::Scored(scored));
+        }
         let bytes = self.shelf.bytes();
         if bytes != self.shelf_bytes_told {
             self.shelf_bytes_told = bytes;
@@ -155,7 +166,7 @@ impl Run<'_> {
     /// Reads the commands that are there; waits for one only when there is nothing else to do. `false`
     /// when the sender is gone.
     fn read(&mut self, commands: &Receiver<Command>) -> bool {
-        if self.is_idle() && self.bench.is_none() && self.over.is_empty() {
+        if self.is_idle() && self.bench.is_none() && self.score.is_none() && self.over.is_empty() {
             let first = if !self.outbox.is_empty() {
                 commands.recv_timeout(RETRY)
             } else if self.draining {
@@ -194,6 +205,7 @@ impl Run<'_> {
                 self.outbox.push_back(Event::Tokenized { job, ids });
             }
             Command::Bench(spec) => self.bench = Some(spec),
+            Command::Score(text) => self.score = Some(text),
             Command::Trim => self.trim(),
             Command::Grow => self.shelf.set_open(true),
             Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),

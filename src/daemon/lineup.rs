@@ -6,6 +6,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::board::identity::{self, Identity};
@@ -16,7 +17,8 @@ use crate::config::{
 };
 use crate::frames::{LoadSpec, Switch};
 use crate::governor::{self, Moment};
-use crate::models::{Catalogue, Entry};
+use crate::models::release;
+use crate::models::{Catalogue, Entry, Release, Releases};
 use crate::selection::{self, Line, Row, Site, Source, TABLE_BYTES_MAX};
 
 /// Files that came or went, and a new table, are seen after this time.
@@ -35,11 +37,18 @@ pub(super) struct Lineup {
     rows: Vec<Row>,
     /// Models whose files are here, and these files.
     here: BTreeMap<String, (PathBuf, u64)>,
+    releases: watch::Receiver<Releases>,
+    /// Taken for the one of its line that is in service.
+    considered: Option<Release>,
     read_at: Instant,
 }
 
 impl Lineup {
-    pub(super) fn read(config: &Config, catalogue: &Catalogue) -> Self {
+    pub(super) fn read(
+        config: &Config,
+        catalogue: &Catalogue,
+        releases: watch::Receiver<Releases>,
+    ) -> Self {
         let root = Root::new(&config.paths.board_root);
         let identity = identity::read(&root, &mut Faults::default());
         let mut profiles = identity
@@ -50,6 +59,8 @@ impl Lineup {
         Self {
             rows: rows(&config.power),
             here: here(catalogue),
+            releases,
+            considered: None,
             power: config.power.clone(),
             engine: config.engine.clone(),
             models: config.models.clone(),
@@ -69,11 +80,33 @@ impl Lineup {
 
     /// How a line is loaded from this file.
     pub(super) fn load_from(&self, line: &Line, path: &Path) -> LoadSpec {
-        let config = loaded_as(self.models.get(&line.model).clone(), line);
+        let config = loaded_as(self.config_of(&line.model), line);
         LoadSpec {
             n_seq_max: line.n_seq_max,
             ..config.load_spec(&self.engine, &line.model, path)
         }
+    }
+
+    /// A model's own table; of a release that of its line, with what its publisher says.
+    fn config_of(&self, model: &str) -> ModelConfig {
+        let releases = self.releases();
+        match releases.iter().find(|release| release.name == model) {
+            Some(release) => release_config(&self.models, release),
+            None => self.models.get(model).clone(),
+        }
+    }
+
+    /// The releases in service, with the one that is considered in its place.
+    fn releases(&self) -> Vec<Release> {
+        let mut releases = self.releases.borrow().to_vec();
+        if let Some(considered) = &self.considered {
+            releases.retain(|release| release.line != considered.line);
+            if considered.is_first {
+                releases.iter_mut().for_each(|other| other.is_first = false);
+            }
+            releases.push(considered.clone());
+        }
+        releases
     }
 
     /// The line of a model that nobody has a word to say about.
@@ -103,14 +136,35 @@ impl Lineup {
 
     /// What a line takes, as far as it is known: all of it, or at least its weights.
     fn known_bytes(&self, line: &Line) -> Option<u64> {
-        let file = self.here.get(&line.model);
-        line.memory_bytes.or(file.map(|(_, bytes)| *bytes))
+        let file = self.file_of(&line.model);
+        line.memory_bytes.or(file.map(|(_, bytes)| bytes))
+    }
+
+    /// The file of a model, and its length.
+    fn file_of(&self, model: &str) -> Option<(PathBuf, u64)> {
+        let releases = self.releases();
+        let release = releases.iter().find(|release| release.name == model);
+        let release = release.map(|release| (release.path.clone(), release.file_bytes));
+        release.or_else(|| self.here.get(model).cloned())
     }
 }
 
 impl governor::Lineup for Lineup {
     fn candidates(&mut self, moment: &Moment<'_>) -> Vec<Line> {
         self.refresh();
+        let releases = self.releases();
+        // An order for a version that has a successor is one for the successor.
+        let line_of = |name: &str| {
+            let known = self.releases.borrow();
+            let release = known.iter().find(|release| release.name == name);
+            release.map(|release| release.line.clone())
+        };
+        let resolve = |name: &str| {
+            let line = line_of(name);
+            let name = line.as_deref().unwrap_or(name);
+            release::resolve(&releases, name).to_owned()
+        };
+        let pinned = moment.pinned.map(resolve);
         let room_bytes = memory::read(&self.root).ok().map(|memory| {
             memory
                 .available_bytes
@@ -125,7 +179,14 @@ impl governor::Lineup for Lineup {
                 _ => true,
             }
         };
-        let models: BTreeSet<String> = self.here.keys().cloned().collect();
+        let first = releases.iter().find(|release| release.is_first);
+        let mut models: BTreeSet<String> = self.here.keys().cloned().collect();
+        models.extend(releases.iter().map(|release| release.name.clone()));
+        // Profiles name lines; they have the memory of what is in service.
+        let mut profiles = self.profiles.clone();
+        for profile in profiles.values_mut() {
+            profile.model = release::resolve(&releases, &profile.model).to_owned();
+        }
         let site = Site {
             caps: moment.present.caps,
             mode: moment
@@ -135,9 +196,10 @@ impl governor::Lineup for Lineup {
             models: &models,
             n_seq_max: self.engine.n_seq_max,
             fits: &fits,
-            pinned: moment.pinned,
+            pinned: pinned.as_deref(),
+            first: first.map(|release| release.name.as_str()),
         };
-        let mut lines = selection::candidates(&self.power, &self.profiles, &self.rows, &site);
+        let mut lines = selection::candidates(&self.power, &profiles, &self.rows, &site);
         for line in &mut lines {
             line.memory_bytes = self.known_bytes(line);
         }
@@ -145,8 +207,18 @@ impl governor::Lineup for Lineup {
     }
 
     fn load(&self, line: &Line) -> Option<LoadSpec> {
-        let (path, _) = self.here.get(&line.model)?;
-        Some(self.load_from(line, path))
+        let (path, _) = self.file_of(&line.model)?;
+        Some(self.load_from(line, &path))
+    }
+
+    fn consider(&mut self, release: Option<&Release>) {
+        self.considered = release.cloned();
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        let releases = self.releases.borrow();
+        let is_it = |release: &Release| release.line == name || release.name == name;
+        self.here.contains_key(name) || releases.iter().any(is_it)
     }
 }
 
@@ -154,6 +226,25 @@ fn here(catalogue: &Catalogue) -> BTreeMap<String, (PathBuf, u64)> {
     let is_here =
         |entry: &Entry| Some((entry.name.clone(), (entry.path.clone(), entry.file_bytes?)));
     catalogue.entries().iter().filter_map(is_here).collect()
+}
+
+/// How a release is loaded: as its line is configured, where its publisher says nothing.
+pub(super) fn release_config(models: &ModelsConfig, release: &Release) -> ModelConfig {
+    let mut config = models.get(&release.line).clone();
+    let runtime = &release.runtime;
+    if let Some(n_ctx) = runtime.n_ctx {
+        config.n_ctx = n_ctx;
+        config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
+    }
+    config.kv_type_k = runtime.kv_type_k.unwrap_or(config.kv_type_k);
+    let can_quantize = config.flash_attn != Switch::Off;
+    if let Some(kv_type_v) = runtime.kv_type_v.filter(|_| can_quantize) {
+        config.kv_type_v = kv_type_v;
+    }
+    if let Some(template) = &runtime.chat_template {
+        config.chat_template = Some(template.clone());
+    }
+    config
 }
 
 /// A model's own table, with what the choice says instead.

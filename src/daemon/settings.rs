@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::lineup::Lineup;
+use super::lineup::{Lineup, release_config};
 use super::{credentials, hardware};
 use crate::access::Role;
 use crate::board::Root;
@@ -26,7 +26,8 @@ use crate::frames::LoadSpec;
 use crate::governor::{self, Lineup as _, Moment};
 use crate::ledger::Rules;
 use crate::link::{Credentials, LinkConfig};
-use crate::models::{Catalogue, Entry};
+use crate::models::release;
+use crate::models::{Catalogue, Entry, Releases};
 use crate::selection::{Line, Source};
 use crate::store::StoreConfig;
 use crate::wire::report::{Model, Presence, Status};
@@ -173,6 +174,8 @@ pub struct Choice {
     load: LoadSpec,
     /// How each model of the catalogue would be loaded, the largest file first.
     loads: Vec<LoadSpec>,
+    /// What came as signed releases.
+    pub(super) releases: Releases,
     pub(super) all: Vec<Model>,
 }
 
@@ -181,6 +184,11 @@ pub struct Choice {
 /// # Errors
 /// Nothing to choose, or too much, with what there is.
 pub fn choose(config: &Config) -> anyhow::Result<Choice> {
+    choose_with(config, Releases::default())
+}
+
+/// As [`choose`], with these releases beside the files.
+pub(super) fn choose_with(config: &Config, releases: Releases) -> anyhow::Result<Choice> {
     let dir = &config.paths.models_dir;
     let catalogue = catalogue(config)?;
     let entries = catalogue.entries();
@@ -188,21 +196,24 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
         let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
         names.join(", ")
     };
-    let mut lineup = Lineup::read(config, &catalogue);
+    let (_, watched) = watch::channel(releases.clone());
+    let mut lineup = Lineup::read(config, &catalogue, watched);
     let active = config.models.active.as_deref();
+    let active = active.map(|name| release::resolve(&releases, name));
+    let is_release = |name: &str| releases.iter().any(|release| release.name == name);
     let line = for_power_mode(config, &mut lineup, active);
     let line = match (active, entries) {
-        (None, []) => bail!(
+        (None, []) if releases.is_empty() => bail!(
             "no model in {}: add one with `orinoco models add FILE`",
             dir.display()
         ),
-        (Some(name), _) if catalogue.get(name).is_none() => bail!(
+        (Some(name), _) if catalogue.get(name).is_none() && !is_release(name) => bail!(
             "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
             dir.display(),
             known()
         ),
         (Some(name), _) => line.unwrap_or_else(|| lineup.plain(name)),
-        (None, [only]) => line.unwrap_or_else(|| lineup.plain(&only.name)),
+        (None, [only]) if releases.is_empty() => line.unwrap_or_else(|| lineup.plain(&only.name)),
         (None, _) => match line.filter(|line| line.source != Source::Fallback) {
             Some(line) => line,
             None => bail!(
@@ -213,8 +224,8 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
             ),
         },
     };
-    let entry = catalogue.get(&line.model);
-    let entry = entry.context("a model that was here a moment ago is gone")?;
+    let load = governor::Lineup::load(&lineup, &line);
+    let load = load.context("a model that was here a moment ago is gone")?;
     let all = entries
         .iter()
         .map(|entry| Model {
@@ -227,15 +238,16 @@ pub fn choose(config: &Config) -> anyhow::Result<Choice> {
         .filter_map(|entry| Some((entry.file_bytes?, entry)))
         .collect();
     by_size.sort_by_key(|(file_bytes, _)| std::cmp::Reverse(*file_bytes));
-    let load = |(_, entry): (u64, &Entry)| {
+    let load_of = |(_, entry): (u64, &Entry)| {
         let model = config.models.get(&entry.name);
         model.load_spec(&config.engine, &entry.name, &entry.path)
     };
     Ok(Choice {
-        name: entry.name.clone(),
-        load: lineup.load_from(&line, &entry.path),
+        name: line.model.clone(),
+        load,
         line,
-        loads: by_size.into_iter().map(load).collect(),
+        releases,
+        loads: by_size.into_iter().map(load_of).collect(),
         all,
     })
 }
@@ -300,11 +312,16 @@ pub(super) fn pool_link(own: &LinkConfig, names: &Names) -> Option<LinkConfig> {
 ///
 /// # Errors
 /// The models cannot be listed.
-pub(super) fn governor(config: &Config, choice: &Choice) -> anyhow::Result<governor::Settings> {
+pub(super) fn governor(
+    config: &Config,
+    choice: &Choice,
+    releases: watch::Receiver<Releases>,
+) -> anyhow::Result<governor::Settings> {
     let watchdog = config.watchdog.clone();
     let thresholds = move |total_bytes| watchdog.thresholds(total_bytes);
     let (models, engine) = (config.models.clone(), config.engine.clone());
     let dir = config.paths.models_dir.clone();
+    let known = releases.clone();
     let candidates = move || {
         let catalogue = match Catalogue::read(&models, &dir) {
             Ok(catalogue) => catalogue,
@@ -321,20 +338,29 @@ pub(super) fn governor(config: &Config, choice: &Choice) -> anyhow::Result<gover
                 file_bytes: entry.file_bytes?,
             })
         };
-        entries.filter_map(candidate).collect()
+        let release = |release: &crate::models::Release| governor::Candidate {
+            load: release_config(&models, release).load_spec(&engine, &release.name, &release.path),
+            file_bytes: release.file_bytes,
+        };
+        let files = entries.filter_map(candidate);
+        files.chain(known.borrow().iter().map(release)).collect()
     };
     Ok(governor::Settings {
         root: Root::new(&config.paths.board_root),
         thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
         first: choice.load.clone(),
         models: Box::new(candidates),
-        following: following(config, choice)?,
+        following: following(config, choice, releases)?,
     })
 }
 
-fn following(config: &Config, choice: &Choice) -> anyhow::Result<governor::Following> {
+fn following(
+    config: &Config,
+    choice: &Choice,
+    releases: watch::Receiver<Releases>,
+) -> anyhow::Result<governor::Following> {
     let root = Root::new(&config.paths.board_root);
-    let lineup = Lineup::read(config, &catalogue(config)?);
+    let lineup = Lineup::read(config, &catalogue(config)?, releases);
     let module = lineup.identity().module.clone();
     let (watch, present) = PowerWatch::new(&root, module, WatchConfig::new(&root));
     tokio::spawn(watch.run());
@@ -371,6 +397,7 @@ pub(super) fn dispatcher(
     boot: &str,
     choice: &Choice,
     accounts: watch::Receiver<Arc<Accounts>>,
+    releases: watch::Receiver<Releases>,
 ) -> Settings {
     let requests = &config.requests;
     Settings {
@@ -378,6 +405,7 @@ pub(super) fn dispatcher(
         boot: boot.to_owned(),
         model: choice.name.clone(),
         models: choice.all.clone(),
+        releases,
         backend: config.engine.backend,
         hardware: hardware::read(&config.paths.board_root),
         discovery: discovery(config),

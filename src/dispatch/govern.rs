@@ -104,6 +104,7 @@ impl Dispatch {
                     self.n_ctx_full = n_ctx_seq;
                 }
             }
+            Word::Trial(takes) => self.on_trial(takes),
             Word::Power(power) => {
                 self.node.set_power(power);
                 self.pause_surplus();
@@ -195,6 +196,12 @@ impl Dispatch {
                 _ => {}
             }
         }
+    }
+
+    /// A release is being tried. Streams go on where memory holds both models; where it does not, the worker ends
+    /// and they are told.
+    fn on_trial(&mut self, takes: Option<std::time::Duration>) {
+        self.parks_until = takes.map(|takes| tokio::time::Instant::now() + takes);
     }
 
     fn command_state(&mut self, wish: &Wish, status: CommandStatus, reason: Option<String>) {

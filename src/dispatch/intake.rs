@@ -236,7 +236,7 @@ impl Dispatch {
         self.settings.user(user).check(&request)?;
         request.apply_defaults(&self.settings.user(user).defaults);
         if let Some(model) = &request.model
-            && !self.node.has_model(model)
+            && !self.node.has_model(model, &self.settings.releases.borrow())
         {
             let serving = &self.settings.model;
             return Err(ApiError::new(
@@ -308,6 +308,7 @@ impl Dispatch {
                 ending: None,
                 cancel: Cancel::No,
                 outgrown: None,
+                parked: None,
             },
         );
         key

@@ -9,8 +9,9 @@ use super::energy::Spent;
 use super::output::Output;
 use crate::frames::{self, Finish, Head, JobKey, Resume, Timings, Token};
 use crate::link::{AckToken, Props, Publish};
+use crate::models::release::Runtime;
 use crate::wire::error::ApiError;
-use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Part, Replier};
+use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Parked, Part, Replier};
 use crate::wire::request::Request;
 use crate::wire::topic::{Name, Op, RequestId};
 
@@ -126,6 +127,8 @@ pub(super) struct Job {
     pub(super) cancel: Cancel,
     /// A context of so many tokens was too small, and a larger one is to come.
     pub(super) outgrown: Option<u32>,
+    /// It waits for a model that is being loaded, and its requester is still to be told.
+    pub(super) parked: Option<Parked>,
 }
 
 /// How often the worker hands over what it has made of an answer that is sent whole: only a worker that dies
@@ -134,7 +137,32 @@ const SILENT_PACE_MS: u32 = 250;
 
 impl Job {
     /// What the worker gets: the prompt, or where another worker left off.
-    pub(super) fn command(&self) -> frames::Job {
+    ///
+    /// `runtime`: what the publisher of the serving model says where the request says nothing.
+    pub(super) fn command(&self, runtime: Option<&Runtime>) -> frames::Job {
+        let asked = &self.request.sampling;
+        let (mut sampling, mut stop) = (self.sampling.clone(), self.request.stop.clone());
+        if let Some(runtime) = runtime {
+            let suits = &runtime.sampling;
+            sampling.temperature = asked
+                .temperature
+                .or(suits.temperature)
+                .unwrap_or(sampling.temperature);
+            sampling.top_k = asked.top_k.or(suits.top_k).unwrap_or(sampling.top_k);
+            sampling.top_p = asked.top_p.or(suits.top_p).unwrap_or(sampling.top_p);
+            sampling.min_p = asked.min_p.or(suits.min_p).unwrap_or(sampling.min_p);
+            sampling.repeat_penalty = asked
+                .repeat_penalty
+                .or(suits.repeat_penalty)
+                .unwrap_or(sampling.repeat_penalty);
+            stop.extend(
+                runtime
+                    .stop
+                    .iter()
+                    .filter(|text| !self.request.stop.contains(text))
+                    .cloned(),
+            );
+        }
         let resume = (!self.prompt_ids.is_empty()).then(|| Resume {
             prompt_ids: self.prompt_ids.clone(),
             output_ids: self.output_ids.clone(),
@@ -143,8 +171,8 @@ impl Job {
         frames::Job {
             job: self.key,
             input: self.request.input.clone(),
-            sampling: self.sampling.clone(),
-            stop: self.request.stop.clone(),
+            sampling,
+            stop,
             max_tokens: self.request.max_tokens.unwrap_or(0),
             ignore_eos: self.request.ignore_eos,
             pace_ms: if self.streams() {
@@ -257,11 +285,33 @@ impl Job {
 
     /// The next chunk that is due, if its time has come.
     pub(super) fn chunk_due(&self, now: Instant) -> Option<Outgoing> {
-        if !self.committed || !self.streams() || self.output.due()? > now {
+        if !self.committed || !self.streams() {
             return None;
         }
-        self.replier
-            .piece(self.output.n_chunks() + 1, self.output.chunk())
+        let seq = self.output.n_chunks() + 1;
+        match (self.output.due(), &self.parked) {
+            (None, Some(parked)) => self.replier.parked(seq, parked),
+            (due, _) if due? <= now => self.replier.piece(seq, self.output.chunk()),
+            _ => None,
+        }
+    }
+
+    /// What [`Self::chunk_due`] gave has left.
+    pub(super) fn chunk_sent(&mut self, now: Instant) {
+        match self.output.due() {
+            Some(_) => self.output.sent(now),
+            None => {
+                self.parked = None;
+                self.output.sent_empty();
+            }
+        }
+    }
+
+    /// The worker it was in makes room; its stream goes on in the next one.
+    pub(super) fn park(&mut self, parked: Parked) {
+        if self.phase == Phase::Open && self.replier.form == Form::Chunks {
+            self.parked = Some(parked);
+        }
     }
 
     /// When [`Self::chunk_due`] will have something.

@@ -15,7 +15,7 @@ pub const CHUNK_TEXT_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Output {
     text: String,
-    /// Ends of the chunks sent so far, as byte offsets into `text`; rising.
+    /// Ends of the chunks sent so far, as byte offsets into `text`; rising, but for chunks without text.
     cuts: Vec<u32>,
     /// Since when unsent text has waited.
     waiting_since: Option<Instant>,
@@ -86,6 +86,13 @@ impl Output {
         if end == self.text.len() {
             self.waiting_since = None;
         }
+    }
+
+    /// A chunk without text has left: all that there is was sent before it.
+    pub fn sent_empty(&mut self) {
+        let end = self.sent_bytes();
+        self.cuts
+            .push(u32::try_from(end).expect("texts are bounded far below 4 GiB"));
     }
 
     /// Bytes handed to the broker's link.

@@ -16,6 +16,7 @@ use super::{Clock, Discovery, Dispatch, Settings, earliest};
 use crate::frames::{Hello, Loaded, Sandbox};
 use crate::home_assistant::{self, Sensed};
 use crate::link::{Props, Publish};
+use crate::models::{Release, release};
 use crate::telemetry::Reading;
 use crate::wire::report::{
     Engine, Info, Mode, Model, Models, Power, Presence, Pressure, Proof, State, Status,
@@ -119,9 +120,9 @@ impl Node {
         self.dirty.state = true;
     }
 
-    /// Whether a request may name this model.
-    pub(super) fn has_model(&self, name: &str) -> bool {
-        name == self.model || name == "default"
+    /// Whether a request may name this model: as it is called, or by the line that it is a release of.
+    pub(super) fn has_model(&self, name: &str, releases: &[Release]) -> bool {
+        name == self.model || name == "default" || release::resolve(releases, name) == self.model
     }
 
     /// Why no model will serve soon, if so.
@@ -209,7 +210,10 @@ impl Node {
                 self.dirty.models = true;
                 self.set_mode(Mode::Serving, vec![]);
             }
-            Report::Event(_) | Report::SwitchFailed { .. } => {}
+            Report::Event(_)
+            | Report::SwitchFailed { .. }
+            | Report::Trying { .. }
+            | Report::Tried { .. } => {}
             Report::Down(down) => self.on_down(down),
         }
     }
@@ -410,14 +414,26 @@ impl Dispatch {
 
     fn models(&self) -> Models {
         let mut models = self.settings.models.clone();
+        let releases = self.settings.releases.borrow();
+        models.retain(|model| releases.iter().all(|release| release.name != model.name));
+        models.extend(releases.iter().map(|release| Model {
+            name: release.name.clone(),
+            file_bytes: Some(release.file_bytes),
+            sha256: Some(release.sha256.clone()),
+            line: Some(release.line.clone()),
+            release_seq: Some(release.release_seq),
+            ..Model::default()
+        }));
         let loaded = self.node.loaded.as_ref().map(Model::of);
         if let Some(loaded) = &loaded {
             match models.iter_mut().find(|model| model.name == loaded.name) {
                 Some(model) => {
-                    let (file_bytes, sha256) = (model.file_bytes, model.sha256.take());
+                    let known = std::mem::take(model);
                     *model = Model {
-                        file_bytes,
-                        sha256,
+                        file_bytes: known.file_bytes,
+                        sha256: known.sha256,
+                        line: known.line,
+                        release_seq: known.release_seq,
                         ..loaded.clone()
                     };
                 }

@@ -8,6 +8,8 @@ use tokio::sync::watch;
 
 use crate::access::Role;
 use crate::config::UserLimits;
+use crate::models::Releases;
+use crate::models::release::Runtime;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::request::{Defaults, Limits, Priority, Request};
 use crate::wire::topic::{Name, Names, Op};
@@ -114,6 +116,8 @@ pub struct Settings {
     pub model: String,
     /// Models of the catalogue, for the retained list.
     pub models: Vec<crate::wire::report::Model>,
+    /// Models that came as signed releases, as they change.
+    pub releases: watch::Receiver<Releases>,
     /// What the operator wants the model to run on.
     pub backend: crate::frames::Backend,
     /// The board, for `info`.
@@ -141,6 +145,13 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How the publisher of this model wants it run; `None` for files that somebody put on the board.
+    pub fn runtime_of(&self, model: &str) -> Option<Runtime> {
+        let releases = self.releases.borrow();
+        let release = releases.iter().find(|release| release.name == model);
+        release.map(|release| release.runtime.clone())
+    }
+
     /// Limits and defaults of a user.
     pub fn user(&self, name: &Name) -> &UserSettings {
         self.users.get(name)

@@ -12,6 +12,7 @@ use crate::board::caps::Caps;
 use crate::board::power::Present;
 use crate::config::PowerConfig;
 use crate::frames::LoadSpec;
+use crate::models::Release;
 use crate::selection::{Change, Choice, HeatReading, Line, Selection, Source};
 use crate::wire::report::{ChosenBy, Power};
 
@@ -24,6 +25,12 @@ pub trait Lineup: Send + Sync {
     fn candidates(&mut self, moment: &Moment<'_>) -> Vec<Line>;
     /// How a line is loaded; `None` when its model is gone.
     fn load(&self, line: &Line) -> Option<LoadSpec>;
+    /// From now on candidates are as if this release were the one in service; or, with `None`, no more.
+    fn consider(&mut self, _release: Option<&Release>) {}
+    /// Whether there is a model, or a line of releases, of this name.
+    fn knows(&self, _name: &str) -> bool {
+        false
+    }
 }
 
 /// What candidates depend on, besides the configuration.
@@ -127,6 +134,75 @@ impl Follow {
         change
     }
 
+    /// What would serve, at once, if this release were the one in service.
+    pub(super) fn with(
+        &mut self,
+        release: &Release,
+        now: Duration,
+        own_bytes: u64,
+    ) -> Option<Line> {
+        self.parts.lineup.consider(Some(release));
+        let best = self.candidates(now, own_bytes).into_iter().next();
+        self.parts.lineup.consider(None);
+        best
+    }
+
+    /// How a release is loaded.
+    pub(super) fn load_release(&mut self, release: &Release, line: &Line) -> Option<LoadSpec> {
+        self.parts.lineup.consider(Some(release));
+        let load = self.parts.lineup.load(line);
+        self.parts.lineup.consider(None);
+        load
+    }
+
+    /// The model that serves, and how it is loaded.
+    pub(super) fn current(&self) -> Option<&Line> {
+        self.selection.current().map(|choice| &choice.line)
+    }
+
+    /// This is what serves from now on.
+    pub(super) fn adopt(&mut self, line: Line) {
+        let n_steps_down = self.n_steps_down();
+        let allowed = self
+            .selection
+            .current()
+            .map_or(u32::MAX, |choice| choice.n_seq);
+        if let (Some(ordered), Some(current)) = (&mut self.ordered, self.selection.current())
+            && *ordered == current.line.model
+        {
+            ordered.clone_from(&line.model);
+        }
+        let n_seq = match n_steps_down {
+            0 => line.n_seq_max,
+            _ => line.n_seq_max.min(allowed),
+        };
+        self.selection.correct(Some(Choice {
+            line,
+            n_seq,
+            n_steps_down,
+        }));
+    }
+
+    /// What should serve now is chosen anew, without patience.
+    pub(super) fn renew(&mut self, now: Duration, own_bytes: u64) -> Option<Change> {
+        let before = self.before();
+        self.failed.clear();
+        self.selection.correct(None);
+        let change = self.step(now, own_bytes);
+        if change.is_none() {
+            self.go_back(before);
+        }
+        change
+    }
+
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.parts.lineup.knows(name)
+    }
+
+    pub(super) fn is_hot(&self) -> bool {
+        self.is_hot
+    }
+
     /// What is decided now.
     pub(super) fn before(&self) -> Before {
         Before {
@@ -173,6 +249,7 @@ impl Follow {
             Source::Profile(profile) => format!("{mode}, profile {profile}"),
             Source::Measured(_) => format!("{mode}, by the measured table"),
             Source::Pinned if self.ordered.is_some() => "ordered".to_owned(),
+            Source::Deployed => "deployed".to_owned(),
             Source::Pinned | Source::Fallback => mode,
         }
     }
@@ -189,6 +266,7 @@ impl Follow {
             Source::Pinned => (ChosenBy::Configuration, None),
             Source::Profile(profile) => (ChosenBy::Profile, Some(profile.clone())),
             Source::Measured(_) => (ChosenBy::Measured, None),
+            Source::Deployed => (ChosenBy::Fleet, None),
             Source::Fallback => (ChosenBy::Default, None),
         };
         Some(Power {

@@ -34,13 +34,20 @@ impl Governor {
     /// Whether an order may be done now.
     fn may_follow(&self, wish: &Wish) -> Result<(), String> {
         let mut names = self.models.iter().map(|model| model.load.name.as_str());
-        if wish.model != AUTO && !names.clone().any(|name| name == wish.model) {
+        let is_known = |name: &str| self.follow.knows(name);
+        if wish.model != AUTO
+            && !names.clone().any(|name| name == wish.model)
+            && !is_known(&wish.model)
+        {
             let names: Vec<_> = names.by_ref().collect();
             return Err(format!(
                 "there is no model {:?} on this node; there are: {}",
                 wish.model,
                 names.join(", ")
             ));
+        }
+        if self.trial.is_some() {
+            return Err("an update is being put into service: try again in a minute".to_owned());
         }
         if self.level() >= Level::Shrink {
             return Err("memory is short: the model in service was made smaller or ended; try again when state.pressure.level is below shrink".to_owned());
@@ -50,6 +57,10 @@ impl Governor {
 
     /// One look at power mode and heat.
     pub(super) async fn look(&mut self) -> Result<(), Closed> {
+        if self.trial.is_some() {
+            // What serves is about to be decided; the mode and heat are looked at right after it.
+            return Ok(());
+        }
         let before = self.follow.before();
         let n_steps_before = self.follow.n_steps_down();
         let change = self.follow.step(self.started.elapsed(), self.own_bytes());
@@ -73,7 +84,7 @@ impl Governor {
     }
 
     /// Has what was chosen served, as soon as memory allows.
-    async fn follow_to(
+    pub(super) async fn follow_to(
         &mut self,
         choice: &Choice,
         before: Before,

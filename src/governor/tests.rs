@@ -109,6 +109,7 @@ impl Site {
             orders,
             words,
             notices: notice_queue,
+            updates: None,
         };
         tokio::spawn(run(settings, parts));
         site.serving("large", 8192).await;

@@ -37,6 +37,8 @@ pub enum Source {
     Profile(String),
     /// A row of the measured table, by the mode that it was measured in.
     Measured(String),
+    /// The fleet deployed it last, and no profile has a word to say.
+    Deployed,
     /// Nothing else was to be had.
     Fallback,
 }
@@ -86,6 +88,8 @@ pub struct Site<'a> {
     pub fits: &'a dyn Fn(&Line) -> bool,
     /// The model that somebody asked for: `model.active`, or a command.
     pub pinned: Option<&'a str>,
+    /// The model that serves where nobody says otherwise.
+    pub first: Option<&'a str>,
 }
 
 /// What could serve, best first; empty when no model is here.
@@ -124,6 +128,13 @@ pub fn candidates(
         lines = site.models.iter().map(plain).collect();
         // Those that fit first; if none does, the plan before the load says so in numbers.
         lines.sort_by_key(|line| !(site.fits)(line));
+        let first = lines
+            .iter()
+            .position(|line| Some(line.model.as_str()) == site.first);
+        if let Some(first) = first {
+            lines[..=first].rotate_right(1);
+            lines[0].source = Source::Deployed;
+        }
     }
     lines
 }

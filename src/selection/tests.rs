@@ -300,6 +300,7 @@ impl Here<'_> {
             n_seq_max: 8,
             fits: self.fits,
             pinned: self.pinned,
+            first: None,
         };
         candidates(config, profiles, rows, &site)
     }

@@ -28,8 +28,8 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use body::Part;
 use body::{Choice, Delta, Failure, Message, Orinoco, Response, Tokens, Usage};
+pub use body::{Parked, Part};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
@@ -188,6 +188,19 @@ impl Replier {
                 Some(json(&chunk, seq, false, None))
             }
         }
+    }
+
+    /// The stream waits for a model that is being put into service. `None` in forms that have no place for it.
+    pub fn parked(&self, seq: u64, parked: &Parked) -> Option<Outgoing> {
+        if self.form != Form::Chunks {
+            return None;
+        }
+        let orinoco = Orinoco {
+            parked: Some(parked.clone()),
+            ..self.orinoco()
+        };
+        let chunk = self.response(seq, false, self.piece_choice(None, "", None), orinoco);
+        Some(json(&chunk, seq, false, None))
     }
 
     /// The final of an answer. In the bare forms a cancelled job ends as an error, since nothing else

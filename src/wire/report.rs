@@ -269,6 +269,12 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SHA256_PATTERN))]
     pub sha256: Option<String>,
+    /// Also a value for `model` in requests: the line of signed releases that it is the present one of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    /// Its number in that line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_seq: Option<u64>,
     /// Architecture, size and quantization in llama.cpp's words, e.g. `llama 135M Q4_1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -293,6 +299,8 @@ impl Model {
             name: loaded.name.clone(),
             file_bytes: None,
             sha256: None,
+            line: None,
+            release_seq: None,
             description: Some(loaded.description.clone()),
             n_params: Some(loaded.n_params),
             n_ctx_seq: Some(loaded.n_ctx_seq),
@@ -364,6 +372,8 @@ pub enum ChosenBy {
     Profile,
     /// The table that was measured on this board.
     Measured,
+    /// The fleet: the release that was deployed last.
+    Fleet,
     /// Nobody: it was there.
     Default,
 }

@@ -8,8 +8,9 @@ use tracing::{info, warn};
 
 use super::admission::Memo;
 use super::backoff::Backoff;
-use super::life::{Before, Closed, Failed, Follower, Ready, Served, load};
+use super::life::{Before, Closed, Failed, Follower, Ready, Served, called_off, load_and_try};
 use super::pulse::Pulser;
+use super::trial::{Ordered, Then};
 use super::{Cause, Doing, Down, END_LIMIT, Order, Placing, Report, WorkerConfig};
 use crate::frames::LoadSpec;
 
@@ -23,6 +24,8 @@ struct Keeper {
     target: Option<LoadSpec>,
     /// Left alone for it, where that is less than the operator's reserve.
     reserve_bytes: Option<u64>,
+    /// The target is on trial; and what was the target before, to come back to.
+    trial: Option<(Ordered, Option<LoadSpec>)>,
     /// Served before the target was ordered, with all that it had taken: comes back when the target cannot be
     /// loaded.
     before: Option<(LoadSpec, u64)>,
@@ -47,6 +50,7 @@ pub(super) async fn keep(
         reports,
         pulse,
         backoff,
+        trial: None,
         before: None,
         memo: Memo::default(),
         unordered: false,
@@ -71,20 +75,44 @@ impl Keeper {
                 reports: reports.clone(),
                 pulse: self.pulse.clone(),
             };
-            let loading = load(self.straitened(), spec, before, Some(follower));
+            let trial = self.trial.as_ref();
+            let trial = trial.map(|(trial, _)| (trial.clone(), reports.clone()));
+            let loading = load_and_try(self.straitened(), spec, before, Some(follower), trial);
             let loaded = tokio::select! {
                 loaded = loading => loaded,
                 Some(order) = self.orders.recv(), if !self.unordered => {
                     // Nothing was in that worker.
+                    if let (Some((_, resume)), Some(target)) = (self.trial.take(), self.target.take()) {
+                        self.reports.send(called_off(&target.name)).await.map_err(|_| Closed)?;
+                        self.target = resume;
+                    }
                     self.obey(order);
                     continue;
                 }
                 () = reports.closed() => return Err(Closed),
             };
             match loaded {
-                Ok(ready) => self.lives(ready).await?,
+                Ok(ready) => self.tried(ready).await?,
                 Err(failed) => self.not_loaded(failed).await?,
             }
+        }
+    }
+
+    /// Serves with it; one on trial may only have been there to be looked at.
+    async fn tried(&mut self, mut ready: Ready) -> Result<(), Closed> {
+        if let Some(passed) = ready.passed() {
+            self.reports.send(passed).await.map_err(|_| Closed)?;
+        }
+        match self.trial.take() {
+            Some((trial, resume)) if trial.then == Then::Return => {
+                self.memo = ready.memo;
+                self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
+                ready.child.end().await;
+                self.before = None;
+                self.target = resume;
+                Ok(())
+            }
+            _ => self.lives(ready).await,
         }
     }
 
@@ -133,6 +161,12 @@ impl Keeper {
 
     async fn not_loaded(&mut self, mut failed: Failed) -> Result<(), Closed> {
         self.memo = std::mem::take(&mut failed.memo);
+        if let (Some((_, resume)), Some(target)) = (self.trial.take(), &self.target) {
+            let report = failed.tried(&target.name);
+            self.before = None;
+            self.target = resume;
+            return self.reports.send(report).await.map_err(|_| Closed);
+        }
         let fits_less = |before_bytes: u64| match &failed.cause {
             // The target was to take less memory, and even that is not there.
             Cause::NoRoom(refusal) => refusal.need.total_bytes() < before_bytes,
@@ -167,6 +201,12 @@ impl Keeper {
                     Placing::Straitened { reserve_bytes } => Some(reserve_bytes),
                     Placing::Beside | Placing::After => None,
                 };
+                Cause::Switched
+            }
+            Order::Try { load, trial, .. } => {
+                let resume = self.target.replace(*load);
+                self.trial = Some((trial, resume));
+                self.reserve_bytes = None;
                 Cause::Switched
             }
             Order::Rest { why } => {

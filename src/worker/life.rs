@@ -11,6 +11,7 @@ use super::admission::{Admitted, Memo, admit, available_bytes};
 use super::plan::PlanError;
 use super::process::{Child, ReadError};
 use super::pulse::Pulser;
+use super::trial::{self, Ordered, Shown, Then, TrialEnd};
 use super::{
     COMMANDS, Cause, Checked, Doing, END_LIMIT, Order, Placing, Report, WorkerConfig,
     other_protocol,
@@ -32,6 +33,8 @@ pub(super) struct Ready {
     hello: Box<Hello>,
     sandbox: Box<Sandbox>,
     spec: LoadSpec,
+    /// What it showed on trial.
+    shown: Option<Box<Shown>>,
 }
 
 /// A worker that did not come that far.
@@ -40,6 +43,8 @@ pub(super) struct Failed {
     pub(super) stderr_tail: Vec<String>,
     /// With what the attempt has learned.
     pub(super) memo: Memo,
+    /// What it showed on trial, where that would not do.
+    pub(super) shown: Option<Box<Shown>>,
 }
 
 /// Why a worker serves no more. The child is still to be buried.
@@ -101,6 +106,7 @@ pub(super) async fn load(
                 cause,
                 stderr_tail,
                 memo,
+                shown: None,
             });
         }
     };
@@ -111,6 +117,7 @@ pub(super) async fn load(
                 cause: Cause::Spawn(format!("{}: {error}", config.program.display())),
                 stderr_tail: Vec::new(),
                 memo,
+                shown: None,
             });
         }
     };
@@ -132,6 +139,7 @@ pub(super) async fn load(
                 hello,
                 sandbox,
                 spec,
+                shown: None,
             })
         }
         Err(verdict) => {
@@ -141,8 +149,68 @@ pub(super) async fn load(
                 cause,
                 stderr_tail,
                 memo,
+                shown: None,
             })
         }
+    }
+}
+
+/// Loads as [`load`] does; then the worker has to show that it works, if it is on trial.
+pub(super) async fn load_and_try(
+    config: WorkerConfig,
+    spec: LoadSpec,
+    before: Before,
+    follower: Option<Follower>,
+    trial: Option<(Ordered, mpsc::Sender<Report>)>,
+) -> Result<Ready, Failed> {
+    let Some((trial, reports)) = trial else {
+        return load(config, spec, before, follower).await;
+    };
+    let patience = trial.stall + END_LIMIT;
+    let pulse = follower.as_ref().map(|follower| follower.pulse.clone());
+    let memo = before.memo.clone();
+    let (name, started) = (spec.name.clone(), Instant::now());
+    let loading = load(config, spec, before, follower);
+    let Ok(loaded) = tokio::time::timeout(trial.load_max, loading).await else {
+        return Err(Failed {
+            cause: Cause::Stalled(trial.load_max),
+            stderr_tail: Vec::new(),
+            memo,
+            shown: None,
+        });
+    };
+    let mut ready = loaded?;
+    let load = started.elapsed();
+    if let Some(pulse) = &pulse {
+        pulse.turn_to(Doing::Loading, Some(patience.max(trial.limit)));
+    }
+    // Nobody waits for it; a full channel drops it.
+    let _ = reports.try_send(Report::Trying { name });
+    let failed = |(cause, stderr_tail), memo, shown| Failed {
+        cause,
+        stderr_tail,
+        memo,
+        shown,
+    };
+    let before_bytes = ready.child.private_bytes();
+    match trial::run(&mut ready.child, &trial).await {
+        Ok(shown) => {
+            let after_bytes = ready.child.private_bytes();
+            let grown = before_bytes.zip(after_bytes);
+            let grown_bytes = grown.map_or(0, |(before, after)| after.saturating_sub(before));
+            let shown = Box::new(Shown {
+                load,
+                peak_bytes: ready.taken_bytes().saturating_add(grown_bytes),
+                ..shown
+            });
+            if (trial.judge)(&shown) {
+                ready.shown = Some(shown);
+                return Ok(ready);
+            }
+            let buried = ready.child.bury(Some(Cause::Unfit)).await;
+            Err(failed(buried, ready.memo, Some(shown)))
+        }
+        Err(verdict) => Err(failed(ready.child.bury(verdict).await, ready.memo, None)),
     }
 }
 
@@ -274,7 +342,7 @@ impl Ready {
         let mut heard = Instant::now();
         let mut pings = tokio::time::interval(config.step_stall / 4);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut next: Option<(LoadSpec, Loading)> = None;
+        let mut next: Option<Next> = None;
         let (mut commanded, mut ordered) = (true, true);
         loop {
             tokio::select! {
@@ -296,29 +364,58 @@ impl Ready {
                 order = orders.recv(), if ordered => match order {
                     None => ordered = false,
                     // What is served already is not loaded again; a switch under way ends.
-                    Some(Order::Serve { load, .. }) if *load == self.spec => next = None,
-                    Some(Order::Serve { load: spec, placing: Placing::Beside }) => {
+                    Some(Order::Serve { load, .. }) if *load == self.spec => {
+                        if let Some(called_off) = next.take().and_then(Next::called_off) {
+                            report(called_off).await?;
+                        }
+                    }
+                    Some(order) => {
+                        if let Some(called_off) = next.take().and_then(Next::called_off) {
+                            report(called_off).await?;
+                        }
+                        let (spec, trial) = match order {
+                            Order::Serve { load, placing: Placing::Beside } => (*load, None),
+                            Order::Try { load, trial, placing: Placing::Beside } => (*load, Some(trial)),
+                            order => return Ok(Served::Ordered(order)),
+                        };
                         let before = Before {
                             memo: self.memo.clone(),
                             mapped_bytes: self.checked.comparison.account().mapped_bytes(),
                         };
-                        let loading = load(config.clone(), (*spec).clone(), before, None);
-                        next = Some((*spec, Box::pin(loading)));
+                        let with_reports = trial.clone().map(|trial| (trial, reports.clone()));
+                        let loading = load_and_try(config.clone(), spec.clone(), before, None, with_reports);
+                        next = Some(Next { spec, trial, loading: Box::pin(loading) });
                     }
-                    Some(order) => return Ok(Served::Ordered(order)),
                 },
-                ready = async { (&mut next.as_mut().expect("polled only when there is one").1).await }, if next.is_some() => match ready {
-                    Ok(ready) => return Ok(Served::Replaced(Box::new(ready))),
-                    Err(failed) => {
-                        let (spec, _) = next.take().expect("it has just ended");
-                        self.memo = failed.memo.clone();
-                        let gives_bytes = self.checked.comparison.account().worker_bytes();
-                        if let Cause::NoRoom(refusal) = &failed.cause && refusal.fits_with(gives_bytes) {
-                            info!(model = spec.name, "memory does not hold both: it is loaded after the old one");
-                            let load = Box::new(spec);
-                            return Ok(Served::Ordered(Order::Serve { load, placing: Placing::After }));
+                ready = async { (&mut next.as_mut().expect("polled only when there is one").loading).await }, if next.is_some() => {
+                    let Next { spec, trial, .. } = next.take().expect("it has just ended");
+                    match ready {
+                        Ok(mut ready) => {
+                            if let Some(passed) = ready.passed() {
+                                report(passed).await?;
+                            }
+                            if trial.is_none_or(|trial| trial.then == Then::Serve) {
+                                return Ok(Served::Replaced(Box::new(ready)));
+                            }
+                            self.memo = ready.memo;
+                            ready.child.end().await;
                         }
-                        report(failed.switch(&spec.name)).await?;
+                        Err(failed) => {
+                            self.memo = failed.memo.clone();
+                            let gives_bytes = self.checked.comparison.account().worker_bytes();
+                            if let Cause::NoRoom(refusal) = &failed.cause && refusal.fits_with(gives_bytes) {
+                                info!(model = spec.name, "memory does not hold both: it is loaded after the old one");
+                                let (load, placing) = (Box::new(spec), Placing::After);
+                                return Ok(Served::Ordered(match trial {
+                                    Some(trial) => Order::Try { load, trial, placing },
+                                    None => Order::Serve { load, placing },
+                                }));
+                            }
+                            report(match trial {
+                                Some(_) => failed.tried(&spec.name),
+                                None => failed.switch(&spec.name),
+                            }).await?;
+                        }
                     }
                 },
                 _ = pings.tick() => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
@@ -328,6 +425,15 @@ impl Ready {
                 () = reports.closed() => return Err(Closed),
             }
         }
+    }
+
+    /// As the report of a trial that it passed, once.
+    pub(super) fn passed(&mut self) -> Option<Report> {
+        let shown = self.shown.take()?;
+        Some(Report::Tried {
+            name: self.spec.name.clone(),
+            end: TrialEnd::Passed(shown),
+        })
     }
 
     /// What it was asked to load.
@@ -341,7 +447,40 @@ impl Ready {
     }
 }
 
+/// The next worker, on its way.
+struct Next {
+    spec: LoadSpec,
+    trial: Option<Ordered>,
+    loading: Loading,
+}
+
+impl Next {
+    /// As the report of a trial that something else took the place of.
+    fn called_off(self) -> Option<Report> {
+        self.trial.map(|_| called_off(&self.spec.name))
+    }
+}
+
+/// The report of a trial that never came to its end.
+pub(super) fn called_off(name: &str) -> Report {
+    Report::Tried {
+        name: name.to_owned(),
+        end: TrialEnd::Ended(Cause::Switched),
+    }
+}
+
 impl Failed {
+    /// As the report of a trial that it did not pass.
+    pub(super) fn tried(self, name: &str) -> Report {
+        Report::Tried {
+            name: name.to_owned(),
+            end: match self.shown {
+                Some(shown) => TrialEnd::Unfit(shown),
+                None => TrialEnd::Ended(self.cause),
+            },
+        }
+    }
+
     /// As the report of a switch that did not happen.
     pub(super) fn switch(self, name: &str) -> Report {
         Report::SwitchFailed {

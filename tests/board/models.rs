@@ -29,6 +29,7 @@ fn choices(board: &str) -> Vec<String> {
             n_seq_max: 8,
             fits: &|_| true,
             pinned: None,
+            first: None,
         };
         let best = candidates(&config, &profiles, &[], &site).remove(0);
         shown.push(format!("{name}: {} x{}", best.model, best.n_seq_max));

@@ -149,6 +149,26 @@ pub struct Part {
     pub text_bytes: u64,
 }
 
+/// Why a stream pauses, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Parked {
+    /// `update`: another model is being put into service, and memory does not hold both.
+    #[schemars(extend("enum" = ["update"]))]
+    pub reason: String,
+    /// About how long until text comes again, milliseconds.
+    pub eta_ms: u64,
+}
+
+impl Parked {
+    /// For an update that takes about so long.
+    pub fn for_update(eta: std::time::Duration) -> Self {
+        Self {
+            reason: "update".to_owned(),
+            eta_ms: eta.as_millis() as u64,
+        }
+    }
+}
+
 /// What OpenAI has no place for. Absent keys do not apply to the message.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Orinoco<'a> {
@@ -158,7 +178,10 @@ pub struct Orinoco<'a> {
     /// Requests before this one; in accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u64>,
-    /// Messages with text before this final; in the final of a stream.
+    /// The stream pauses and goes on by itself, with nothing lost or repeated; in a chunk without text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Parked>,
+    /// Messages between accepted and this final; in the final of a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_chunks: Option<u64>,
     /// SHA-256 of the whole text, hexadecimal; in the final.

@@ -48,7 +48,7 @@ pub use layers::{Flag, Place, Sources};
 pub use memory::MemoryConfig;
 pub use mqtt::{BrokerConfig, BrokerMode, BrokerStorage, MqttConfig, TlsConfig};
 pub use node::{LogConfig, LogFormat, NodeConfig, PathsConfig, StoreConfig, check_log_filter};
-pub use ota::{OtaConfig, OtaFetchConfig, OtaScrubConfig};
+pub use ota::{OtaConfig, OtaDeployConfig, OtaFetchConfig, OtaScrubConfig};
 pub use pools::PoolsConfig;
 pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
 pub use problem::{Entry, Problem};
@@ -136,7 +136,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let memory = MemoryConfig::read(&mut root);
     let requests = RequestsConfig::read(&mut root, &mqtt);
     let pools = PoolsConfig::read(&mut root);
-    let ota = OtaConfig::read(&mut root);
+    let ota = OtaConfig::read(&mut root, &paths);
     let store = StoreConfig::read(&mut root);
     let users = UsersConfig::read(&mut root);
     let log = LogConfig::read(&mut root);

@@ -15,6 +15,7 @@ mod hardware;
 mod lineup;
 mod service;
 mod settings;
+mod updates;
 mod vigil;
 
 use std::process::ExitCode;
@@ -76,17 +77,27 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let node = Name::new(&config.node.name).context("node.name is no valid name")?;
     let pools = config.pools.names.iter().map(|name| Name::new(name));
     let pools = pools.collect::<Result<_, _>>();
-    let names = Names::new(&config.node.root, node)
+    let found = updates::open(&config);
+    let mut names = Names::new(&config.node.root, node)
         .context("node.root is no valid name")?
         .with_pools(pools.context("pools.names has an invalid name")?)
         .context("pools.names has an invalid name")?;
+    if found.is_some() {
+        // A board without a group hears what is wished of all.
+        let group = Name::new(config.ota.group.as_deref().unwrap_or("all"));
+        names = names.with_fleet(group.context("ota.group is no valid name")?);
+    }
     info!(
         node = config.node.name,
         version = env!("CARGO_PKG_VERSION"),
         "orinoco starts"
     );
 
-    let choice = settings::choose(&config)?;
+    let known = found
+        .as_ref()
+        .map(|found| found.releases.clone())
+        .unwrap_or_default();
+    let choice = settings::choose_with(&config, known)?;
 
     let clock = dispatch::Clock::start();
     let (store, recovered) =
@@ -119,13 +130,22 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut service = Service::new(notifier, orders.clone(), worker.pulse);
     let (notices, notice_queue) = mpsc::channel(GOVERNOR_QUEUE);
     let (words, word_queue) = mpsc::channel(GOVERNOR_QUEUE);
+    let (releases, watched) = watch::channel(choice.releases.clone());
+    let (busy, runs) = watch::channel(false);
+    let running = match found {
+        Some(found) => updates::start(&config, found, releases, runs.clone())?,
+        None => None,
+    };
+    let (updates, offers, stopper) = match running.map(updates::Running::split) {
+        Some((updates, offers, stopper)) => (Some(updates), Some(offers), Some(stopper)),
+        None => (None, None, None),
+    };
     let governor = governor::Parts {
         orders: worker.orders,
         words,
         notices: notice_queue,
-        updates: None,
+        updates: offers,
     };
-    let (_releases, watched) = watch::channel(choice.releases.clone());
     tokio::spawn(governor::run(
         settings::governor(&config, &choice, watched.clone())?,
         governor,
@@ -133,7 +153,6 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let own_accounts = config.broker.mode != BrokerMode::External;
     let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
     let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts, watched);
-    let (busy, runs) = watch::channel(false);
     let parts = Parts {
         link: link.clone(),
         inbound,
@@ -148,6 +167,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             .telemetry
             .interval
             .map(|interval| telemetry::spawn(Root::new(&config.paths.board_root), interval, runs)),
+        updates,
         busy,
         control,
     };
@@ -217,6 +237,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             warn!(%error, "the broker may learn of our end from the last will only");
         }
         drop(inbox); // Before the close it would have ended the link.
+        if let Some(stopper) = stopper {
+            stopper.stop().await;
+        }
         // The dispatcher's end closed the worker's reports, and with them the worker.
         if let Err(error) = keeper.await {
             warn!(%error, "the worker's keeper failed");

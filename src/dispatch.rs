@@ -31,6 +31,7 @@ mod report;
 mod settings;
 mod tele;
 mod tokens;
+mod updates;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -44,6 +45,7 @@ use tracing::{debug, error, info, warn};
 use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
 use crate::governor::{Notice, Word};
 use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
+use crate::ota::deploy as ota;
 use crate::pressure::Level;
 use crate::store::{self, Store};
 use crate::telemetry::Heard;
@@ -64,6 +66,7 @@ pub use report::{Overview, retained};
 pub use settings::{Accounts, Discovery, Settings, UserEntry, UserSettings, UsersSettings};
 use tele::Meters;
 use tokens::Tokenizing;
+pub use updates::Updates;
 
 /// A user's request id: what makes a job the same job.
 type Asked = (Name, RequestId);
@@ -114,6 +117,8 @@ pub struct Parts {
     pub words: mpsc::Receiver<Word>,
     /// What the board's sensors say, for telemetry; none when that is off.
     pub readings: Option<mpsc::Receiver<Heard>>,
+    /// Updates of models; none on a device without a root of trust.
+    pub updates: Option<Updates>,
     /// Told whether requests run.
     pub busy: watch::Sender<bool>,
     /// The daemon's orders.
@@ -134,6 +139,8 @@ struct Dispatch {
     level: Level,
     /// For want of memory a smaller context or model serves, and another is to come.
     small_context: bool,
+    /// What is told of updates, and who takes orders about them.
+    updates: Option<(watch::Receiver<ota::State>, mpsc::Sender<ota::Order>)>,
     /// A release is being tried, and is expected to serve by then.
     parks_until: Option<Instant>,
     /// Tokens that one request might use while that was not so.
@@ -217,6 +224,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         notices,
         mut words,
         mut readings,
+        updates,
         busy,
         mut control,
     } = parts;
@@ -227,6 +235,11 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         dealt = Some(inbox);
     }
     dispatch.recover(recovered);
+    let (mut ota_state, mut ota_told) = (None, None);
+    if let Some(updates) = updates {
+        (ota_state, ota_told) = (Some(updates.state.clone()), Some(updates.told));
+        dispatch.updates = Some((updates.state, updates.orders));
+    }
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -257,6 +270,8 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
             },
+            () = updates::changed(&mut ota_state) => dispatch.publish_ota_state(),
+            Some(told) = received(&mut ota_told) => dispatch.on_ota_told(told),
             Some(heard) = received(&mut readings) => dispatch.on_telemetry(heard),
             word = words.recv() => match word {
                 Some(word) => dispatch.on_word(word),
@@ -317,6 +332,7 @@ impl Dispatch {
             busy,
             level: Level::Ok,
             small_context: false,
+            updates: None,
             parks_until: None,
             n_ctx_full: 0,
             jobs: HashMap::new(),
@@ -351,6 +367,7 @@ impl Dispatch {
                 info!("broker connected");
                 self.is_connected = true;
                 self.node.publish_all();
+                self.publish_ota_state();
             }
             Inbound::Down { reason, taken_over } => {
                 self.is_connected = false;
@@ -414,7 +431,11 @@ impl Dispatch {
                 self.notice(Notice::SwitchFailed { name, reason });
             }
             Report::Trying { name } => self.notice(Notice::Trying(name)),
-            Report::Tried { name, end } => self.notice(Notice::Tried { name, end }),
+            Report::Tried { name, end } => {
+                // The one that follows serves at once.
+                self.parks_until = None;
+                self.notice(Notice::Tried { name, end });
+            }
             Report::Event(Event::Started {
                 job,
                 prompt_ids,
@@ -613,6 +634,7 @@ impl Dispatch {
                 self.queue.put_back(key);
                 return;
             }
+            job.parked = None;
             job.spent.begins(&self.energy);
         }
         let runs = self.queue.running() > 0;

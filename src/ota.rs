@@ -23,6 +23,7 @@
 
 pub mod blobs;
 pub mod catalog;
+pub mod deploy;
 mod error;
 pub mod fetch;
 pub mod manifest;
@@ -32,8 +33,8 @@ pub mod policy;
 pub mod probe;
 pub mod reason;
 pub mod source;
-pub mod stick;
 pub mod state;
+pub mod stick;
 pub mod trust;
 pub mod vfs;
 pub mod waves;
@@ -41,6 +42,10 @@ pub mod waves;
 pub use error::FileError;
 pub use name::{BoardName, Digest, GroupName, LineName, ModelId, TargetName};
 pub use reason::Reason;
+
+/// Build of llama.cpp that the engine of this product has at least (`b` and this number); manifests may ask for a
+/// newer one. The crate that carries llama.cpp does not tell its build, so this is a lower bound: raised with it.
+pub const ENGINE_BUILD: u32 = 9100;
 
 /// Field in the signed part of each role of ours: when it was signed, in the form of `expires`,
 /// e.g. `2026-11-21T13:30:00Z`.

@@ -143,6 +143,8 @@ const PURE: &[&str] = &[
     "src/frames.rs",
     "src/ledger",
     "src/offload",
+    "src/ota/probe.rs",
+    "src/ota/state",
     "src/ota/trust/time.rs",
     "src/ota/catalog.rs",
     "src/ota/error.rs",
@@ -212,7 +214,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("flate2", &["src/doctor/bundle.rs"]),
     ("hdrhistogram", &["src/bench", "src/dispatch/tele"]),
     // Instants of expiry, as the TUF library has them.
-    ("jiff", &["ota/src", "src/ota/trust"]),
+    ("jiff", &["ota/src", "src/ota"]),
     ("indicatif", &["ota/src", "src/cli"]),
     ("landlock", &["engine/src/sandbox"]),
     ("llama_cpp_2", &["engine/src/llama"]),

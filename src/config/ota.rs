@@ -1,9 +1,10 @@
-//! `[ota]`, `[ota.fetch]` and `[ota.scrub]`: whom updates are believed from, where they come from, how gently, and
-//! how often they are read again.
+//! `[ota]` and what is below it: whom updates are believed from, what is taken and when, where it comes from, how
+//! gently, and how often it is read again.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::PathsConfig;
 use super::reader::Root;
 
 /// Where `orinoco provision` puts it.
@@ -22,10 +23,23 @@ pub struct OtaConfig {
     pub root_file: PathBuf,
     /// Which releases are for this node.
     pub group: Option<String>,
+    /// What is taken, and when.
+    pub deploy: OtaDeployConfig,
     /// How files come.
     pub fetch: OtaFetchConfig,
     /// How they are looked after.
     pub scrub: OtaScrubConfig,
+}
+
+/// `[ota.deploy]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtaDeployConfig {
+    /// Where updates keep their files.
+    pub dir: PathBuf,
+    /// Time between two looks at the sources; zero: only by command.
+    pub check: Duration,
+    /// How long a new release must stay up.
+    pub probation: Duration,
 }
 
 /// `[ota.fetch]`.
@@ -59,16 +73,31 @@ pub struct OtaScrubConfig {
 }
 
 impl OtaConfig {
-    pub(super) fn read(root: &mut Root<'_>) -> Self {
-        let mut section = root.own("ota", &["fetch", "scrub"]);
+    pub(super) fn read(root: &mut Root<'_>, paths: &PathsConfig) -> Self {
+        let mut section = root.own("ota", &["deploy", "fetch", "scrub"]);
         let root_file = section.path("root_file");
         let group = section.optional_text("group", GROUP_BYTES_MAX);
         drop(section);
         Self {
             root_file: root_file.unwrap_or_else(|| ROOT_FILE.into()),
             group,
+            deploy: OtaDeployConfig::read(root, paths),
             fetch: OtaFetchConfig::read(root),
             scrub: OtaScrubConfig::read(root),
+        }
+    }
+}
+
+impl OtaDeployConfig {
+    fn read(root: &mut Root<'_>, paths: &PathsConfig) -> Self {
+        let mut section = root.below("ota", "deploy");
+        let dir = section.path("dir");
+        let minutes: u64 = section.integer("check_minutes", 0..=100_000);
+        let probation: u64 = section.integer("probation_minutes", 0..=100_000);
+        Self {
+            dir: dir.unwrap_or_else(|| paths.state_dir.join("ota")),
+            check: Duration::from_secs(minutes * 60),
+            probation: Duration::from_secs(probation * 60),
         }
     }
 }

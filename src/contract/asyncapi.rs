@@ -139,6 +139,7 @@ fn parameters() -> Value {
             "examples": ["press-7"],
         },
         "pool": {"description": "Name of a pool, shaped as a node's; info.pools of its members has it.", "examples": ["hall2"]},
+        "fleet": {"description": "Group of devices that are updated together; ota.group of each.", "examples": ["hall2"]},
         "user": {
             "description": format!("Name that the requester gives to the broker, {NAME_PATTERN}. The broker \
                                     lets nobody use another's. local is who has no credentials, on loopback."),

@@ -235,6 +235,72 @@ pub(super) const MESSAGES: &[Message] = &[
         ],
     },
     Message {
+        name: "otaState",
+        title: "Updates: what runs and what is under way",
+        summary: "Release, phase, progress and reason.",
+        content_type: JSON,
+        schema: "OtaState",
+        headers: None,
+        examples: &[
+            (
+                "downloading",
+                r#"{"deployment":"d-2026-11-21-3","state":"downloading","line":"assistant","release_seq":12,"bytes_done":1073741824,"bytes_total":2497281120,"rate_kbit_s":84000,"eta_s":136,"attempt":0,"lines":[{"line":"assistant","active":{"release_seq":11,"model":"qwen3-4b"}}],"metadata":{"root":3,"timestamp":41,"snapshot":41,"targets":41,"age_days":19,"freshness":"fresh"},"clock":"synced","disk_free_mib":51200,"installed_version":"qwen3-4b","latest_version":"qwen3-4b-v2","in_progress":true,"update_percentage":43,"title":"assistant"}"#,
+            ),
+            (
+                "rolled back",
+                r#"{"deployment":"d-2026-11-21-3","state":"rolled_back","reason":"probe_golden","detail":"golden prompt 1: \"Rome\" has no match for \"(?i)paris\"","line":"assistant","release_seq":12,"attempt":0,"lines":[{"line":"assistant","active":{"release_seq":11,"model":"qwen3-4b"}}],"in_progress":false}"#,
+            ),
+        ],
+    },
+    Message {
+        name: "otaEvent",
+        title: "Updates: a step",
+        summary: "Where a deployment is now, and why.",
+        content_type: JSON,
+        schema: "OtaEvent",
+        headers: None,
+        examples: &[(
+            "committed",
+            r#"{"deployment":"d-2026-11-21-3","line":"assistant","release_seq":12,"state":"committed","detail":"loaded in 3.1 s, 3 prompts answered, 2650 MiB","at_ms":1795267000000}"#,
+        )],
+    },
+    Message {
+        name: "otaDesired",
+        title: "Updates: what a fleet is to run",
+        summary: "A choice among signed releases.",
+        content_type: JSON,
+        schema: "OtaDesired",
+        headers: None,
+        examples: &[(
+            "at night",
+            r#"{"desired_seq":7,"deployment":"d-2026-11-21-3","line":"assistant","release_seq":12,"when":"window","window":"22:00-05:00","max_kbit_s":20000,"force":false}"#,
+        )],
+    },
+    Message {
+        name: "otaCommand",
+        title: "Updates: an order",
+        summary: "And what became of it.",
+        content_type: JSON,
+        schema: "OtaCommand",
+        headers: None,
+        examples: &[
+            ("order", r#"{"status":"init","action":"check"}"#),
+            (
+                "refused",
+                r#"{"status":"failed","reason":"nothing is being downloaded"}"#,
+            ),
+        ],
+    },
+    Message {
+        name: "updateWord",
+        title: "Updates: a word",
+        summary: "install, check, cancel or rollback.",
+        content_type: TEXT,
+        schema: "BareText",
+        headers: None,
+        examples: &[("install", r#""install""#)],
+    },
+    Message {
         name: "teleHost",
         title: "Numbers of the board",
         summary: "What it does not have is absent.",

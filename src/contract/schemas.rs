@@ -7,6 +7,8 @@ use schemars::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::ota::deploy as ota;
+use crate::ota::deploy::orders::{Desired, OtaCommand};
 use crate::wire::{
     Limits, Op,
     reply::body::{Failure, Response, Tokens},
@@ -34,6 +36,10 @@ pub(super) const PUBLISHED: &[&str] = &[
     "PressureEvent",
     "SwitchEvent",
     "ModelCommand",
+    "OtaState",
+    "OtaEvent",
+    "OtaDesired",
+    "OtaCommand",
     "TeleHost",
     "TeleGpu",
     "TeleLlm",
@@ -57,6 +63,10 @@ pub(super) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<PressureEvent>,
         SchemaGenerator::subschema_for::<SwitchEvent>,
         SchemaGenerator::subschema_for::<ModelCommand>,
+        SchemaGenerator::subschema_for::<ota::State>,
+        SchemaGenerator::subschema_for::<ota::Event>,
+        SchemaGenerator::subschema_for::<Desired>,
+        SchemaGenerator::subschema_for::<OtaCommand>,
         SchemaGenerator::subschema_for::<TeleHost>,
         SchemaGenerator::subschema_for::<TeleGpu>,
         SchemaGenerator::subschema_for::<TeleLlm>,

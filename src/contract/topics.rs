@@ -89,7 +89,8 @@ const QUESTIONS: &[Question] = &[
 ];
 
 /// Stand for parameters in addresses, as no fixed level has capital letters.
-pub(super) const PLACEHOLDERS: [(&str, &str); 5] = [
+pub(super) const PLACEHOLDERS: [(&str, &str); 6] = [
+    ("FLEET", "{fleet}"),
     ("ROOT", "{root}"),
     ("NODE", "{node}"),
     ("POOL", "{pool}"),
@@ -101,6 +102,7 @@ const WELL_FORMED: &str = "placeholders are names";
 pub(super) fn topics() -> Vec<Topic> {
     let name = |text| Name::new(text).expect(WELL_FORMED);
     let names = Names::new("ROOT", name("NODE")).expect(WELL_FORMED);
+    let names = names.with_fleet(name("FLEET"));
     let (pool, user) = (name("POOL"), name("USER"));
     let id = RequestId::new("ID").expect(WELL_FORMED);
     let address = |topic: String| {
@@ -225,6 +227,57 @@ pub(super) fn topics() -> Vec<Topic> {
                 "Told when a model that was ordered serves, or could not.",
                 &["switchEvent"],
             )
+        },
+        report(
+            "otaState",
+            names.ota_state(),
+            "Updates: what runs and what is under way",
+            "Of a node with a root of trust. Published at each step and, in a download, every two seconds.",
+            &["otaState"],
+        ),
+        Topic {
+            retained: false,
+            ..report(
+                "otaEvent",
+                names.event("ota"),
+                "Updates: a step",
+                "Told at each step of a deployment.",
+                &["otaEvent"],
+            )
+        },
+        Topic {
+            name: "otaDesired",
+            address: address(names.desired().expect("a fleet was named")),
+            sender: Sender::Requester,
+            retained: true,
+            title: "Updates: what a fleet is to run".to_owned(),
+            description: "For operators: one of the signed releases, for all nodes of a group. desired_seq rises \
+                          with each wish."
+                .to_owned(),
+            messages: &["otaDesired"],
+            replies: &[],
+        },
+        Topic {
+            name: "otaCommand",
+            address: address(names.command("ota", id.as_str())),
+            sender: Sender::Requester,
+            retained: true,
+            title: "Updates: order one node, and hear what became of it".to_owned(),
+            description: "For operators, who write init; the node writes successful when it has taken the order, \
+                          or failed. What comes of it is told by its state."
+                .to_owned(),
+            messages: &["otaCommand"],
+            replies: &[],
+        },
+        Topic {
+            name: "setUpdate",
+            address: address(names.set("update")),
+            sender: Sender::Requester,
+            retained: false,
+            title: "Updates: one word".to_owned(),
+            description: "For operators and for Home Assistant: install, check, cancel or rollback.".to_owned(),
+            messages: &["updateWord"],
+            replies: &[],
         },
         Topic {
             name: "setModel",

@@ -114,6 +114,15 @@ impl Dispatch {
 
     /// An operator's order; the broker's rules say who is one.
     pub(super) fn on_order(&mut self, ordered: Ordered, message: Message) {
+        let is_about_updates = match &ordered {
+            Ordered::Desired => true,
+            Ordered::Set { key } => key == "update",
+            Ordered::Command { op, .. } => op == "ota",
+        };
+        if is_about_updates {
+            self.on_ota_order(&ordered, &message);
+            return self.acknowledge(Some(message.ack));
+        }
         let outcome = match ordered {
             _ if message.payload.len() > ORDER_BYTES_MAX => Err(format!(
                 "{} bytes, at most {ORDER_BYTES_MAX} are read",
@@ -132,7 +141,10 @@ impl Dispatch {
                 }
                 _ => Err("the payload must be all: every request is called off".to_owned()),
             },
-            Ordered::Set { key } => Err(format!("no key {key:?}: known are model and cancel")),
+            Ordered::Set { key } => Err(format!(
+                "no key {key:?}: known are model, cancel and update"
+            )),
+            Ordered::Desired => Ok(None),
             // What we, or anybody, wrote about a command that is under way or over.
             Ordered::Command { op, ticket } if op == "model" => {
                 command(&message.payload).map(|asked| {
@@ -142,7 +154,7 @@ impl Dispatch {
                     })
                 })
             }
-            Ordered::Command { op, .. } => Err(format!("no command {op:?}: known is model")),
+            Ordered::Command { op, .. } => Err(format!("no command {op:?}: known are model, ota")),
         };
         match outcome {
             Ok(Some(wish)) => self.notice(Notice::Wish(wish)),
@@ -215,7 +227,7 @@ impl Dispatch {
         self.send(retained(topic, &state));
     }
 
-    fn event<T: serde::Serialize>(&mut self, kind: &str, event: &T) {
+    pub(super) fn event<T: serde::Serialize>(&mut self, kind: &str, event: &T) {
         let topic = self.settings.names.event(kind);
         let document = retained(topic, event);
         self.send(Publish {

@@ -270,6 +270,8 @@ pub enum Ordered {
         /// What to set.
         key: String,
     },
+    /// `{r}/v1/fleet/{group}/desired`.
+    Desired,
     /// `{r}/v1/{n}/cmd/{op}/{cid}`.
     Command {
         /// What to do.
@@ -318,6 +320,8 @@ pub struct Names {
     root: String,
     node: Name,
     pools: Vec<Name>,
+    /// Whose wishes about releases are heard.
+    fleet: Option<Name>,
 }
 
 impl Names {
@@ -338,7 +342,21 @@ impl Names {
             root: root.to_owned(),
             node,
             pools: Vec::new(),
+            fleet: None,
         })
+    }
+
+    /// These, of a node that hears the wishes of a group about releases.
+    #[must_use]
+    pub fn with_fleet(mut self, group: Name) -> Self {
+        self.fleet = Some(group);
+        self
+    }
+
+    /// `{r}/v1/fleet/{group}/desired`, retained; `None` for a node without updates.
+    pub fn desired(&self) -> Option<String> {
+        let group = self.fleet.as_ref()?;
+        Some(format!("{}/v1/fleet/{group}/desired", self.root))
     }
 
     /// This node.
@@ -386,6 +404,9 @@ impl Names {
 
     /// Reads an operator's topic; `None` for every other, or one whose levels are no names.
     pub fn parse_order(&self, topic: &str) -> Option<Ordered> {
+        if self.fleet.is_some() && self.desired().as_deref() == Some(topic) {
+            return Some(Ordered::Desired);
+        }
         let below = topic
             .strip_prefix(self.root.as_str())?
             .strip_prefix("/v1/")?
@@ -428,9 +449,8 @@ impl Names {
 
     /// The filters to subscribe to: requests, and the orders of operators.
     pub fn subscriptions(&self) -> Vec<String> {
-        ["req/#", "set/+", "cmd/+/+"]
-            .map(|filter| self.of_node(filter))
-            .to_vec()
+        let own = ["req/#", "set/+", "cmd/+/+"].map(|filter| self.of_node(filter));
+        own.into_iter().chain(self.desired()).collect()
     }
 
     /// `{r}/v1/resp/{u}/{id}`: where the answer goes.

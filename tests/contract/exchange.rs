@@ -506,20 +506,27 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
     }
 }
 
-/// What needs an operator, short memory or a GPU, or comes every few seconds: tests/governor.rs brings it about,
+/// What needs an operator, signed updates, short memory or a GPU, or comes every few seconds: tests/governor.rs and
+/// tests/ota_deploy.rs bring it about,
 /// and the examples on the page are judged by its schemas.
 const ELSEWHERE: &[&str] = &[
     "allRequests",
     "modelCommand",
     "modelName",
+    "otaCommand",
+    "otaDesired",
+    "otaEvent",
+    "otaState",
     "pressureEvent",
     "setCancel",
     "setModel",
+    "setUpdate",
     "switchEvent",
     "teleGpu",
     "teleHost",
     "teleLlm",
     "teleQueue",
+    "updateWord",
 ];
 
 fn without(left_out: &[&str], mut names: BTreeSet<String>) -> BTreeSet<String> {

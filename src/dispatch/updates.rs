@@ -1,0 +1,121 @@
+//! The dispatcher's side of updates: orders go to their owner, its state and events are published.
+
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use super::Dispatch;
+use super::report::retained;
+use crate::link::Message;
+use crate::ota::deploy::orders::{self, OtaCommand, Status};
+use crate::ota::deploy::{Command, Order, State, Told};
+use crate::wire::topic::Ordered;
+
+/// Bytes of an order that are looked at.
+const ORDER_BYTES_MAX: usize = 4096;
+
+/// Ends of the channels to the owner of updates.
+pub struct Updates {
+    /// The retained state.
+    pub state: watch::Receiver<State>,
+    /// Events, and what became of orders.
+    pub told: mpsc::Receiver<Told>,
+    /// Orders; one that finds it full is refused.
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// Waits for another state; for ever where there are no updates.
+pub(super) async fn changed(state: &mut Option<watch::Receiver<State>>) {
+    if let Some(receiver) = state {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *state = None;
+    }
+    std::future::pending().await
+}
+
+impl Dispatch {
+    pub(super) fn publish_ota_state(&mut self) {
+        let Some((state, _)) = &self.updates else {
+            return;
+        };
+        let document = retained(self.settings.names.ota_state(), &*state.borrow());
+        if self.is_connected {
+            self.send(document);
+        }
+    }
+
+    pub(super) fn on_ota_told(&mut self, told: Told) {
+        match told {
+            Told::Event(event) => self.event("ota", &*event),
+            Told::Answer { ticket, outcome } => {
+                let answer = OtaCommand {
+                    status: match outcome {
+                        Ok(()) => Status::Successful,
+                        Err(_) => Status::Failed,
+                    },
+                    action: None,
+                    line: None,
+                    release_seq: None,
+                    reason: outcome.err(),
+                };
+                self.send(retained(
+                    self.settings.names.command("ota", &ticket),
+                    &answer,
+                ));
+            }
+        }
+    }
+
+    /// An order about updates. The broker's rules say who may give one; what it can name is in the signed
+    /// catalogue.
+    pub(super) fn on_ota_order(&mut self, ordered: &Ordered, message: &Message) {
+        let payload = &message.payload;
+        let (ticket, read) = match ordered {
+            _ if payload.len() > ORDER_BYTES_MAX => (
+                None,
+                Err(format!(
+                    "{} bytes, at most {ORDER_BYTES_MAX} are read",
+                    payload.len()
+                )),
+            ),
+            Ordered::Desired => (None, orders::desired(payload)),
+            Ordered::Command { ticket, .. } => {
+                (Some(ticket.clone()), orders::command(payload, ticket))
+            }
+            Ordered::Set { .. } => (None, set(payload).map(Some)),
+        };
+        let outcome = match (read, &self.updates) {
+            (Ok(None), _) => return,
+            (Err(reason), _) => Err(reason),
+            (Ok(Some(_)), None) => Err(
+                "this node takes no updates: it has no root of trust (orinoco doctor)".to_owned(),
+            ),
+            (Ok(Some(command)), Some((_, orders))) => {
+                let ticket = ticket.clone();
+                let sent = orders.try_send(Order { command, ticket });
+                sent.map_err(|_| "too many orders at once: try again".to_owned())
+            }
+        };
+        if let Err(reason) = outcome {
+            warn!(topic = message.topic, reason, "order about updates ignored");
+            if let Some(ticket) = ticket {
+                self.on_ota_told(Told::Answer {
+                    ticket,
+                    outcome: Err(reason),
+                });
+            }
+        }
+    }
+}
+
+/// The payload of `set/update`: the word that Home Assistant sends, or a line's name.
+fn set(payload: &[u8]) -> Result<Command, String> {
+    match payload {
+        b"install" => Ok(Command::Update(None)),
+        b"check" => Ok(Command::Check),
+        b"cancel" => Ok(Command::Cancel),
+        b"rollback" => Ok(Command::Rollback(None)),
+        _ => Err("expected install, check, cancel or rollback".to_owned()),
+    }
+}

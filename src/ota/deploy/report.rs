@@ -1,0 +1,296 @@
+//! What is told: the retained state, and an event for each step. The keys that Home Assistant's `update` entity
+//! reads are among them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ota::catalog::Catalog;
+use crate::ota::fetch::Progress;
+use crate::ota::reason::Reason;
+use crate::ota::state::{Phase, Record, Release};
+
+/// `{r}/v1/{n}/ota/state`: what the node runs, and what it is doing about updates.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaState")]
+pub struct State {
+    /// The deployment under way, or the last one; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
+    /// Where it is, or how it ended; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Phase>,
+    /// Why it ended without success, or goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Why the last look at the sources gave nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_reason: Option<Reason>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_detail: Option<String>,
+    /// Line of the deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    /// Release of the deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_seq: Option<u64>,
+    /// Bytes that are here; in a download.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_done: Option<u64>,
+    /// Bytes to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Kilobits a second, over the last quarter of a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_kbit_s: Option<u64>,
+    /// Seconds until all is here, at this rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// Attempts to put it into service.
+    #[serde(default)]
+    pub attempt: u32,
+    /// What is on the device, by line.
+    pub lines: Vec<Line>,
+    /// The next deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<String>,
+    /// The metadata that is trusted; absent before there is some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
+    /// How far the clock is believed: `synced`, `unsynced`, `behind` or `suspect`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
+    /// Free on the disk of the models, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_free_mib: Option<u64>,
+    /// The model in service, for Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed_version: Option<String>,
+    /// The newest that may be taken, for Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_version: Option<String>,
+    /// An update is under way, for Home Assistant.
+    #[serde(default)]
+    pub in_progress: bool,
+    /// Percent of the download, for Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_percentage: Option<u8>,
+    /// The line, for Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// What the newest release is, for Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_summary: Option<String>,
+}
+
+/// What a line has on the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaLine")]
+pub struct Line {
+    /// Its name.
+    pub line: String,
+    /// The release in service.
+    pub active: Version,
+    /// The release to go back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Version>,
+    /// The release is on probation: it has yet to show that it stays up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probation: bool,
+    /// The release was recalled, and there is none to go to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
+}
+
+/// One release.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaVersion")]
+pub struct Version {
+    /// Its number in the line.
+    pub release_seq: u64,
+    /// Its model.
+    pub model: String,
+}
+
+impl Version {
+    fn of(release: &Release) -> Self {
+        Self {
+            release_seq: release.release_seq,
+            model: release.id.to_string(),
+        }
+    }
+}
+
+/// The metadata that is trusted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaMetadata")]
+pub struct Metadata {
+    /// Version of the root role.
+    pub root: u64,
+    /// Version of the timestamp role.
+    pub timestamp: u64,
+    /// Version of the snapshot role.
+    pub snapshot: u64,
+    /// Version of the targets role.
+    pub targets: u64,
+    /// Days since the newest of them was signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_days: Option<u64>,
+    /// `fresh`, `expired-accepted` or `expired`.
+    pub freshness: String,
+}
+
+impl State {
+    /// Adds how far a download is.
+    pub fn take_progress(&mut self, progress: &Progress) {
+        self.bytes_done = Some(progress.bytes_done);
+        self.bytes_total = Some(progress.bytes_total);
+        self.rate_kbit_s = progress.bytes_per_second.map(|rate| rate * 8 / 1000);
+        self.eta_s = progress.eta.map(|eta| eta.as_secs());
+        let percent = progress
+            .bytes_done
+            .saturating_mul(100)
+            .checked_div(progress.bytes_total);
+        self.update_percentage = percent.map(|percent| percent.min(100) as u8);
+    }
+}
+
+/// The state, as the record and the catalogue have it.
+pub fn of(record: &Record, catalog: Option<&Catalog>) -> State {
+    let mut state = State::default();
+    if let Some(last) = &record.last {
+        state.deployment = Some(last.want.deployment.to_string());
+        state.state = Some(last.phase);
+        state.reason = last.reason;
+        state.detail = text(&last.detail);
+        state.line = Some(last.want.line.to_string());
+        let release = last.release.as_ref();
+        state.release_seq = release
+            .map(|release| release.release_seq)
+            .or(last.want.release_seq);
+    }
+    if let Some(now) = &record.deployment {
+        state.deployment = Some(now.want.deployment.to_string());
+        state.state = Some(now.phase);
+        state.reason = now.reason;
+        state.detail = text(&now.detail);
+        state.line = Some(now.want.line.to_string());
+        let release = now.release.as_ref();
+        state.release_seq = release
+            .map(|release| release.release_seq)
+            .or(now.want.release_seq);
+        state.bytes_total = (now.bytes_total > 0).then_some(now.bytes_total);
+        state.attempt = now.attempt;
+        state.in_progress = true;
+    }
+    state.queued = record
+        .queued
+        .as_ref()
+        .map(|want| want.deployment.to_string());
+    let is_withdrawn = |line, seq| {
+        let release = catalog.and_then(|catalog| catalog.release(line, seq));
+        release.is_some_and(|release| release.state == crate::ota::catalog::ReleaseState::Withdrawn)
+    };
+    state.lines = (record.lines.iter())
+        .map(|(line, installed)| Line {
+            line: line.to_string(),
+            active: Version::of(&installed.active),
+            previous: installed.previous.as_ref().map(Version::of),
+            probation: record
+                .probation
+                .as_ref()
+                .is_some_and(|probation| probation.line == *line),
+            withdrawn: is_withdrawn(line, installed.active.release_seq),
+        })
+        .collect();
+    let first = record.first.as_ref().or_else(|| record.lines.keys().next());
+    if let Some(first) = first {
+        let active = record.lines.get(first).map(|installed| &installed.active);
+        let best = catalog.and_then(|catalog| {
+            catalog
+                .line(first)?
+                .best("", active.map(|active| active.release_seq))
+        });
+        state.title = Some(first.to_string());
+        state.installed_version = active.map(|active| active.id.to_string());
+        let latest = best.map(|best| best.id.to_string());
+        state.latest_version = latest.or_else(|| state.installed_version.clone());
+        state.release_summary = active.and_then(|active| text(&active.title));
+    }
+    state
+}
+
+fn text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// `{r}/v1/{n}/evt/ota`: one step of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaEvent")]
+pub struct Event {
+    /// Which deployment.
+    pub deployment: String,
+    /// Its line.
+    pub line: String,
+    /// Its release, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_seq: Option<u64>,
+    /// Where it is now.
+    pub state: Phase,
+    /// Why it ended without success, or goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same as a sentence; after a pass what the release showed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// When, unix milliseconds, as far as the device can know.
+    pub at_ms: u64,
+}
+
+impl Event {
+    /// What happened between two records.
+    pub(super) fn between(before: &Record, after: &Record, now_s: u64) -> Vec<Self> {
+        let at_ms = now_s.saturating_mul(1000);
+        let mut events = Vec::new();
+        if let Some(last) = after.last.as_ref().filter(|_| before.last != after.last) {
+            let release = last.release.as_ref();
+            events.push(Self {
+                deployment: last.want.deployment.to_string(),
+                line: last.want.line.to_string(),
+                release_seq: release
+                    .map(|release| release.release_seq)
+                    .or(last.want.release_seq),
+                state: last.phase,
+                reason: last.reason,
+                detail: text(&last.detail),
+                at_ms,
+            });
+        }
+        let key = |record: &Record| {
+            let now = record.deployment.as_ref()?;
+            Some((now.want.deployment.clone(), now.phase))
+        };
+        if let Some(now) = after
+            .deployment
+            .as_ref()
+            .filter(|_| key(before) != key(after))
+        {
+            let release = now.release.as_ref();
+            events.push(Self {
+                deployment: now.want.deployment.to_string(),
+                line: now.want.line.to_string(),
+                release_seq: release
+                    .map(|release| release.release_seq)
+                    .or(now.want.release_seq),
+                state: now.phase,
+                reason: now.reason,
+                detail: text(&now.detail),
+                at_ms,
+            });
+        }
+        events
+    }
+}

@@ -101,6 +101,7 @@ pub(super) fn start(
         group: config.ota.group.clone().unwrap_or_default(),
         check_every: config.ota.deploy.check,
         probation: config.ota.deploy.probation,
+        requests: Some(config.ota.deploy.dir.clone()),
     };
     let hold = match config.ota.fetch.pause_while_busy {
         true => busy,

@@ -19,6 +19,7 @@ pub mod site;
 mod tests;
 mod world;
 
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use super::name::LineName;
 use super::probe::No;
 use super::reason::Reason;
 use super::state::{DeploymentId, Heard, Origin, Phase, Record, Want, When};
+use super::stick::Request;
 use super::waves;
 pub use book::{Book, Opened, open};
 pub use report::{Event, State};
@@ -40,6 +42,8 @@ pub use world::{Tried, World};
 const RETRY: Duration = Duration::from_secs(300);
 /// A state that could not be written is tried again after this time.
 const WRITE_RETRY: Duration = Duration::from_secs(10);
+/// A request that somebody left on the device is looked for this often.
+const REQUEST_EVERY: Duration = Duration::from_secs(2);
 /// Progress of a download is told this often.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
@@ -102,6 +106,8 @@ pub struct Policy {
     pub check_every: Duration,
     /// How long a new release must stay up.
     pub probation: Duration,
+    /// Where somebody on the device leaves requests; `None`: nowhere.
+    pub requests: Option<PathBuf>,
 }
 
 /// What the engine works with.
@@ -126,6 +132,7 @@ pub async fn run<W: World>(book: Book, world: W, policy: Policy, parts: Parts) {
         next_check: Instant::now() + Duration::from_secs(1),
         steady_at: None,
         told_phase: None,
+        request: None,
     };
     deploy.steady_at = Some(Instant::now() + deploy.policy.probation);
     deploy.world.in_service(&deploy.book.record, false);
@@ -146,6 +153,8 @@ struct Deploy<W> {
     /// The release in service has stayed up by then.
     steady_at: Option<Instant>,
     told_phase: Option<(DeploymentId, Phase)>,
+    /// A stick that was put in while something else was under way.
+    request: Option<Request>,
 }
 
 /// The engine's orders have ended.
@@ -166,6 +175,12 @@ impl<W: World> Deploy<W> {
 
     /// Nothing is under way.
     async fn idle(&mut self) -> Result<(), Closed> {
+        if let Some(request) = self.request.take() {
+            self.apply(request).await;
+            return Ok(());
+        }
+        // What was put in may be pulled now.
+        self.world.use_stick(None);
         let is_periodic = !self.policy.check_every.is_zero();
         let steady_at = self
             .steady_at
@@ -178,12 +193,61 @@ impl<W: World> Deploy<W> {
                 self.tell();
                 Ok(())
             }
+            request = request(self.policy.requests.as_deref()) => {
+                self.request = Some(request);
+                Ok(())
+            }
             () = until(steady_at) => {
                 self.book.record.stayed_up(true);
                 self.save().await;
                 Ok(())
             }
         }
+    }
+
+    /// Somebody stands at the device and says: take what lies there. The best release of one line; the line that
+    /// serves comes first.
+    async fn apply(&mut self, request: Request) {
+        info!(id = request.id, path = %request.path.display(), "a stick, or a folder, was brought");
+        self.world.use_stick(Some(&request.path));
+        let record = &self.book.record;
+        let nothing = LineName::new("stick").expect("it has the characters of a line");
+        let first = record.first.clone().unwrap_or(nothing);
+        let Ok(deployment) = DeploymentId::new(&request.id) else {
+            warn!(
+                id = request.id,
+                "a request without the name of a deployment"
+            );
+            return;
+        };
+        let mut want = Want {
+            deployment,
+            release_seq: None,
+            force: true,
+            ..want("stick", &first, 0, Origin::Stick)
+        };
+        // Where it cannot be read, the deployment says so: it looks again.
+        if let Ok(catalog) = self.world.check(Some(&want)).await {
+            let active = |line: &LineName| {
+                let installed = self.book.record.lines.get(line);
+                installed.map(|installed| installed.active.release_seq)
+            };
+            let is_news = |line: &&super::catalog::Line| {
+                let active = active(&line.line);
+                let best = line.best(&self.policy.group, active);
+                best.is_some_and(|best| active != Some(best.release_seq))
+            };
+            let news = || catalog.lines.iter().filter(is_news);
+            let line = news()
+                .find(|line| line.line == first)
+                .or_else(|| news().next());
+            let line = line.or_else(|| catalog.lines.first());
+            if let Some(line) = line {
+                want.line = line.line.clone();
+            }
+        }
+        self.book.record.want(want);
+        self.save().await;
     }
 
     /// Reads the catalogue without being asked: a recall, or a release whose wave has come, begins.
@@ -406,6 +470,11 @@ impl<W: World> Deploy<W> {
                             break None;
                         }
                     }
+                    request = request(self.policy.requests.as_deref()) => {
+                        // It may hold the rest of what is under way.
+                        self.request = Some(request);
+                        break None;
+                    }
                     changed = progress.changed(), if progress.has_changed().is_ok() => {
                         if changed.is_ok() && last_told.elapsed() >= TELL_EVERY {
                             last_told = Instant::now();
@@ -419,6 +488,9 @@ impl<W: World> Deploy<W> {
         };
         match outcome {
             None => {
+                if let Some(request) = &self.request {
+                    self.world.use_stick(Some(&request.path));
+                }
                 self.save().await;
                 Ok(())
             }
@@ -658,6 +730,7 @@ impl<W: World> Deploy<W> {
         self.world.describe(&mut state);
         let now = self.book.record.deployment.as_ref();
         self.told_phase = now.map(|now| (now.want.deployment.clone(), now.phase));
+        self.world.keep_report(&state);
         self.parts.state.send_replace(state);
     }
 }
@@ -750,6 +823,22 @@ fn want(id: &str, line: &LineName, release_seq: u64, origin: Origin) -> Want {
         max_kbit_s: 0,
         force: false,
         origin,
+    }
+}
+
+/// The next request that somebody leaves on the device. Taken in the moment of its return, so that one is not
+/// lost with a future that is dropped.
+async fn request(dir: Option<&Path>) -> Request {
+    let Some(dir) = dir else {
+        return std::future::pending().await;
+    };
+    loop {
+        match Request::take(dir) {
+            Ok(Some(request)) => return request,
+            Ok(None) => {}
+            Err(error) => warn!(%error, "a request for an update could not be read"),
+        }
+        sleep(REQUEST_EVERY).await;
     }
 }
 

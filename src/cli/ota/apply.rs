@@ -35,7 +35,7 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
-    let ota_dir = config.paths.ota_dir();
+    let ota_dir = &config.ota.deploy.dir;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     // Of clocks that stand still the process makes two names.
     let id = format!(
@@ -44,21 +44,22 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
         std::process::id()
     );
     let request = Request::new(&id, &args.path)?;
-    stick::make_dir(&ota_dir).with_context(|| format!("create {}", ota_dir.display()))?;
-    request.leave(&ota_dir)?;
+    stick::make_dir(ota_dir).with_context(|| format!("create {}", ota_dir.display()))?;
+    request.leave(ota_dir)?;
     if args.no_wait {
         return output::answer(&format!("{id}\n"));
     }
     let asked = Instant::now();
     let mut last = Told::default();
     loop {
-        if asked.elapsed() > TAKEN_WITHIN && Request::is_waiting(&ota_dir) {
+        if asked.elapsed() > TAKEN_WITHIN && Request::is_waiting(ota_dir) {
             output::say(
-                "orinoco: no daemon takes the request; it lies there until one starts (systemctl status orinoco)",
+                "orinoco: the daemon has not taken the request yet: none is running, or another update is under way; it lies \
+                 there until then (systemctl status orinoco)",
             );
             return Ok(ExitCode::from(exit::UNAVAILABLE));
         }
-        let told = Told::read(&ota_dir)?.filter(|told| told.deployment.as_ref() == Some(&id));
+        let told = Told::read(ota_dir)?.filter(|told| told.deployment.as_ref() == Some(&id));
         if let Some(told) = told.filter(|told| *told != last) {
             let state = told.state.as_deref().unwrap_or("unknown");
             match &told.reason {

@@ -28,13 +28,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
-    let ota_dir = config.paths.ota_dir();
-    stick::make_dir(&ota_dir).with_context(|| format!("create {}", ota_dir.display()))?;
+    let ota_dir = &config.ota.deploy.dir;
+    stick::make_dir(ota_dir).with_context(|| format!("create {}", ota_dir.display()))?;
     let key = DeviceKey::load_or_make(&ota_dir.join("device.key"))?;
     if args.key {
         return output::answer(&key.public_pem());
     }
-    let Some(report) = kept_report(&ota_dir)? else {
+    let Some(report) = kept_report(ota_dir)? else {
         bail!(
             "{}: the daemon has told nothing about updates yet",
             ota_dir.display()

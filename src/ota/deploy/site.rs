@@ -26,6 +26,7 @@ use crate::ota::probe::{No, Probe};
 use crate::ota::reason::Reason;
 use crate::ota::source::{Source, Terms};
 use crate::ota::state::{Origin, Record, Release, Want};
+use crate::ota::stick;
 use crate::ota::trust::{Client, Place, Trust, TrustError, TrustedNow, clock, read_target};
 use crate::ota::vfs::{Disk, Vfs, replace};
 use crate::worker::trial::TrialEnd;
@@ -67,6 +68,10 @@ pub struct Site {
     blobs: BlobStore,
     fetcher: Fetcher,
     sources: Vec<Source>,
+    /// The first source is what somebody brought.
+    has_stick: bool,
+    /// The report as it was kept last.
+    reported: Vec<u8>,
     /// The source that answered last.
     at: usize,
     /// The time by which the deployment under way is judged to its end.
@@ -226,6 +231,8 @@ impl Site {
         Ok(Self {
             fetcher: Fetcher::new(blobs.clone(), config.fetch.clone(), hold),
             sources: sources.map_err(|error| error.to_string())?,
+            has_stick: false,
+            reported: Vec::new(),
             at: 0,
             now: None,
             collected: None,
@@ -396,15 +403,21 @@ impl Site {
 
 impl World for Site {
     async fn check(&mut self, want: Option<&Want>) -> Result<Catalog, No> {
-        let mut now = self.clock();
-        if want.is_some_and(|want| want.origin == Origin::Stick) {
-            now = now.accepting_expired();
-        }
+        let is_stick = want.is_some_and(|want| want.origin == Origin::Stick);
         let mut trouble = no(
             Reason::SourceUnreachable,
             "ota.fetch.sources is empty".into(),
         );
         for at in 0..self.sources.len() {
+            // What a stick lacks is told, and not hidden by what a server has.
+            if at > 0 && is_stick && self.has_stick {
+                break;
+            }
+            let mut now = self.clock();
+            // A person brought a directory, not a server.
+            if is_stick && self.sources[at].is_local() {
+                now = now.accepting_expired();
+            }
             let source = &mut self.sources[at];
             match self.trust.refresh(source, now) {
                 Ok(versions) => {
@@ -684,6 +697,30 @@ impl World for Site {
 
     fn progress(&self) -> watch::Receiver<Progress> {
         self.fetcher.progress()
+    }
+
+    fn use_stick(&mut self, path: Option<&Path>) {
+        if std::mem::take(&mut self.has_stick) {
+            self.sources.remove(0);
+            self.at = self.at.saturating_sub(1);
+        }
+        let stick = path.and_then(Path::to_str);
+        let stick = stick.and_then(|path| Source::at(path, &self.config.terms).ok());
+        if let Some(stick) = stick {
+            self.sources.insert(0, stick);
+            (self.has_stick, self.at) = (true, 0);
+        }
+    }
+
+    fn keep_report(&mut self, state: &State) {
+        let report = serde_json::to_vec_pretty(state).expect("a state is JSON");
+        if report == self.reported {
+            return;
+        }
+        match stick::keep_report(&self.config.dir, &report) {
+            Ok(()) => self.reported = report,
+            Err(error) => warn!(%error, "the report for a stick could not be kept"),
+        }
     }
 
     fn describe(&self, state: &mut State) {

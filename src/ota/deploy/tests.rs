@@ -40,6 +40,7 @@ struct Fake {
     /// The network is there.
     is_online: Arc<Mutex<bool>>,
     serves: Arc<Mutex<Vec<u64>>>,
+    sticks: Arc<Mutex<Vec<std::path::PathBuf>>>,
     trial: Option<u64>,
     progress: watch::Sender<Progress>,
 }
@@ -56,6 +57,7 @@ impl Fake {
             trials: Arc::default(),
             is_online: Arc::new(Mutex::new(true)),
             serves: Arc::default(),
+            sticks: Arc::default(),
             trial: None,
             progress: watch::channel(Progress::default()).0,
         }
@@ -78,6 +80,10 @@ impl Fake {
 }
 
 impl World for Fake {
+    fn use_stick(&mut self, path: Option<&Path>) {
+        self.sticks.lock().unwrap().extend(path.map(Path::to_owned));
+    }
+
     async fn check(&mut self, _want: Option<&Want>) -> Result<Catalog, No> {
         self.disk.reached("check");
         match self.unreachable() {
@@ -217,6 +223,11 @@ fn wish(id: &str, seq: u64) -> Command {
 
 /// A life of the daemon: starts, hears the commands, and works until nothing is under way. The power may go.
 fn live(world: &Fake, commands: &[Command]) -> Result<Record, Cut> {
+    live_with(world, commands, None)
+}
+
+/// The same, and somebody has put in a stick.
+fn live_with(world: &Fake, commands: &[Command], request: Option<Request>) -> Result<Record, Cut> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let usual = std::panic::take_hook();
@@ -253,6 +264,7 @@ fn live(world: &Fake, commands: &[Command]) -> Result<Record, Cut> {
                 group: "hall2".into(),
                 check_every: Duration::ZERO,
                 probation: Duration::from_secs(600),
+                requests: None,
             };
             let mut deploy = Deploy {
                 book: *book,
@@ -268,6 +280,7 @@ fn live(world: &Fake, commands: &[Command]) -> Result<Record, Cut> {
                 next_check: Instant::now(),
                 steady_at: None,
                 told_phase: None,
+                request: request.clone(),
             };
             deploy.world.in_service(&deploy.book.record, false);
             let mut n_steps = 0;
@@ -277,7 +290,9 @@ fn live(world: &Fake, commands: &[Command]) -> Result<Record, Cut> {
                 while events.try_recv().is_ok() {}
                 match deploy.book.record.phase() {
                     Some(phase) => drop(deploy.step(phase).await),
-                    None if !deploy.parts.orders.is_empty() => drop(deploy.idle().await),
+                    None if deploy.request.is_some() || !deploy.parts.orders.is_empty() => {
+                        drop(deploy.idle().await);
+                    }
                     None => break,
                 }
             }
@@ -531,4 +546,41 @@ fn starts_again_and_again_take_the_new_release_back_before_a_model_is_chosen() {
         book.record.last.as_ref().unwrap().reason,
         Some(Reason::CrashLoop)
     );
+}
+
+fn stick(id: &str) -> Option<Request> {
+    Some(Request {
+        id: id.into(),
+        path: "/run/orinoco/usb".into(),
+    })
+}
+
+#[test]
+fn a_stick_that_somebody_puts_in_brings_the_best_release_of_the_line_in_service() {
+    let world = device(&[(1, "active"), (2, "active"), (3, "withdrawn")]);
+    let record = live_with(&world, &[], stick("s1")).unwrap();
+    assert_eq!(active(&record), 2);
+    let last = record.last.as_ref().unwrap();
+    assert_eq!(
+        (last.want.origin, last.want.deployment.as_str()),
+        (Origin::Stick, "s1")
+    );
+    assert_eq!(
+        *world.sticks.lock().unwrap(),
+        [Path::new("/run/orinoco/usb")]
+    );
+    // Put in again, it has nothing new, and says so as a success under its own name.
+    let record = live_with(&world, &[], stick("s2")).unwrap();
+    assert_eq!(active(&record), 2);
+    let last = record.last.unwrap();
+    assert_eq!((last.want.deployment.as_str(), last.reason), ("s2", None));
+}
+
+#[test]
+fn a_stick_that_cannot_be_read_fails_under_its_own_name_with_the_reason() {
+    let world = device(&[(1, "active"), (2, "active")]);
+    *world.is_online.lock().unwrap() = false;
+    let last = live_with(&world, &[], stick("s1")).unwrap().last.unwrap();
+    assert_eq!(last.want.deployment.as_str(), "s1");
+    assert_eq!(last.reason, Some(Reason::SourceUnreachable));
 }

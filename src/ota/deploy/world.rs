@@ -1,6 +1,7 @@
 //! The seam between the engine and everything that it has done by others.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use tokio::sync::watch;
 
@@ -92,6 +93,12 @@ pub trait World {
 
     /// Adds what only the world knows: metadata, clock, disk.
     fn describe(&self, state: &mut State);
+
+    /// What lies there is asked first, and by a deployment from a stick alone; `None`: no more.
+    fn use_stick(&mut self, _path: Option<&Path>) {}
+
+    /// Keeps what is told for a stick that may come.
+    fn keep_report(&mut self, _state: &State) {}
 
     /// A step between two others; tests cut the power here.
     fn reached(&self, _point: &'static str) {}

@@ -43,9 +43,10 @@ pub use error::FileError;
 pub use name::{BoardName, Digest, GroupName, LineName, ModelId, TargetName};
 pub use reason::Reason;
 
-/// Build of llama.cpp that the engine of this product has at least (`b` and this number); manifests may ask for a
-/// newer one. The crate that carries llama.cpp does not tell its build, so this is a lower bound: raised with it.
-pub const ENGINE_BUILD: u32 = 9100;
+/// Build of llama.cpp that the engine of this product has (`b` and this number); manifests may ask for a newer one.
+/// The crate that carries llama.cpp does not tell its build: the source of llama-cpp-sys-2 0.1.161 was compared
+/// with that of b11434 and is the same. Raise it together with the crate.
+pub const ENGINE_BUILD: u32 = 11434;
 
 /// Field in the signed part of each role of ours: when it was signed, in the form of `expires`,
 /// e.g. `2026-11-21T13:30:00Z`.

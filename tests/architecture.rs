@@ -391,6 +391,28 @@ fn daemon_needs_neither_llama_nor_cuda() {
     }
 }
 
+/// A signed model may ask for a newer llama.cpp, and no program of ours can ask the crate which one it carries.
+#[test]
+fn build_of_llama_that_models_are_told_is_that_of_the_crate() {
+    let lock: toml::Table = fs::read_to_string(root().join("Cargo.lock"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let packages = lock["package"].as_array().unwrap();
+    let crate_of_llama = packages
+        .iter()
+        .find(|package| package["name"].as_str() == Some("llama-cpp-sys-2"))
+        .unwrap();
+    assert_eq!(
+        (
+            crate_of_llama["version"].as_str(),
+            orinoco::ota::ENGINE_BUILD
+        ),
+        (Some("0.1.161"), 11434),
+        "the crate changed: look up the build of its llama.cpp, and say it here and in src/ota.rs"
+    );
+}
+
 /// The same for what is linked statically: the lock file's closure of the package.
 #[test]
 fn daemon_depends_on_neither_llama_nor_the_worker() {

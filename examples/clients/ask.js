@@ -34,7 +34,11 @@ function ask() {
 
 // Listen first, then ask; the same after a lost connection.
 client.on("connect", () => client.subscribe(`orinoco/v1/resp/${user}/${id}`, { qos: 1 }, ask));
-client.on("error", (error) => end(1, String(error)));
+// A refusal has a number; what the network says is tried again, and after the end it is nobody's business.
+client.on("error", (error) => {
+  if (typeof error.code === "number") end(1, String(error));
+  else if (!client.disconnecting) console.error(`${error.message}: trying again`);
+});
 client.on("message", (_topic, payload) => {
   const answer = JSON.parse(payload);
   if (answer.error) return end(1, `${answer.error.code}: ${answer.error.message}`);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::repository::envelope;
 use super::*;
@@ -102,11 +102,19 @@ fn numbers_that_are_no_integers_are_not_metadata() {
 fn of_a_doubled_key_the_one_that_was_signed_counts() {
     let mut repository = Repository::new();
     let device = Device::new(&repository);
-    let timestamp = String::from_utf8(repository.files["metadata/timestamp.json"].clone()).unwrap();
-    let before = timestamp.replace("\"version\":1}", "\"version\":999,\"version\":1}");
-    let after = timestamp.replace("\"version\":1}", "\"version\":1,\"version\":999}");
+    let mut timestamp: Value =
+        serde_json::from_slice(&repository.files["metadata/timestamp.json"]).unwrap();
+    let version = timestamp["signed"]
+        .as_object_mut()
+        .unwrap()
+        .remove("version");
+    assert_eq!(version, Some(1.into()));
+    let timestamp = timestamp.to_string();
+    let of_role = r#""_type":"timestamp""#;
+    let before = timestamp.replace(of_role, &format!(r#"{of_role},"version":999,"version":1"#));
+    let after = timestamp.replace(of_role, &format!(r#"{of_role},"version":1,"version":999"#));
     for (doubled, is_trusted) in [(before, true), (after, false)] {
-        assert_ne!(doubled, timestamp);
+        assert!(doubled.contains("999"), "{doubled}");
         repository
             .files
             .insert("metadata/timestamp.json".into(), doubled.into_bytes());

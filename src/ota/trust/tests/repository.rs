@@ -35,7 +35,7 @@ impl Key {
     }
 
     pub(super) fn id(&self) -> String {
-        Digest::of(self.json().to_string().as_bytes()).to_string()
+        Digest::of(canonical(&self.json()).as_bytes()).to_string()
     }
 
     pub(super) fn sign(&self, signed: &Value) -> Value {

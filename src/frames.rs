@@ -409,6 +409,24 @@ pub struct Sampling {
     pub logit_bias: Vec<(Token, f32)>,
 }
 
+impl Sampling {
+    /// Always the likeliest token: the same answer each time, as far as kernels allow.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
 /// What one step gave one job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod daemon;
+pub mod disk;
 pub mod dispatch;
 pub mod doctor;
 pub mod frames;

@@ -17,6 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ledger", &["frames"]),
     ("offload", &["frames", "ledger"]),
     ("notify", &[]),
+    ("disk", &[]),
     ("process", &[]),
     ("secret", &[]),
     ("link", &["secret"]),
@@ -26,11 +27,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("access", &["wire"]),
     ("users", &["access", "wire"]),
     ("receive", &["frames", "wire"]),
-    ("store", &["wire"]),
+    ("store", &["disk", "wire"]),
     ("contract", &["ota", "wire"]),
     ("config", &["access", "frames", "pressure", "wire"]),
     ("logging", &["config"]),
-    ("models", &["config", "frames", "wire"]),
+    ("models", &["config", "disk", "frames", "wire"]),
     ("selection", &["board", "config", "frames"]),
     (
         "broker",
@@ -62,7 +63,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // by the governor.
     (
         "ota",
-        &["board", "config", "frames", "governor", "models", "worker"],
+        &[
+            "board", "config", "disk", "frames", "governor", "models", "worker",
+        ],
     ),
     (
         "dispatch",
@@ -230,6 +233,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "ota/src/export.rs",
             "src/board",
             "src/broker",
+            "src/disk",
             "src/doctor/facts/host.rs",
             "src/logging",
             "src/models",

@@ -14,7 +14,9 @@ use orinoco::ota::deploy::State;
 use orinoco::ota::state::Phase;
 use orinoco::wire::report::Mode;
 use support::broker::Mosquitto;
-use support::daemon::{Engine, GEMMA, SMOL, Site, beside_orinoco, free_port, models_dir, poll};
+use support::daemon::{
+    Daemon, Engine, GEMMA, SMOL, Site, beside_orinoco, free_port, models_dir, poll,
+};
 use support::requester::Client;
 
 const MIB: u64 = 1 << 20;
@@ -281,18 +283,52 @@ fn scripted(publisher: &Publisher, broker: &Mosquitto, board: &Board, models: &P
     publisher.provision(site)
 }
 
+/// A device of the fleet with its own model in service, somebody who asks it, and somebody who watches its updates.
+struct Device {
+    models: tempfile::TempDir,
+    board: Board,
+    broker: Mosquitto,
+    site: Site,
+    daemon: Daemon,
+    client: Client,
+    watcher: Watcher,
+}
+
+impl Device {
+    async fn of(publisher: &Publisher) -> Self {
+        let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
+        let broker = Mosquitto::start().await;
+        let site = scripted(publisher, &broker, &board, models.path());
+        let daemon = site.start();
+        let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+        let watcher = Watcher::new(broker.port()).await;
+        client.until_mode(Mode::Serving).await;
+        Self {
+            models,
+            board,
+            broker,
+            site,
+            daemon,
+            client,
+            watcher,
+        }
+    }
+}
+
 #[tokio::test]
 async fn streams_go_on_beside_an_update_or_are_parked_told_and_go_on() {
     let mut publisher = Publisher::new();
     publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
     publisher.serve();
-    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
-    let broker = Mosquitto::start().await;
-    let site = scripted(&publisher, &broker, &board, models.path());
-    let _daemon = site.start();
-    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
-    let mut watcher = Watcher::new(broker.port()).await;
-    client.until_mode(Mode::Serving).await;
+    let Device {
+        models: _models,
+        board: _board,
+        broker,
+        site,
+        daemon: _daemon,
+        mut client,
+        mut watcher,
+    } = Device::of(&publisher).await;
     let told = parked(broker.port()).await;
 
     // 1200 less 600 that are mapped less 256: 344, and 292 are needed. Nobody waits.
@@ -330,13 +366,15 @@ async fn where_memory_does_not_hold_both_streams_are_parked_with_an_eta_and_go_o
     let mut publisher = Publisher::new();
     publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
     publisher.serve();
-    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
-    let broker = Mosquitto::start().await;
-    let site = scripted(&publisher, &broker, &board, models.path());
-    let _daemon = site.start();
-    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
-    let mut watcher = Watcher::new(broker.port()).await;
-    client.until_mode(Mode::Serving).await;
+    let Device {
+        models: _models,
+        board,
+        broker,
+        site,
+        daemon: _daemon,
+        mut client,
+        mut watcher,
+    } = Device::of(&publisher).await;
     // 1100 less 600 less 256: 244, and 292 are needed. After the old one there is room.
     board.set_memory(8192, 1100);
     let told = parked(broker.port()).await;
@@ -365,13 +403,15 @@ async fn a_release_that_fails_or_crashes_goes_back_by_itself_and_tells_why() {
     let mut publisher = Publisher::new();
     publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
     publisher.serve();
-    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
-    let broker = Mosquitto::start().await;
-    let site = scripted(&publisher, &broker, &board, models.path());
-    let daemon = site.start();
-    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
-    let mut watcher = Watcher::new(broker.port()).await;
-    client.until_mode(Mode::Serving).await;
+    let Device {
+        models: _models,
+        board: _board,
+        broker: _broker,
+        site,
+        daemon,
+        mut client,
+        mut watcher,
+    } = Device::of(&publisher).await;
     desire(&mut client, 1, "d-1", 1).await;
     assert_eq!(
         watcher.until_over("d-1").await.state,
@@ -419,13 +459,15 @@ async fn an_operator_rolls_back_with_the_network_gone_and_asks_by_command() {
     publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
     publisher.release(GEMMA, "gemma-2", ["Paris", "(?i)paris"], "{}");
     publisher.serve();
-    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
-    let broker = Mosquitto::start().await;
-    let site = scripted(&publisher, &broker, &board, models.path());
-    let _daemon = site.start();
-    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
-    let mut watcher = Watcher::new(broker.port()).await;
-    client.until_mode(Mode::Serving).await;
+    let Device {
+        models: _models,
+        board: _board,
+        broker,
+        site: _site,
+        daemon: _daemon,
+        mut client,
+        mut watcher,
+    } = Device::of(&publisher).await;
     for (seq, id) in [(1, "d-1"), (2, "d-2")] {
         desire(&mut client, seq, id, seq).await;
         assert_eq!(watcher.until_over(id).await.state, Some(Phase::Committed));

@@ -494,16 +494,5 @@ pub fn load_spec() -> LoadSpec {
 
 /// Sampling that always takes the best token, for tests to change.
 pub fn greedy() -> Sampling {
-    Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        repeat_last_n: 0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        seed: 0,
-        logit_bias: Vec::new(),
-    }
+    Sampling::greedy()
 }

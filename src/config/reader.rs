@@ -39,8 +39,13 @@ impl<'r> Root<'r> {
             Some(ValueKind::Table(table)) => table.into_iter().collect(),
             _ => BTreeMap::new(),
         };
+        self.documented(name.to_owned(), own)
+    }
+
+    /// A section of which the defaults name each key, with what `own` says.
+    fn documented(&mut self, name: String, own: BTreeMap<String, Value>) -> Section<'_> {
         Section {
-            name: name.to_owned(),
+            name,
             own,
             inherited: BTreeMap::new(),
             origin: layers::DEFAULT.into(),
@@ -61,15 +66,7 @@ impl<'r> Root<'r> {
             let mine: Map<String, Value> = mine;
             own = mine.into_iter().collect();
         }
-        Section {
-            name: name.to_owned(),
-            own,
-            inherited: BTreeMap::new(),
-            origin: layers::DEFAULT.into(),
-            working_dir: &self.working_dir,
-            credentials_dir: self.credentials_dir.as_deref(),
-            report: self.report,
-        }
+        self.documented(name.to_owned(), own)
     }
 
     /// A table of the documented defaults below another: `[parent.name]`.
@@ -84,15 +81,7 @@ impl<'r> Root<'r> {
                 self.tree.remove(parent);
             }
         }
-        Section {
-            name: format!("{parent}.{name}"),
-            own,
-            inherited: BTreeMap::new(),
-            origin: layers::DEFAULT.into(),
-            working_dir: &self.working_dir,
-            credentials_dir: self.credentials_dir.as_deref(),
-            report: self.report,
-        }
+        self.documented(format!("{parent}.{name}"), own)
     }
 
     /// The named tables below `name` (`[models.X]`, `[users.X]`). Tables with a bad name or no table at all

@@ -15,7 +15,7 @@ use crate::config::{
     Choose, Config, EngineConfig, ModelConfig, ModelsConfig, PowerConfig, ProfileConfig, Threshold,
     shipped_profiles,
 };
-use crate::frames::{LoadSpec, Switch};
+use crate::frames::{KvType, LoadSpec, Switch};
 use crate::governor::{self, Moment};
 use crate::models::release;
 use crate::models::{Catalogue, Entry, Release, Releases};
@@ -230,17 +230,9 @@ fn here(catalogue: &Catalogue) -> BTreeMap<String, (PathBuf, u64)> {
 
 /// How a release is loaded: as its line is configured, where its publisher says nothing.
 pub(super) fn release_config(models: &ModelsConfig, release: &Release) -> ModelConfig {
-    let mut config = models.get(&release.line).clone();
     let runtime = &release.runtime;
-    if let Some(n_ctx) = runtime.n_ctx {
-        config.n_ctx = n_ctx;
-        config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
-    }
-    config.kv_type_k = runtime.kv_type_k.unwrap_or(config.kv_type_k);
-    let can_quantize = config.flash_attn != Switch::Off;
-    if let Some(kv_type_v) = runtime.kv_type_v.filter(|_| can_quantize) {
-        config.kv_type_v = kv_type_v;
-    }
+    let config = models.get(&release.line).clone();
+    let mut config = with_context(config, runtime.n_ctx, runtime.kv_type_k, runtime.kv_type_v);
     if let Some(template) = &runtime.chat_template {
         config.chat_template = Some(template.clone());
     }
@@ -248,15 +240,25 @@ pub(super) fn release_config(models: &ModelsConfig, release: &Release) -> ModelC
 }
 
 /// A model's own table, with what the choice says instead.
-fn loaded_as(mut config: ModelConfig, line: &Line) -> ModelConfig {
-    if let Some(n_ctx) = line.n_ctx {
+fn loaded_as(config: ModelConfig, line: &Line) -> ModelConfig {
+    with_context(config, line.n_ctx, line.kv_type_k, line.kv_type_v)
+}
+
+/// A table with another context, where one is given.
+fn with_context(
+    mut config: ModelConfig,
+    n_ctx: Option<u32>,
+    kv_type_k: Option<KvType>,
+    kv_type_v: Option<KvType>,
+) -> ModelConfig {
+    if let Some(n_ctx) = n_ctx {
         config.n_ctx = n_ctx;
         config.n_ctx_seq = config.n_ctx_seq.min(n_ctx);
     }
-    config.kv_type_k = line.kv_type_k.unwrap_or(config.kv_type_k);
+    config.kv_type_k = kv_type_k.unwrap_or(config.kv_type_k);
     // Quantized values need flash attention, which somebody may have switched off for a reason.
     let can_quantize = config.flash_attn != Switch::Off;
-    if let Some(kv_type_v) = line.kv_type_v.filter(|_| can_quantize) {
+    if let Some(kv_type_v) = kv_type_v.filter(|_| can_quantize) {
         config.kv_type_v = kv_type_v;
     }
     config

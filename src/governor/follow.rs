@@ -125,13 +125,7 @@ impl Follow {
     ) -> Option<Change> {
         let before = self.before();
         self.ordered = model.map(str::to_owned);
-        self.failed.clear();
-        self.selection.correct(None);
-        let change = self.step(now, own_bytes);
-        if change.is_none() {
-            self.go_back(before);
-        }
-        change
+        self.anew(before, now, own_bytes)
     }
 
     /// What would serve, at once, if this release were the one in service.
@@ -186,6 +180,11 @@ impl Follow {
     /// What should serve now is chosen anew, without patience.
     pub(super) fn renew(&mut self, now: Duration, own_bytes: u64) -> Option<Change> {
         let before = self.before();
+        self.anew(before, now, own_bytes)
+    }
+
+    /// The next choice, as if none had been made or had failed; where it changes nothing, `before` holds.
+    fn anew(&mut self, before: Before, now: Duration, own_bytes: u64) -> Option<Change> {
         self.failed.clear();
         self.selection.correct(None);
         let change = self.step(now, own_bytes);

@@ -261,8 +261,7 @@ fn lock(dir: &Path) -> Result<File, AddError> {
 }
 
 fn check_room(dir: &Path, file_bytes: u64) -> Result<(), AddError> {
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(|errno| at(dir)(errno.into()))?;
-    let free_bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free_bytes = crate::disk::free_bytes(dir).map_err(at(dir))?;
     let needed_bytes = file_bytes.saturating_add(RESERVE_BYTES);
     match free_bytes >= needed_bytes {
         true => Ok(()),

@@ -131,10 +131,7 @@ impl Catalog {
     /// # Errors
     /// It is too long, no JSON of this shape, of another schema, or a value is out of bounds.
     pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
-        CHECK.length(bytes.len(), CATALOG_BYTES_MAX)?;
-        let schema: Schema = json(bytes)?;
-        CHECK.schema(schema.schema, SCHEMA)?;
-        let catalog: Self = json(bytes)?;
+        let catalog: Self = CHECK.json(bytes, CATALOG_BYTES_MAX, SCHEMA)?;
         catalog.check()?;
         Ok(catalog)
     }
@@ -206,18 +203,6 @@ impl Line {
         }
         Ok(())
     }
-}
-
-#[derive(Deserialize)]
-struct Schema {
-    schema: u32,
-}
-
-fn json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, FileError> {
-    serde_json::from_slice(bytes).map_err(|source| FileError::Json {
-        what: CHECK.0,
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Why one of the signed files cannot be used.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
 /// What is wrong with a catalogue, a manifest, a policy or a table of pieces.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -70,6 +73,27 @@ impl Check {
                 max: max as u64,
             }),
         }
+    }
+
+    /// A JSON file of a schema. The schema is read first: in another one the rest may mean something else.
+    pub(super) fn json<T: DeserializeOwned>(
+        self,
+        bytes: &[u8],
+        bytes_max: usize,
+        schema: u32,
+    ) -> Result<T, FileError> {
+        #[derive(Deserialize)]
+        struct OfSchema {
+            schema: u32,
+        }
+        self.length(bytes.len(), bytes_max)?;
+        let wrong = |source| FileError::Json {
+            what: self.0,
+            source,
+        };
+        let found: OfSchema = serde_json::from_slice(bytes).map_err(wrong)?;
+        self.schema(found.schema, schema)?;
+        serde_json::from_slice(bytes).map_err(wrong)
     }
 
     pub(super) fn schema(self, found: u32, known: u32) -> Result<(), FileError> {

@@ -300,10 +300,7 @@ impl Manifest {
     /// # Errors
     /// It is too long, no JSON of this shape, of another schema, or a value is out of bounds.
     pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
-        CHECK.length(bytes.len(), MANIFEST_BYTES_MAX)?;
-        let schema: Schema = json(bytes)?;
-        CHECK.schema(schema.schema, SCHEMA)?;
-        let manifest: Self = json(bytes)?;
+        let manifest: Self = CHECK.json(bytes, MANIFEST_BYTES_MAX, SCHEMA)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -342,17 +339,4 @@ impl Manifest {
             _ => None,
         })
     }
-}
-
-/// Read before the rest, which may mean something else in another schema.
-#[derive(Deserialize)]
-struct Schema {
-    schema: u32,
-}
-
-fn json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, FileError> {
-    serde_json::from_slice(bytes).map_err(|source| FileError::Json {
-        what: CHECK.0,
-        source,
-    })
 }

@@ -97,15 +97,7 @@ impl Disk for FileDisk {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.dir)?;
-        // Their widths differ between targets.
-        #[allow(
-            clippy::useless_conversion,
-            clippy::unnecessary_cast,
-            reason = "u32 on 32-bit targets"
-        )]
-        let (blocks, size) = (stat.blocks_available() as u64, stat.fragment_size() as u64);
-        Ok(blocks.saturating_mul(size))
+        crate::disk::free_bytes(&self.dir)
     }
 
     fn set_aside(&self, unix_s: u64) -> io::Result<PathBuf> {

@@ -158,7 +158,7 @@ impl Asking<'_> {
                 messages: messages.to_string(),
                 tools: None,
             },
-            sampling: greedy(),
+            sampling: Sampling::greedy(),
             stop: Vec::new(),
             max_tokens,
             ignore_eos: false,
@@ -207,21 +207,5 @@ impl Asking<'_> {
             Ok(Some(Err(ReadError(reason)))) => Err(Some(Cause::Protocol(reason))),
             Ok(Some(Ok(event))) => Ok(event),
         }
-    }
-}
-
-/// Always the likeliest token: the same answer each time, as far as kernels allow.
-fn greedy() -> Sampling {
-    Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        repeat_last_n: 0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        seed: 0,
-        logit_bias: Vec::new(),
     }
 }

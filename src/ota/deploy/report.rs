@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ota::catalog::Catalog;
 use crate::ota::fetch::Progress;
 use crate::ota::reason::Reason;
-use crate::ota::state::{Phase, Record, Release};
+use crate::ota::state::{Phase, Record, Release, Want};
 
 /// `{r}/v1/{n}/ota/state`: what the node runs, and what it is doing about updates.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -254,20 +254,27 @@ impl Event {
     /// What happened between two records.
     pub(super) fn between(before: &Record, after: &Record, now_s: u64) -> Vec<Self> {
         let at_ms = now_s.saturating_mul(1000);
+        let event = |want: &Want, release: Option<&Release>, state, reason, detail: &String| Self {
+            deployment: want.deployment.to_string(),
+            line: want.line.to_string(),
+            release_seq: release
+                .map(|release| release.release_seq)
+                .or(want.release_seq),
+            state,
+            reason,
+            detail: text(detail),
+            at_ms,
+        };
         let mut events = Vec::new();
         if let Some(last) = after.last.as_ref().filter(|_| before.last != after.last) {
             let release = last.release.as_ref();
-            events.push(Self {
-                deployment: last.want.deployment.to_string(),
-                line: last.want.line.to_string(),
-                release_seq: release
-                    .map(|release| release.release_seq)
-                    .or(last.want.release_seq),
-                state: last.phase,
-                reason: last.reason,
-                detail: text(&last.detail),
-                at_ms,
-            });
+            events.push(event(
+                &last.want,
+                release,
+                last.phase,
+                last.reason,
+                &last.detail,
+            ));
         }
         let key = |record: &Record| {
             let now = record.deployment.as_ref()?;
@@ -279,17 +286,13 @@ impl Event {
             .filter(|_| key(before) != key(after))
         {
             let release = now.release.as_ref();
-            events.push(Self {
-                deployment: now.want.deployment.to_string(),
-                line: now.want.line.to_string(),
-                release_seq: release
-                    .map(|release| release.release_seq)
-                    .or(now.want.release_seq),
-                state: now.phase,
-                reason: now.reason,
-                detail: text(&now.detail),
-                at_ms,
-            });
+            events.push(event(
+                &now.want,
+                release,
+                now.phase,
+                now.reason,
+                &now.detail,
+            ));
         }
         events
     }

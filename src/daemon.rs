@@ -93,10 +93,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         "orinoco starts"
     );
 
-    let known = found
-        .as_ref()
-        .map(|found| found.releases.clone())
-        .unwrap_or_default();
+    let known = found.as_ref().map(|found| found.releases.clone());
     let choice = settings::choose_with(&config, known)?;
 
     let clock = dispatch::Clock::start();

@@ -40,6 +40,8 @@ pub use trial::{Offer, Update, Verdict};
 
 /// How often power and heat are looked at; a change of the mode is looked at when it comes.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// Said of a step on a board that no model has come to yet.
+const NOTHING_SERVES: &str = "no model was to serve";
 /// An order to let the power mode choose, instead of a model's name.
 pub const AUTO: &str = "auto";
 
@@ -154,8 +156,8 @@ pub struct Settings {
     pub root: Root,
     /// When to do what; `None`: memory is not watched.
     pub thresholds: Option<Box<dyn Fn(u64) -> Thresholds + Send + Sync>>,
-    /// What the worker was started with.
-    pub first: LoadSpec,
+    /// What the worker was started with; `None`: no model is here yet.
+    pub first: Option<LoadSpec>,
     /// Reads which models there are.
     pub models: Box<dyn Fn() -> Vec<Candidate> + Send + Sync>,
     /// Power mode, heat, and what could serve by them.
@@ -177,8 +179,8 @@ struct Governor {
     /// The last reading failed.
     is_blind: bool,
     was_stale: bool,
-    /// What is to serve when memory allows.
-    wanted: LoadSpec,
+    /// What is to serve when memory allows; `None`: no model is here yet.
+    wanted: Option<LoadSpec>,
     /// What is to serve now, below `shrink`.
     shrunk: Option<LoadSpec>,
     /// What the wanted one had taken when it served last.
@@ -196,7 +198,7 @@ struct Governor {
     /// What was last told of it.
     told_power: Option<Power>,
     /// A switch under way, and what was before it.
-    errand: Option<(Errand, LoadSpec, Before)>,
+    errand: Option<(Errand, Option<LoadSpec>, Before)>,
     /// A release on its way into service.
     trial: Option<trial::UnderTrial>,
     /// A step whose effect is awaited.
@@ -368,13 +370,17 @@ impl Governor {
         }
         Ok(match change.from {
             Level::Kill => {
-                let load = self.shrunk.clone().unwrap_or_else(|| self.wanted.clone());
+                let Some(load) = self.shrunk.clone().or_else(|| self.wanted.clone()) else {
+                    return Ok(NOTHING_SERVES.to_owned());
+                };
                 let said = format!("{} is loaded again with n_ctx {}", load.name, load.n_ctx);
                 self.serve(load, self.straitened()).await?;
                 said
             }
             Level::Shrink => {
-                let wanted = self.wanted.clone();
+                let Some(wanted) = self.wanted.clone() else {
+                    return Ok(NOTHING_SERVES.to_owned());
+                };
                 let said = match self.shrunk.take() {
                     None => {
                         self.small(false).await?;
@@ -450,7 +456,7 @@ impl Governor {
 
     /// The next smaller thing than what serves, and what it gives back.
     fn smaller(&self) -> Option<(LoadSpec, u64)> {
-        let now = self.shrunk.as_ref().unwrap_or(&self.wanted);
+        let now = self.shrunk.as_ref().or(self.wanted.as_ref())?;
         shrink::smaller(self.serving.as_ref()?, now, &self.models)
     }
 
@@ -494,12 +500,14 @@ impl Governor {
             Notice::Serving(serving) => {
                 self.cached_bytes = 0;
                 let done = (self.errand).take_if(|(errand, ..)| errand.model == serving.name);
-                if self.shrunk.is_none() && serving.name == self.wanted.name {
+                let is_wanted = |load: &LoadSpec| load.name == serving.name;
+                if self.shrunk.is_none() && self.wanted.as_ref().is_some_and(is_wanted) {
                     self.wanted_bytes = serving.worker_bytes;
                 }
                 self.serving = Some(serving);
                 self.models = (self.find_models)();
-                if self.shrunk.is_none() && self.serves(&self.wanted) {
+                let is_served = self.wanted.as_ref().is_some_and(|load| self.serves(load));
+                if self.shrunk.is_none() && is_served {
                     self.small(false).await?;
                 }
                 match done {

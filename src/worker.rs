@@ -58,8 +58,8 @@ use trial::TrialEnd;
 pub struct WorkerConfig {
     /// The `orinoco-engine` binary.
     pub program: PathBuf,
-    /// What it is to load first, where it fits.
-    pub load: LoadSpec,
+    /// What it is to load first, where it fits; `None`: nothing, until it is ordered.
+    pub load: Option<LoadSpec>,
     /// What it must fit into, and what it must prove.
     pub admission: AdmissionConfig,
     /// Longest silence while a model loads.

@@ -272,6 +272,11 @@ fn scripted(publisher: &Publisher, broker: &Mosquitto, board: &Board, models: &P
         format!("!weights-bytes {}\n!mapped\n", 600 * MIB),
     )
     .unwrap();
+    empty(publisher, broker, board, models)
+}
+
+/// A device without a model.
+fn empty(publisher: &Publisher, broker: &Mosquitto, board: &Board, models: &Path) -> Site {
     let site = Site::with_broker_on(broker.port(), Engine::Scripted)
         .set(format!("paths.board_root={}", board.path().display()))
         .set(format!("paths.models_dir={}", models.display()))
@@ -313,6 +318,83 @@ impl Device {
             watcher,
         }
     }
+}
+
+/// The code of an error that tells what is to come.
+fn refused(client: &Client, id: &str) -> String {
+    let end: serde_json::Value =
+        serde_json::from_slice(client.finals[id].first().unwrap()).unwrap();
+    let code = end["error"]["code"].as_str().unwrap_or_default();
+    let text = end["error"]["message"].as_str().unwrap_or_default();
+    assert!(text.contains("release"), "it says what is to come: {text}");
+    code.to_owned()
+}
+
+#[tokio::test]
+async fn a_board_without_a_model_says_so_and_serves_the_first_release_that_arrives() {
+    let mut publisher = Publisher::new();
+    publisher.release(SMOL, "smol-1", ["Paris", "London"], "{}");
+    publisher.serve();
+    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
+    let broker = Mosquitto::start().await;
+    // The line is what is to serve, before there is anything of it.
+    let site = empty(&publisher, &broker, &board, models.path()).set("model.active=assistant");
+    let daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    let mut watcher = Watcher::new(broker.port()).await;
+    client.until_mode(Mode::NoModel).await;
+    let state: orinoco::wire::report::State =
+        serde_json::from_slice(&client.documents["state"]).unwrap();
+    assert_eq!(state.model, None);
+    assert!(state.reasons[0].contains("assistant"), "{state:?}");
+    let ask = async |client: &mut Client, op: &str, id: &str, body: &str| {
+        client.ask(op, id, body).await;
+        client.until_ended(&[id.into()]).await;
+    };
+    ask(&mut client, "chat", "early", "hi !tokens 2").await;
+    assert_eq!(refused(&client, "early"), "no_model");
+    ask(
+        &mut client,
+        "chat",
+        "named",
+        r#"{"model":"assistant","messages":[{"role":"user","content":"hi"}]}"#,
+    )
+    .await;
+    assert_eq!(refused(&client, "named"), "no_model");
+    ask(&mut client, "tokenize", "count", r#"{"prompt":"hi"}"#).await;
+    assert_eq!(refused(&client, "count"), "no_model");
+
+    // One that does not work leaves the board as it was.
+    desire(&mut client, 1, "d-1", 1).await;
+    let state = watcher.until_over("d-1").await;
+    assert_eq!(
+        (state.state, state.reason),
+        (Some(Phase::RolledBack), Some(Reason::ProbeGolden)),
+        "{}",
+        site.log()
+    );
+    ask(&mut client, "chat", "still", "hi !tokens 2").await;
+    assert_eq!(refused(&client, "still"), "no_model");
+
+    publisher.release(SMOL, "smol-2", ["Paris", "(?i)paris"], "{}");
+    desire(&mut client, 2, "d-2", 2).await;
+    let state = watcher.until_over("d-2").await;
+    assert_eq!(
+        (state.state, state.reason),
+        (Some(Phase::Committed), None),
+        "{}",
+        site.log()
+    );
+    client.until_mode(Mode::Serving).await;
+    ask(&mut client, "chat", "first", "hi !tokens 2").await;
+    assert_eq!(client.text("first"), "hi");
+
+    // The next start finds it.
+    publisher.vanish();
+    daemon.power_cut();
+    let _daemon = site.start();
+    ask(&mut client, "chat", "again", "here !tokens 4").await;
+    assert_eq!(client.text("again"), "here");
 }
 
 #[tokio::test]

@@ -97,7 +97,8 @@ async fn measure_model(config: &Config, model: &str, n_runs: usize) -> anyhow::R
         step_stall: STEP_LIMIT,
         ..worker_config(&own, &choice)?
     };
-    let kv_types = (settings.load.kv_type_k, settings.load.kv_type_v);
+    let load = settings.load.as_ref().context("no model was chosen")?;
+    let kv_types = (load.kv_type_k, load.kv_type_v);
     let (mut worker, keeper) = worker::spawn(settings);
     let measured = match serving(&mut worker).await {
         Ok(served) => figures(&mut worker, &served, &root, n_runs)

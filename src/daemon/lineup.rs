@@ -109,19 +109,6 @@ impl Lineup {
         releases
     }
 
-    /// The line of a model that nobody has a word to say about.
-    pub(super) fn plain(&self, model: &str) -> Line {
-        Line {
-            model: model.to_owned(),
-            n_seq_max: self.engine.n_seq_max,
-            n_ctx: None,
-            kv_type_k: None,
-            kv_type_v: None,
-            memory_bytes: None,
-            source: Source::Fallback,
-        }
-    }
-
     fn refresh(&mut self) {
         if self.read_at.elapsed() < FRESH_FOR {
             return;
@@ -182,6 +169,10 @@ impl governor::Lineup for Lineup {
         let first = releases.iter().find(|release| release.is_first);
         let mut models: BTreeSet<String> = self.here.keys().cloned().collect();
         models.extend(releases.iter().map(|release| release.name.clone()));
+        // A model that is to come one day is nothing to be loaded today.
+        if pinned.as_ref().is_some_and(|name| !models.contains(name)) && moment.current.is_none() {
+            return Vec::new();
+        }
         // Profiles name lines; they have the memory of what is in service.
         let mut profiles = self.profiles.clone();
         for profile in profiles.values_mut() {
@@ -209,6 +200,18 @@ impl governor::Lineup for Lineup {
     fn load(&self, line: &Line) -> Option<LoadSpec> {
         let (path, _) = self.file_of(&line.model)?;
         Some(self.load_from(line, &path))
+    }
+
+    fn plain(&self, model: &str) -> Line {
+        Line {
+            model: model.to_owned(),
+            n_seq_max: self.engine.n_seq_max,
+            n_ctx: None,
+            kv_type_k: None,
+            kv_type_v: None,
+            memory_bytes: None,
+            source: Source::Fallback,
+        }
     }
 
     fn consider(&mut self, release: Option<&Release>) {

@@ -166,12 +166,9 @@ pub(super) fn link(
     })
 }
 
-/// A model to serve.
+/// What serves first, among what.
 pub struct Choice {
-    /// How requests name it.
-    pub name: String,
-    line: Line,
-    load: LoadSpec,
+    first: Result<First, String>,
     /// How each model of the catalogue would be loaded, the largest file first.
     loads: Vec<LoadSpec>,
     /// What came as signed releases.
@@ -179,16 +176,31 @@ pub struct Choice {
     pub(super) all: Vec<Model>,
 }
 
+/// A model to serve.
+struct First {
+    line: Line,
+    load: LoadSpec,
+}
+
+impl Choice {
+    fn first(&self) -> Option<&First> {
+        self.first.as_ref().ok()
+    }
+}
+
 /// The model that the configuration names, else the one for the power mode, else the only one there is.
 ///
 /// # Errors
 /// Nothing to choose, or too much, with what there is.
 pub fn choose(config: &Config) -> anyhow::Result<Choice> {
-    choose_with(config, Releases::default())
+    choose_with(config, None)
 }
 
-/// As [`choose`], with these releases beside the files.
-pub(super) fn choose_with(config: &Config, releases: Releases) -> anyhow::Result<Choice> {
+/// As [`choose`], with these releases beside the files. A board that takes updates may have no model, or not the
+/// one that its configuration names: it is to come.
+pub(super) fn choose_with(config: &Config, releases: Option<Releases>) -> anyhow::Result<Choice> {
+    let takes_updates = releases.is_some();
+    let releases = releases.unwrap_or_default();
     let dir = &config.paths.models_dir;
     let catalogue = catalogue(config)?;
     let entries = catalogue.entries();
@@ -202,20 +214,32 @@ pub(super) fn choose_with(config: &Config, releases: Releases) -> anyhow::Result
     let active = active.map(|name| release::resolve(&releases, name));
     let is_release = |name: &str| releases.iter().any(|release| release.name == name);
     let line = for_power_mode(config, &mut lineup, active);
+    let to_come = "the first signed release that arrives will serve";
     let line = match (active, entries) {
-        (None, []) if releases.is_empty() => bail!(
-            "no model in {}: add one with `orinoco models add FILE`",
-            dir.display()
-        ),
-        (Some(name), _) if catalogue.get(name).is_none() && !is_release(name) => bail!(
-            "model.active is `{name}`, but {} has: {}; add it with `orinoco models add FILE`",
-            dir.display(),
-            known()
-        ),
-        (Some(name), _) => line.unwrap_or_else(|| lineup.plain(name)),
-        (None, [only]) if releases.is_empty() => line.unwrap_or_else(|| lineup.plain(&only.name)),
+        (None, []) if releases.is_empty() => {
+            let found = format!("no model in {}", dir.display());
+            match takes_updates {
+                true => Err(format!("{found}: {to_come}")),
+                false => bail!("{found}: add one with `orinoco models add FILE`"),
+            }
+        }
+        (Some(name), _) if catalogue.get(name).is_none() && !is_release(name) => {
+            let found = format!(
+                "model.active is `{name}`, but {} has: {}",
+                dir.display(),
+                known()
+            );
+            match takes_updates {
+                true => Err(format!("{found}; {to_come}, if it is one of `{name}`")),
+                false => bail!("{found}; add it with `orinoco models add FILE`"),
+            }
+        }
+        (Some(name), _) => Ok(line.unwrap_or_else(|| lineup.plain(name))),
+        (None, [only]) if releases.is_empty() => {
+            Ok(line.unwrap_or_else(|| lineup.plain(&only.name)))
+        }
         (None, _) => match line.filter(|line| line.source != Source::Fallback) {
-            Some(line) => line,
+            Some(line) => Ok(line),
             None => bail!(
                 "{} has several models and no profile chooses one: name one in model.active, or in a \
                  [profiles.NAME]; there are: {}",
@@ -224,8 +248,17 @@ pub(super) fn choose_with(config: &Config, releases: Releases) -> anyhow::Result
             ),
         },
     };
-    let load = governor::Lineup::load(&lineup, &line);
-    let load = load.context("a model that was here a moment ago is gone")?;
+    let first = match line {
+        Err(why) => {
+            warn!(why, "no model serves yet");
+            Err(why)
+        }
+        Ok(line) => {
+            let load = lineup.load(&line);
+            let load = load.context("a model that was here a moment ago is gone")?;
+            Ok(First { line, load })
+        }
+    };
     let all = entries
         .iter()
         .map(|entry| Model {
@@ -243,9 +276,7 @@ pub(super) fn choose_with(config: &Config, releases: Releases) -> anyhow::Result
         model.load_spec(&config.engine, &entry.name, &entry.path)
     };
     Ok(Choice {
-        name: line.model.clone(),
-        load,
-        line,
+        first,
         releases,
         loads: by_size.into_iter().map(load_of).collect(),
         all,
@@ -284,7 +315,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     let this = std::env::current_exe().context("failed to find this program's own file")?;
     Ok(WorkerConfig {
         program: engine.worker_program(&this),
-        load: choice.load.clone(),
+        load: choice.first().map(|first| first.load.clone()),
         admission: admission(config, choice),
         load_stall: engine.load_stall,
         step_stall: engine.step_stall,
@@ -348,7 +379,7 @@ pub(super) fn governor(
     Ok(governor::Settings {
         root: Root::new(&config.paths.board_root),
         thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
-        first: choice.load.clone(),
+        first: choice.first().map(|first| first.load.clone()),
         models: Box::new(candidates),
         following: following(config, choice, releases)?,
     })
@@ -365,7 +396,10 @@ fn following(
     let (watch, present) = PowerWatch::new(&root, module, WatchConfig::new(&root));
     tokio::spawn(watch.run());
     let pinned = match config.power.choose {
-        Choose::Off => Some(choice.name.clone()),
+        Choose::Off => {
+            let first = choice.first().map(|first| first.line.model.clone());
+            first.or_else(|| config.models.active.clone())
+        }
         Choose::Profiles | Choose::Auto => config.models.active.clone(),
     };
     Ok(governor::Following {
@@ -373,7 +407,7 @@ fn following(
         lineup: Box::new(lineup),
         present,
         heat: governor::watch_heat(root),
-        first: choice.line.clone(),
+        first: choice.first().map(|first| first.line.clone()),
         pinned,
     })
 }
@@ -403,7 +437,10 @@ pub(super) fn dispatcher(
     Settings {
         names,
         boot: boot.to_owned(),
-        model: choice.name.clone(),
+        model: match &choice.first {
+            Ok(first) => Ok(first.line.model.clone()),
+            Err(why) => Err(why.clone()),
+        },
         models: choice.all.clone(),
         releases,
         backend: config.engine.backend,

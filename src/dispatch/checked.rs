@@ -22,6 +22,15 @@ const RETRY_MS_MIN: u64 = 1000;
 const RETRY_MS_BY_HAND: u64 = 10_000;
 
 impl NoModel {
+    /// The board waits for its first model.
+    pub(super) fn not_yet(reason: String) -> Self {
+        Self {
+            reason,
+            code: Code::NoModel,
+            retry_ms: RETRY_MS_BY_HAND,
+        }
+    }
+
     pub(super) fn new(down: &Down, reason: String) -> Self {
         let retry_ms = u64::try_from(down.retry_in.as_millis()).unwrap_or(u64::MAX);
         match &down.cause {

@@ -180,9 +180,7 @@ impl Dispatch {
                 request.input,
             );
         }
-        if let Some(no_model) = self.node.no_model() {
-            let text = format!("no model serves: {}", no_model.reason);
-            let error = ApiError::new(no_model.code, text).with_retry(no_model.retry_ms);
+        if let Some(error) = self.no_model() {
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
         if let Some(error) = self.short_of_memory() {
@@ -223,6 +221,13 @@ impl Dispatch {
         });
     }
 
+    /// Why no model will serve soon, if so.
+    pub(super) fn no_model(&self) -> Option<ApiError> {
+        let no_model = self.node.no_model()?;
+        let text = format!("no model serves: {}", no_model.reason);
+        Some(ApiError::new(no_model.code, text).with_retry(no_model.retry_ms))
+    }
+
     /// Bytes to a request with this user's defaults, for a model that we have.
     fn parse(&self, op: Op, message: &Message, user: &Name) -> Result<Request, ApiError> {
         if message.payload.len() > self.settings.limits.payload_bytes {
@@ -238,7 +243,11 @@ impl Dispatch {
         if let Some(model) = &request.model
             && !self.node.has_model(model, &self.settings.releases.borrow())
         {
-            let serving = &self.settings.model;
+            // What there will be is not known.
+            if !self.node.had_model() {
+                return Ok(request);
+            }
+            let serving = self.node.model();
             return Err(ApiError::new(
                 Code::ModelNotFound,
                 format!("no model `{model}` here: this node serves `{serving}`"),
@@ -497,7 +506,7 @@ impl Dispatch {
             form,
             op,
             id: id.clone(),
-            model: self.settings.model.clone(),
+            model: self.node.model().to_owned(),
             node: self.settings.names.node().clone(),
             created_s: accepted_at_ms / 1000,
             attempt,

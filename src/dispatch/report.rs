@@ -29,6 +29,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Failed starts in a row after which prompts are refused instead of waiting.
 const HOPELESS_AFTER: u32 = 3;
 
+/// What requests may call the model, whichever serves.
+const DEFAULT: &str = "default";
+
 /// So long after the broker gave our session to somebody else `state` tells it.
 const TWIN_REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -46,7 +49,8 @@ pub(super) struct Node {
     dirty: Dirty,
     progress_due: Option<Instant>,
     twin_until: Option<Instant>,
-    model: String,
+    /// What serves, or did last; `None` before the first.
+    model: Option<String>,
     /// What the board was seen to have, for Home Assistant.
     sensed: Sensed,
     clock: Clock,
@@ -69,11 +73,14 @@ impl Node {
             sandbox: None,
             failures: 0,
             checked: None,
-            no_model: None,
+            no_model: settings.model.clone().err().map(NoModel::not_yet),
             state: State {
-                mode: Mode::Starting,
+                mode: match settings.model {
+                    Ok(_) => Mode::Starting,
+                    Err(_) => Mode::NoModel,
+                },
                 model: None,
-                reasons: vec![],
+                reasons: settings.model.clone().err().into_iter().collect(),
                 load_progress: None,
                 since_ms: clock.now_ms(),
                 pressure: None,
@@ -87,7 +94,7 @@ impl Node {
             dirty: Dirty::default(),
             progress_due: None,
             twin_until: None,
-            model: settings.model.clone(),
+            model: settings.model.clone().ok(),
             sensed: Sensed::default(),
         }
     }
@@ -122,7 +129,18 @@ impl Node {
 
     /// Whether a request may name this model: as it is called, or by the line that it is a release of.
     pub(super) fn has_model(&self, name: &str, releases: &[Release]) -> bool {
-        name == self.model || name == "default" || release::resolve(releases, name) == self.model
+        let is_it = |model: &String| *model == name || *model == release::resolve(releases, name);
+        name == DEFAULT || self.model.as_ref().is_some_and(is_it)
+    }
+
+    /// Whether a model ever served here, or was to.
+    pub(super) fn had_model(&self) -> bool {
+        self.model.is_some()
+    }
+
+    /// The model that serves, or did last; before the first what requests call whichever serves.
+    pub(super) fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or(DEFAULT)
     }
 
     /// Why no model will serve soon, if so.
@@ -200,7 +218,7 @@ impl Node {
                 );
                 self.failures = 0;
                 self.no_model = None;
-                self.model.clone_from(&loaded.name);
+                self.model = Some(loaded.name.clone());
                 self.hello = Some((**hello).clone());
                 self.loaded = Some((**loaded).clone());
                 self.sandbox = Some((**sandbox).clone());
@@ -209,6 +227,11 @@ impl Node {
                 self.dirty.info = true;
                 self.dirty.models = true;
                 self.set_mode(Mode::Serving, vec![]);
+            }
+            // A release was not good enough for a board without a model: nothing is loaded any more.
+            Report::Tried { .. } if self.loaded.is_none() && self.no_model.is_some() => {
+                self.state.load_progress = None;
+                self.dirty.state = true;
             }
             Report::Event(_)
             | Report::SwitchFailed { .. }
@@ -265,7 +288,7 @@ impl Node {
         let mode = if draining { Mode::Draining } else { mode };
         self.state = State {
             mode,
-            model: Some(self.model.clone()),
+            model: self.model.clone(),
             reasons,
             load_progress: None,
             since_ms,

@@ -112,8 +112,8 @@ pub struct Settings {
     pub names: Names,
     /// Differs at each start; tells a late last will from a new birth.
     pub boot: String,
-    /// Name of the model that is served.
-    pub model: String,
+    /// The model that serves first; or why there is none yet.
+    pub model: Result<String, String>,
     /// Models of the catalogue, for the retained list.
     pub models: Vec<crate::wire::report::Model>,
     /// Models that came as signed releases, as they change.

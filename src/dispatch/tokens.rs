@@ -23,7 +23,9 @@ pub(super) struct Tokenizing {
 
 impl Dispatch {
     pub(super) fn tokenize(&mut self, tokenizing: Tokenizing, input: frames::Input) {
-        let error = if self.node.slots().is_none() {
+        let error = if !self.node.had_model() {
+            self.no_model()
+        } else if self.node.slots().is_none() {
             Some(ApiError::new(Code::ModelLoading, "the model is being loaded").with_retry(1000))
         } else if self.tokenizing.len() >= TOKENIZING_MAX
             || self.tokenizing_of(&tokenizing.address.user) >= TOKENIZING_PER_USER_MAX

@@ -25,6 +25,8 @@ pub trait Lineup: Send + Sync {
     fn candidates(&mut self, moment: &Moment<'_>) -> Vec<Line>;
     /// How a line is loaded; `None` when its model is gone.
     fn load(&self, line: &Line) -> Option<LoadSpec>;
+    /// How a model is loaded that nobody has a word to say about.
+    fn plain(&self, model: &str) -> Line;
     /// From now on candidates are as if this release were the one in service; or, with `None`, no more.
     fn consider(&mut self, _release: Option<&Release>) {}
     /// Whether there is a model, or a line of releases, of this name.
@@ -55,8 +57,8 @@ pub struct Following {
     pub present: watch::Receiver<Present>,
     /// Heat and over-current, a reading a second.
     pub heat: watch::Receiver<HeatReading>,
-    /// What the worker was started with.
-    pub first: Line,
+    /// What the worker was started with; `None`: no model is here yet.
+    pub first: Option<Line>,
     /// The model of the configuration: no mode changes it.
     pub pinned: Option<String>,
 }
@@ -81,8 +83,7 @@ pub(super) struct Before {
 impl Follow {
     pub(super) fn new(mut parts: Following) -> Self {
         let mut selection = Selection::new(&parts.config);
-        let line = parts.first.clone();
-        selection.correct(Some(Choice {
+        selection.correct(parts.first.clone().map(|line| Choice {
             n_seq: line.n_seq_max,
             line,
             n_steps_down: 0,
@@ -149,9 +150,12 @@ impl Follow {
         load
     }
 
-    /// The model that serves, and how it is loaded.
-    pub(super) fn current(&self) -> Option<&Line> {
-        self.selection.current().map(|choice| &choice.line)
+    /// How a model is loaded that was not chosen to serve.
+    pub(super) fn plain(&self, model: &str) -> Line {
+        let plain = self.parts.lineup.plain(model);
+        let current = self.selection.current();
+        let n_seq_max = current.map_or(plain.n_seq_max, |choice| choice.line.n_seq_max);
+        Line { n_seq_max, ..plain }
     }
 
     /// This is what serves from now on.

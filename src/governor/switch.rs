@@ -97,7 +97,8 @@ impl Governor {
             let reason = format!("{} is not on this node any more", choice.line.model);
             return self.switched(errand, Err(reason)).await;
         };
-        let is_served = load == self.wanted && self.errand.is_none() && self.serving.is_some();
+        let is_wanted = self.wanted.as_ref() == Some(&load);
+        let is_served = is_wanted && self.errand.is_none() && self.serving.is_some();
         let earlier = self.errand.take();
         let (wanted, before) = match earlier {
             None => (self.wanted.clone(), before),
@@ -108,14 +109,14 @@ impl Governor {
                 (wanted, before)
             }
         };
-        self.wanted = load.clone();
+        self.wanted = Some(load.clone());
         if is_served {
             return match errand.wish {
                 Some(_) => self.switched(errand, Ok(())).await,
                 None => Ok(()),
             };
         }
-        let is_back = load == wanted && self.serving.is_some();
+        let is_back = wanted.as_ref() == Some(&load) && self.serving.is_some();
         self.errand = Some((errand, wanted, before));
         if self.level() < Level::Shrink {
             self.serve(load, Placing::Beside).await?;

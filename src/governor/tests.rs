@@ -94,7 +94,7 @@ impl Site {
             following,
             root: Root::new(dir.path()),
             thresholds: Some(Box::new(thresholds)),
-            first: spec(),
+            first: Some(spec()),
             models: Box::new(move || vec![large.clone(), small.clone()]),
         };
         let site = Self {

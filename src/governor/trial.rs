@@ -70,7 +70,7 @@ pub(super) struct UnderTrial {
     verdict: Option<oneshot::Sender<Verdict>>,
     settled: oneshot::Receiver<bool>,
     /// What served before, while it is not settled.
-    before: Option<(LoadSpec, Before)>,
+    before: Option<(Option<LoadSpec>, Before)>,
 }
 
 /// The next word of the releases' owner; never, where there is none.
@@ -111,20 +111,10 @@ impl Governor {
         let best = self.follow.with(&offer.release, now, own_bytes);
         let line = best.filter(|line| line.model == offer.release.name);
         let serves = line.is_some();
-        let plain = || {
-            self.follow.current().map(|current| Line {
-                model: offer.release.name.clone(),
-                n_ctx: None,
-                kv_type_k: None,
-                kv_type_v: None,
-                memory_bytes: None,
-                ..current.clone()
-            })
-        };
-        let Some(load) = (line.clone().or_else(plain))
-            .and_then(|line| self.follow.load_release(&offer.release, &line))
-        else {
-            let why = "nothing was ever chosen to serve here".to_owned();
+        let tried = line.clone();
+        let tried = tried.unwrap_or_else(|| self.follow.plain(&offer.release.name));
+        let Some(load) = self.follow.load_release(&offer.release, &tried) else {
+            let why = "its file is not on this node any more".to_owned();
             let _ = offer.verdict.send(Verdict::NotNow(why));
             return Ok(());
         };
@@ -206,7 +196,7 @@ impl Governor {
                 wish: None,
             };
             self.errand = Some((errand, self.wanted.clone(), before));
-            self.wanted = trial.load.clone();
+            self.wanted = Some(trial.load.clone());
             self.follow.adopt(line);
         }
         let told = match is_called_off {
@@ -240,8 +230,15 @@ impl Governor {
                 }
                 self.wanted = wanted.clone();
                 self.follow.failed(before, self.started.elapsed());
-                if self.level() < Level::Shrink {
-                    self.serve(wanted, Placing::Beside).await?;
+                match wanted {
+                    Some(wanted) if self.level() < Level::Shrink => {
+                        self.serve(wanted, Placing::Beside).await?;
+                    }
+                    Some(_) => {}
+                    None => {
+                        let why = "served a release that could not be written down".to_owned();
+                        self.order(Order::Rest { why }).await?;
+                    }
                 }
                 self.tell_power().await
             }

@@ -43,7 +43,7 @@ pub(super) async fn keep(
 ) {
     let backoff = Backoff::new(config.backoff_min, config.backoff_max);
     let keeper = Keeper {
-        target: Some(config.load.clone()),
+        target: config.load.clone(),
         reserve_bytes: None,
         config,
         orders,

@@ -71,6 +71,10 @@ impl Lineup for Two {
             ..crate::governor::tests::spec()
         })
     }
+
+    fn plain(&self, model: &str) -> Line {
+        line(model)
+    }
 }
 
 /// Serves `large` in the mode `fast`; follows at once.
@@ -87,7 +91,7 @@ pub(in crate::governor) fn following(pinned: Option<&str>) -> (Following, Fakes)
         lineup: Box::new(Two),
         present,
         heat: reading,
-        first: line("large"),
+        first: Some(line("large")),
         pinned: pinned.map(str::to_owned),
     };
     (following, Fakes { mode, heat })

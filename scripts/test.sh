@@ -62,6 +62,8 @@ want libmosquitto-dev "the examples in C and for the ESP32 are built and run" te
 want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the published contract" have node
 want npm "fetches them" have npm
 want chromium "the flows of node-red/ are run in it; not on Ubuntu, whose package is an empty one" has_chromium
+want mmdebstrap "makes a clean Debian, in which the packages are installed and removed" have mmdebstrap
+want lintian "Debian's judge of packages" have lintian
 want systemd "the units are verified and rated; 3 MB, and nothing of it is started" have systemd-analyze
 [ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck
 install_wanted
@@ -97,7 +99,7 @@ client_deps() {
 }
 
 lint_all() {
-    shellcheck -x scripts/*.sh benches/*.sh tests/*.sh tests/interop/*.sh examples/clients/*.sh yocto/*.sh .ci/run || return 1
+    shellcheck -x scripts/*.sh systemd/deb/*.p* benches/*.sh tests/*.sh tests/deb/systemctl tests/interop/*.sh examples/clients/*.sh yocto/*.sh .ci/run || return 1
     bash tests/scripts_test.sh || return 1
     python3 scripts/make-pictures.py --check || return 1
     cargo fmt --all -- --check || return 1
@@ -210,6 +212,19 @@ lint_yocto() {
     fi
 }
 
+# The Debian packages: Debian's linter, then their whole life in a clean root.
+debian_packages() {
+    export PATH="$PATH:$deps/tools/bin"
+    if ! cargo deb --version >/dev/null 2>&1; then
+        cargo install -q --locked --no-default-features --root "$deps/tools" cargo-deb@3.8.0 || return 1
+    fi
+    scripts/deb.sh --no-build --fast || return 1
+    lintian --allow-root --fail-on error --suppress-tags \
+        initial-upload-closes-no-bugs,no-manual-page,wrong-name-for-upstream-changelog,description-synopsis-starts-with-article \
+        target/debian/*.deb >&2 || return 1
+    python3 tests/deb/lifecycle.py >&2
+}
+
 # What is linked into the programs names its licences.
 licences_all() { python3 scripts/licences.py >target/LICENCES.txt; }
 
@@ -244,6 +259,7 @@ fi
 # The tests start the programs, so they come first; --workspace builds what the tests link as well.
 timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
+timed "Debian packages" debian_packages
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes

@@ -128,10 +128,11 @@ fn private_dir(dir: &Path) -> io::Result<()> {
             format!("{} is not a directory", dir.display()),
         )),
         Ok(meta) => {
-            // Not changed: the directory may be shared on purpose, and the file is 0600 anyway.
-            if meta.mode() & 0o077 != 0 {
+            // Not changed: the directory may be shared on purpose, and the file is 0600 anyway. The group may
+            // look: under systemd that is the broker's user, who reads the accounts.
+            if meta.mode() & 0o027 != 0 {
                 warn!(dir = %dir.display(), mode = format!("{:o}", meta.mode() & 0o777),
-                    "job store directory is open to other users, 0700 is expected");
+                    "job store directory is open to other users, 0750 at most is expected");
             }
             Ok(())
         }

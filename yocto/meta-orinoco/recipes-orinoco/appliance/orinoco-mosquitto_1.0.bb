@@ -21,10 +21,7 @@ REQUIRED_DISTRO_FEATURES = "systemd"
 do_install() {
     install -D -m 0644 ${S}/50-mosquitto.toml ${D}${sysconfdir}/orinoco/config.d/50-mosquitto.toml
     install -D -m 0755 ${S}/orinoco-mosquitto-account ${D}${libexecdir}/orinoco-mosquitto-account
-    install -d ${D}${systemd_system_unitdir}
-    sed -e 's,@LIBEXECDIR@,${libexecdir},' ${S}/orinoco-mosquitto-account.service \
-        > ${D}${systemd_system_unitdir}/orinoco-mosquitto-account.service
-    chmod 0644 ${D}${systemd_system_unitdir}/orinoco-mosquitto-account.service
+    install -D -m 0644 ${S}/orinoco-mosquitto-account.service ${D}${systemd_system_unitdir}/orinoco-mosquitto-account.service
     install -D -m 0644 ${S}/orinoco-mosquitto-tmpfiles.conf ${D}${nonarch_libdir}/tmpfiles.d/orinoco-mosquitto.conf
 }
 

@@ -94,5 +94,37 @@ echo garbage >"$work/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 expect fetch_never_overwrites_a_wrong_model 1 'its SHA-256 is .*, expected b179c952' scripts/fetch-models.sh --dir "$work/models" smollm2
 expect wrong_model_is_still_there 0 '^garbage$' cat "$work/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# Installing on a board: the trees of real and made-up Orins, with a compiler of CUDA beside them.
+mkdir -p "$work/cuda/bin" && : >"$work/cuda/bin/nvcc" && chmod +x "$work/cuda/bin/nvcc"
+# jetson BOARD DISK_GIB ARGUMENT...: what the script would do there.
+jetson() {
+    local tree=$PWD/tests/boards/$1
+    [ -d "$tree" ] || tree=$work/$1
+    ROOT=$tree CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$(($2 << 30)) scripts/install-jetson.sh --dry-run "${@:3}"
+}
+before=$(find target -newer "$work/cuda" 2>/dev/null | head -n 1)
+expect jetson_nano_gets_swap_and_fewer_jobs 0 'a swap file of 8.0 GiB .*until the build ends' jetson orin-nano-8gb 40
+expect jetson_nano_without_swap_builds_slowly 0 'no swap file' jetson orin-nano-8gb 40 --no-swap
+expect jetson_nano_counts_the_swap_file_as_disk 1 'the build takes 18.0 GiB' jetson orin-nano-8gb 12
+expect jetson_nx_needs_no_swap 0 'no swap file' jetson orin-nx-16gb 12
+expect jetson_agx_uses_all_its_cores 0 'jobs       6 at a time' jetson agx-orin-64gb 12
+expect jetson_agx_names_disk_and_packages 0 'install    orinoco orinoco-mosquitto' jetson agx-orin-64gb 12
+expect jetson_without_mosquitto_installs_one_package 0 'install    orinoco$' jetson agx-orin-64gb 12 --no-mosquitto
+expect jetson_only_packs_when_told 0 'install    no$' jetson agx-orin-64gb 12 --no-install
+expect jetson_says_that_a_disk_is_small 1 '5.0 GiB are free .*takes 10.0 GiB.*NVMe' jetson agx-orin-64gb 5
+expect jetson_says_the_time_is_not_measured 0 'not measured on a board yet' jetson orin-nx-16gb 12
+expect jetson_refuses_jetpack_5 1 'L4T 35.4.1; Orinoco needs JetPack 6' jetson orin_old 40
+expect jetson_refuses_a_xavier 1 'Xavier: JetPack 5' jetson xavier 40
+expect jetson_refuses_a_pc 1 'no Jetson Orin.*scripts/deb.sh' jetson pc 40
+expect jetson_refuses_unknown_arguments 1 'unknown argument: --fast' jetson orin-nx-16gb 40 --fast
+tree orin_starved nvidia,tegra234 36.4.7
+printf 'MemTotal: 7990000 kB\nMemAvailable: 1990000 kB\n' >"$work/orin_starved/proc/meminfo"
+printf 'Filename Type Size Used Priority\n/dev/zram0 partition 3995000 0 5\n' >"$work/orin_starved/proc/swaps"
+expect jetson_takes_zram_for_no_memory 1 '1.9 GiB of memory are available.*takes 2.5 GiB' jetson orin_starved 40 --no-swap
+expect jetson_with_swap_has_room_after_all 0 'jobs       3 at a time' jetson orin_starved 40
+printf '/swap file 8388608 0 -2\n' >>"$work/orin_starved/proc/swaps"
+expect jetson_uses_the_swap_that_is_there 0 '8.0 GiB of swap on disk; no swap file' jetson orin_starved 12
+expect jetson_dry_run_changes_nothing 0 "^$before\$" bash -c "find target -newer '$work/cuda' 2>/dev/null | head -n 1 | grep . || echo '$before'"
+
 printf 'scripts: %s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -187,6 +187,9 @@ apply_build() {
 build_orinoco() {
     local features=()
     [ -z "$build_features" ] || features=(--features "$build_features")
-    (cd "$repo_dir" && cargo build --release --locked --workspace "${features[@]}") >&2 \
+    # ORINOCO_CARGO_BUILD: scripts/release.sh has another program drive cargo.
+    local subcommand=()
+    read -ra subcommand <<<"${ORINOCO_CARGO_BUILD:-build}"
+    (cd "$repo_dir" && cargo "${subcommand[@]}" --release --locked --workspace "${features[@]}") >&2 \
         || die "the build failed; its last lines say why"
 }

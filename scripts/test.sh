@@ -212,6 +212,15 @@ lint_yocto() {
     fi
 }
 
+# A whole release, of the programs that are there; without npm's and cargo's own networks it says what it skipped.
+release_folder() {
+    local out
+    out=$(mktemp -d) || return 1
+    scripts/release.sh --no-build --dirty --out "$out" || return 1
+    (cd "$out" && sha256sum --quiet --strict -c SHA256SUMS && [ "$(wc -l <SHA256SUMS)" = "$(($(find . -type f | wc -l) - 1))" ]) || return 1
+    rm -rf "$out"
+}
+
 # The Debian packages: Debian's linter, then their whole life in a clean root.
 debian_packages() {
     export PATH="$PATH:$deps/tools/bin"
@@ -225,8 +234,11 @@ debian_packages() {
     python3 tests/deb/lifecycle.py >&2
 }
 
-# What is linked into the programs names its licences.
-licences_all() { python3 scripts/licences.py >target/LICENCES.txt; }
+# What is linked into the programs names its licences; the bill of materials and the version are true everywhere.
+supply_chain() {
+    python3 scripts/licences.py >target/LICENCES.txt || return 1
+    python3 tests/supply_chain.py >&2
+}
 
 quickstart_answers() {
     local answer
@@ -253,13 +265,14 @@ if [ -n "$lint" ]; then
     timed "formats, lints, scripts" lint_all
     timed "published contract" lint_contract
     timed "dependencies" deny_all
-    timed "licences" licences_all
+    timed "licences, bill of materials, version" supply_chain
     timed "Yocto layer" lint_yocto
 fi
 # The tests start the programs, so they come first; --workspace builds what the tests link as well.
 timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
 timed "Debian packages" debian_packages
+[ -z "$full" ] || timed "a release" release_folder
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes

@@ -18,15 +18,20 @@ use std::{fs, path::PathBuf};
 
 use orinoco::{
     frames::{Backend, BufferUse, Finish, Hello, Input, Loaded, Sandbox, Timings},
+    ota::deploy::{
+        self as ota,
+        orders::{Desired, OtaCommand},
+    },
     wire::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
         reply::body::Answer,
         report::{
-            Engine, Hardware, Info, Memory, Mode, Model, Models, PoolIntake, Presence, Proof,
-            State, Status, Verdict,
+            Engine, Hardware, Info, Memory, Mode, Model, ModelCommand, Models, PoolIntake,
+            Presence, PressureEvent, Proof, State, Status, SwitchEvent, Verdict,
         },
         request,
+        telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -69,6 +74,15 @@ where
         document,
         "{name}"
     );
+}
+
+/// The file is read by the node's own type, which writes exactly the file again.
+fn assert_document<T: Serialize + DeserializeOwned>(names: &[&str]) {
+    for name in names {
+        let document: T =
+            serde_json::from_str(&file(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(serde_json::to_string(&document).unwrap(), file(name));
+    }
 }
 
 fn node() -> Name {
@@ -630,4 +644,40 @@ fn state() {
         ..state
     };
     assert_published(&none, "state_no_model.json");
+}
+
+#[test]
+fn telemetry() {
+    assert_document::<TeleHost>(&["tele_host.json", "tele_host_pc.json"]);
+    assert_document::<TeleGpu>(&["tele_gpu.json"]);
+    assert_document::<TeleLlm>(&["tele_llm.json", "tele_llm_idle.json"]);
+    assert_document::<TeleQueue>(&["tele_queue.json"]);
+}
+
+#[test]
+fn events_and_orders() {
+    assert_document::<PressureEvent>(&["pressure_event.json"]);
+    assert_document::<SwitchEvent>(&["switch_event.json"]);
+    assert_document::<ModelCommand>(&["model_command.json", "model_command_failed.json"]);
+}
+
+#[test]
+fn updates() {
+    assert_document::<ota::State>(&[
+        "ota_state_none.json",
+        "ota_state_downloading.json",
+        "ota_state_probing.json",
+        "ota_state_committed.json",
+        "ota_state_rolled_back.json",
+        "ota_state_unreachable.json",
+    ]);
+    assert_document::<ota::Event>(&["ota_event.json", "ota_event_step.json"]);
+    assert_document::<Desired>(&["ota_desired.json", "ota_desired_best.json"]);
+    assert_document::<OtaCommand>(&[
+        "ota_command.json",
+        "ota_command_best.json",
+        "ota_command_rollback.json",
+        "ota_command_taken.json",
+        "ota_command_failed.json",
+    ]);
 }

@@ -286,6 +286,10 @@ pub(super) const MESSAGES: &[Message] = &[
         examples: &[
             ("order", r#"{"status":"init","action":"check"}"#),
             (
+                "taken",
+                r#"{"status":"successful","deployment":"cmd-01J9Z4"}"#,
+            ),
+            (
                 "refused",
                 r#"{"status":"failed","reason":"nothing is being downloaded"}"#,
             ),

@@ -49,15 +49,17 @@ impl Dispatch {
         match told {
             Told::Event(event) => self.event("ota", &*event),
             Told::Answer { ticket, outcome } => {
+                let (status, deployment, reason) = match outcome {
+                    Ok(deployment) => (Status::Successful, deployment, None),
+                    Err(reason) => (Status::Failed, None, Some(reason)),
+                };
                 let answer = OtaCommand {
-                    status: match outcome {
-                        Ok(()) => Status::Successful,
-                        Err(_) => Status::Failed,
-                    },
+                    status,
                     action: None,
                     line: None,
                     release_seq: None,
-                    reason: outcome.err(),
+                    deployment: deployment.map(|deployment| deployment.to_string()),
+                    reason,
                 };
                 self.send(retained(
                     self.settings.names.command("ota", &ticket),

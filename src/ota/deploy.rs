@@ -81,6 +81,9 @@ pub struct Order {
     pub ticket: Option<String>,
 }
 
+/// What became of a command: taken, with the deployment that it began where it did; or why not.
+pub type Taken = Result<Option<DeploymentId>, String>;
+
 /// What is told besides the state.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
@@ -91,7 +94,7 @@ pub enum Told {
         /// Its name.
         ticket: String,
         /// Taken, or why not.
-        outcome: Result<(), String>,
+        outcome: Taken,
     },
 }
 
@@ -653,11 +656,11 @@ impl<W: World> Deploy<W> {
             Command::Check => {
                 self.look().await;
                 match &self.failed_check {
-                    None => Ok(()),
+                    None => Ok(None),
                     Some(no) => Err(format!("{}: {}", no.reason, no.detail)),
                 }
             }
-            Command::Scrub => self.scrub().await,
+            Command::Scrub => self.scrub().await.map(|()| None),
             command => obey(&mut self.book.record, &command, &self.policy),
         };
         self.book
@@ -736,7 +739,7 @@ impl<W: World> Deploy<W> {
 }
 
 /// What a command does to the record.
-fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Result<(), String> {
+fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Taken {
     let line_of = |line: &Option<LineName>, record: &Record| {
         let only = || {
             record
@@ -753,7 +756,7 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Result<(), S
     let _ = policy;
     match command {
         Command::Want(want) => match record.want(want.clone()) {
-            Heard::Begun | Heard::Queued | Heard::Same => Ok(()),
+            Heard::Begun | Heard::Queued | Heard::Same => Ok(Some(want.deployment.clone())),
             Heard::Old => Err("a newer wish of the fleet was heard before".to_owned()),
         },
         Command::Update(line) => {
@@ -763,27 +766,28 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Result<(), S
                 release_seq: None,
                 ..want(&id, &line, 0, Origin::Operator)
             };
+            let deployment = want.deployment.clone();
             record.want(want);
-            Ok(())
+            Ok(Some(deployment))
         }
         Command::Pause => match record.enter(Phase::Paused) {
-            true => Ok(()),
+            true => Ok(None),
             false => Err("nothing is being downloaded".to_owned()),
         },
         Command::Resume => {
             match record.phase() == Some(Phase::Paused) && record.enter(Phase::Downloading) {
-                true => Ok(()),
+                true => Ok(None),
                 false => Err("nothing is paused".to_owned()),
             }
         }
         Command::Cancel => match record.cancel() {
-            true => Ok(()),
+            true => Ok(None),
             false => Err("nothing is under way that could be called off".to_owned()),
         },
         Command::Activate => match &mut record.deployment {
             Some(now) if now.phase.is_open() => {
                 now.is_approved = true;
-                Ok(())
+                Ok(None)
             }
             _ => Err("nothing waits to be put into service".to_owned()),
         },
@@ -793,12 +797,14 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Result<(), S
                 return Err(format!("{line} has no release before the one in service"));
             }
             let id = format!("{:x}", fresh(record, n_so_far));
-            record.want(Want::rollback(&id, line, None));
-            Ok(())
+            let want = Want::rollback(&id, line, None);
+            let deployment = want.deployment.clone();
+            record.want(want);
+            Ok(Some(deployment))
         }
         Command::Stop => {
             record.stayed_up(false);
-            Ok(())
+            Ok(None)
         }
         Command::Check | Command::Scrub => Err("another update is under way".to_owned()),
     }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use super::Told;
 use super::report::Event;
+use super::{Taken, Told};
 use crate::ota::reason::Reason;
 use crate::ota::state::{Origin, Phase, Record, Release, SCHEMA};
 use crate::ota::vfs::{Vfs, replace};
@@ -208,7 +208,7 @@ impl Book {
         &self,
         told: &mpsc::Sender<Told>,
         ticket: Option<String>,
-        outcome: Result<(), String>,
+        outcome: Taken,
     ) {
         if let Err(why) = &outcome {
             warn!(why, "order about updates refused");

@@ -123,6 +123,9 @@ pub struct OtaCommand {
     /// For `install`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_seq: Option<u64>,
+    /// In the answer to `install` and `rollback`: the deployment that `ota/state` and `evt/ota` tell of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -40,17 +40,37 @@ pub struct Event {
     pub text: String,
 }
 
-/// An update under way, as `ota/state` tells it.
+/// What `ota/state` tells of updates. A state of a later version is shown by its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
-    /// What is done now.
+    /// What is done, or how the last one ended; empty before the first.
     pub state: String,
-    /// The release that is in service, or is to be.
+    /// Line and number of the release that this is about.
     pub release: Option<String>,
-    /// 0.0 to 1.0.
+    /// Of a download, 0.0 to 1.0.
     pub fraction: Option<f64>,
-    /// What an operator should know.
+    /// Seconds until the download is whole.
+    pub eta_seconds: Option<u64>,
+    /// The model of the release in service.
+    pub installed: Option<String>,
+    /// A newer one that may be taken.
+    pub newer: Option<String>,
+    /// Whether the release in service has yet to show that it stays up.
+    pub is_on_probation: bool,
+    /// Why it ended so, or why the last look at the sources gave nothing.
     pub reason: Option<String>,
+}
+
+impl Update {
+    /// Whether it ended without success, or goes back.
+    pub fn is_bad(&self) -> bool {
+        is_bad(&self.state)
+    }
+}
+
+/// States of an update that are no good news.
+fn is_bad(state: &str) -> bool {
+    matches!(state, "failed" | "rolling_back" | "rolled_back")
 }
 
 /// What is known of a node.
@@ -162,6 +182,7 @@ impl View {
                         it.action
                     ),
                 }),
+            "ota" => step(payload),
             _ => None,
         };
         // An event of a later version is shown by its name.
@@ -213,23 +234,55 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
+fn text(value: &Value, key: &str) -> Option<String> {
+    value.get(key).and_then(Value::as_str).map(plain)
+}
+
+/// Line and number of a release, as `ota/state` and `evt/ota` have them.
+fn release(value: &Value) -> Option<String> {
+    let line = text(value, "line")?;
+    Some(match value.get("release_seq").and_then(Value::as_u64) {
+        Some(seq) => format!("{line} {seq}"),
+        None => line,
+    })
+}
+
+/// A step of an update.
+fn step(payload: &[u8]) -> Option<Event> {
+    let value: Value = serde_json::from_slice(payload).ok()?;
+    let state = text(&value, "state")?;
+    let release = release(&value).unwrap_or_default();
+    let why = text(&value, "detail").or_else(|| text(&value, "reason"));
+    Some(Event {
+        at_ms: value.get("at_ms").and_then(Value::as_u64).unwrap_or(0),
+        is_good: !is_bad(&state),
+        text: match why {
+            Some(why) => format!("{release} {}: {why}", state.replace('_', " ")),
+            None => format!("{release} {}", state.replace('_', " ")),
+        },
+    })
+}
+
 fn update(value: &Value) -> Update {
-    let text = |key: &str| value.get(key).and_then(Value::as_str).map(plain);
+    let text = |key: &str| text(value, key);
     let number = |key: &str| value.get(key).and_then(Value::as_f64);
-    let release = ["target", "staged", "active"].iter().find_map(|key| {
-        let release = value.get(key)?;
-        let line = release.get("line")?.as_str()?;
-        let seq = release.get("release_seq").and_then(Value::as_u64)?;
-        Some(plain(&format!("{line} {seq}")))
-    });
     let fraction = match (number("bytes_done"), number("bytes_total")) {
         (Some(done), Some(total)) if total > 0.0 => Some((done / total).clamp(0.0, 1.0)),
-        _ => number("update_percentage").map(|percent| (percent / 100.0).clamp(0.0, 1.0)),
+        _ => None,
     };
+    let installed = text("installed_version");
+    let lines = value.get("lines").and_then(Value::as_array);
+    let on_probation = |line: &Value| line.get("probation").and_then(Value::as_bool) == Some(true);
     Update {
-        state: text("state").unwrap_or_else(|| "idle".into()),
-        release,
+        state: text("state").unwrap_or_default(),
+        release: release(value),
         fraction,
-        reason: text("reason"),
+        eta_seconds: value.get("eta_s").and_then(Value::as_u64),
+        newer: text("latest_version").filter(|latest| Some(latest) != installed.as_ref()),
+        installed,
+        is_on_probation: lines.is_some_and(|lines| lines.iter().any(on_probation)),
+        reason: (text("detail").or_else(|| text("reason")))
+            .or_else(|| text("check_detail"))
+            .or_else(|| text("check_reason")),
     }
 }

@@ -388,7 +388,13 @@ fn draw_update(view: &View, area: Rect, buf: &mut Buffer) {
     let Some(update) = &view.update else {
         return;
     };
-    let mut spans = vec![Span::styled(update.state.clone(), BOLD)];
+    let mut spans = match update.state.as_str() {
+        "" => vec![Span::styled("none so far", DIM)],
+        state => {
+            let style = if update.is_bad() { BAD } else { BOLD };
+            vec![Span::styled(state.replace('_', " "), style)]
+        }
+    };
     if let Some(release) = &update.release {
         spans.push(Span::raw(format!("  {release}")));
     }
@@ -398,7 +404,22 @@ fn draw_update(view: &View, area: Rect, buf: &mut Buffer) {
             format!("  {}{}", "█".repeat(n_done), "░".repeat(20 - n_done)),
             Style::new().fg(Color::Cyan),
         ));
-        spans.push(Span::raw(format!(" {:.0} %", fraction * 100.0)));
+        spans.push(Span::raw(format!(" {:.0} %", (fraction * 100.0).floor())));
+        if let Some(seconds) = update.eta_seconds {
+            let left = age(seconds.saturating_mul(1000));
+            spans.push(Span::raw(format!("  {left} left")));
+        }
+    }
+    if let Some(model) = &update.installed {
+        let tried = if update.is_on_probation {
+            " (on probation)"
+        } else {
+            ""
+        };
+        spans.push(Span::styled(format!("  in service {model}{tried}"), DIM));
+    }
+    if let Some(newer) = &update.newer {
+        spans.push(Span::styled(format!("  newer {newer}"), DIM));
     }
     if let Some(reason) = &update.reason {
         spans.push(Span::styled(format!("  {reason}"), WARN));

@@ -86,8 +86,70 @@ fn a_board_that_serves() {
 #[test]
 fn an_update_with_its_progress() {
     let mut view = serving();
-    view.hear("ota/state", br#"{"state":"downloading","bytes_done":50,"bytes_total":200,"target":{"line":"assistant-s","release_seq":12},"active":{"line":"assistant-s","release_seq":11}}"#);
-    assert_frame(&view, 80, 30, "update");
+    view.hear("ota/state", wire("ota_state_downloading").as_bytes());
+    view.hear("evt/ota", wire("ota_event_step").as_bytes());
+    assert_frame(&view, 100, 32, "update");
+}
+
+/// A message as the daemon is held to by `tests/wire_v1.rs`.
+fn wire(name: &str) -> String {
+    let file = format!("{}/tests/wire/v1/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(file).unwrap()
+}
+
+/// The row of the box "update".
+fn update_row(view: &View) -> String {
+    let frame = frame(view, 140, 32);
+    let mut rows = frame.lines().skip_while(|row| !row.contains(" update "));
+    rows.nth(1).unwrap().trim_matches('│').trim().to_owned()
+}
+
+#[test]
+fn each_state_of_an_update_is_told_in_a_row() {
+    for (name, row) in [
+        ("none", "none so far"),
+        (
+            "probing",
+            "probing  assistant 12  in service qwen3-4b  newer qwen3-4b-v2",
+        ),
+        (
+            "committed",
+            "committed  assistant 12  in service qwen3-4b-v2 (on probation)",
+        ),
+        (
+            "rolled_back",
+            "rolled back  assistant 12  in service qwen3-4b  newer qwen3-4b-v2  golden prompt 1: \"Rome\" has no match for \"(?i)paris\"",
+        ),
+        (
+            "unreachable",
+            "none so far  in service qwen3-4b  http://mirror:8080: connection refused",
+        ),
+    ] {
+        let mut view = serving();
+        view.hear("ota/state", wire(&format!("ota_state_{name}")).as_bytes());
+        assert_eq!(update_row(&view), row, "{name}");
+    }
+}
+
+#[test]
+fn steps_of_an_update_are_events_with_their_reason() {
+    let mut view = serving();
+    view.hear("evt/ota", wire("ota_event").as_bytes());
+    let frame = frame(&view, 120, 32);
+    assert!(
+        frame.contains("assistant 12 rolled back: golden prompt 1"),
+        "{frame}"
+    );
+}
+
+#[test]
+fn a_state_of_a_later_version_is_shown_by_its_name() {
+    let mut view = serving();
+    view.hear(
+        "ota/state",
+        br#"{"state":"thawing","line":"x","eta_s":"soon","lines":7}"#,
+    );
+    assert_eq!(update_row(&view), "thawing  x");
 }
 
 #[test]

@@ -205,7 +205,7 @@ impl Entities<'_> {
             "Too hot",
             json!({
                 "state_topic": state,
-                "value_template": "{{ 'ON' if value_json.power is defined and value_json.power.hot else 'OFF' }}",
+                "value_template": "{{ 'ON' if value_json.power is defined and value_json.power.hot | default(false) else 'OFF' }}",
                 "device_class": "heat",
             }),
         );
@@ -307,6 +307,32 @@ impl Entities<'_> {
 
     /// Bound to `ota/state`; unknown to Home Assistant while a node publishes none.
     fn update(&mut self) {
+        for (key, name, word, icon) in [
+            (
+                "update_check",
+                "Look for updates",
+                "check",
+                "mdi:cloud-search",
+            ),
+            (
+                "update_cancel",
+                "Call off the update",
+                "cancel",
+                "mdi:cancel",
+            ),
+            (
+                "update_rollback",
+                "Back to the release before",
+                "rollback",
+                "mdi:history",
+            ),
+        ] {
+            let command = json!({
+                "command_topic": self.names.set("update"), "payload_press": word, "icon": icon,
+                "entity_category": "config",
+            });
+            self.add(key, "button", name, command);
+        }
         self.add(
             "update",
             "update",
@@ -314,24 +340,33 @@ impl Entities<'_> {
             json!({
                 "state_topic": self.names.ota_state(),
                 "value_template": UPDATE,
+                "json_attributes_topic": self.names.ota_state(),
+                "json_attributes_template": ATTRIBUTES,
                 "command_topic": self.names.set("update"),
                 "payload_install": "install",
-                "title": "Model",
             }),
         );
     }
 }
 
-/// What an `update` entity takes: these keys and no others, and a percentage only while it is at it.
+/// What an `update` entity takes: these keys and no others. A text that is not there is left out, since none is
+/// no text; whether something is under way, and how far, is told each time, so that none outlives its update.
 const UPDATE: &str = "\
-{%- set here = value_json.active | default({}, true) -%}\
-{%- set next = value_json.target | default(value_json.staged, true) | default(here, true) -%}\
-{%- set total = value_json.bytes_total | default(0, true) -%}\
-{%- set busy = value_json.in_progress | default(false, true) -%}\
-{{ {'installed_version': (here.line ~ ' ' ~ here.release_seq) if here.line is defined else none,\
- 'latest_version': (next.line ~ ' ' ~ next.release_seq) if next.line is defined else none,\
- 'in_progress': busy,\
- 'update_percentage': ((value_json.bytes_done | default(0, true)) * 100 / total) | round(0) if busy and total > 0 else none} | to_json }}";
+{%- set told = namespace(keys={'in_progress': value_json.in_progress | default(false, true),\
+ 'update_percentage': value_json.update_percentage | default(none)}) -%}\
+{%- for key in ['installed_version', 'latest_version', 'title', 'release_summary'] \
+ if value_json[key] is defined -%}\
+{%- set told.keys = dict(told.keys, **{key: value_json[key] | string | truncate(255, true)}) -%}\
+{%- endfor -%}{{ told.keys | to_json }}";
+
+/// What else a person may want to see beside it.
+const ATTRIBUTES: &str = "\
+{{ {'step': value_json.state | default(none),\
+ 'release': (value_json.line ~ ' ' ~ value_json.release_seq | default('')) if value_json.line is defined else none,\
+ 'deployment': value_json.deployment | default(none),\
+ 'reason': value_json.reason | default(value_json.check_reason) | default(none),\
+ 'detail': value_json.detail | default(value_json.check_detail) | default(none),\
+ 'eta_seconds': value_json.eta_s | default(none)} | to_json }}";
 
 /// Part of a unique id.
 fn key(name: &str) -> String {

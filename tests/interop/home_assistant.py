@@ -20,22 +20,25 @@ from homeassistant.helpers import frame
 from homeassistant.helpers.template import Template
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
+def pinned(name):
+    """A message as the daemon is held to by tests/wire_v1.rs."""
+    return (HERE / f"wire/v1/{name}.json").read_text(encoding="utf-8").rstrip("\n")
+
+
 DOCUMENTS = {
-    "status": (HERE / "wire/v1/status_online.json").read_text(encoding="utf-8"),
-    "state": (HERE / "wire/v1/state_serving.json").read_text(encoding="utf-8"),
-    "tele/host": '{"at_ms":1,"memory_available_bytes":9077678080,"power_mode":"MODE_25W","temperatures_c":{"tj-thermal":51.5},'
-    '"rails_mw":{"VDD_IN":7400},"module_mw":7400,"fan_rpm":2400}',
-    "tele/gpu": '{"at_ms":1,"load_percent":87.5,"clock_mhz":918}',
-    "tele/llm": '{"at_ms":1,"streams_count":4,"tok_s":212.4,"tokens_count":81244,"ttft_ms":{"p50":78.8,"p95":140.2},'
-    '"energy_mj_tok":34.8,"engine_deaths_count":0}',
-    "tele/queue": '{"at_ms":1,"waiting_count":2}',
-    "ota/state": '{"state":"downloading","in_progress":true,"bytes_done":50,"bytes_total":200,'
-    '"active":{"line":"assistant-s","release_seq":11},"target":{"line":"assistant-s","release_seq":12}}',
+    "status": pinned("status_online"), "state": pinned("state_serving"), "tele/host": pinned("tele_host"), "tele/gpu": pinned("tele_gpu"),
+    "tele/llm": pinned("tele_llm"), "tele/queue": pinned("tele_queue"), "ota/state": pinned("ota_state_downloading"),
+}
+#: States of updates, and what the update entity makes of each: installed, latest, under way, percent.
+UPDATES = {
+    "none": (None, None, False, None), "downloading": ("qwen3-4b", "qwen3-4b-v2", True, 42), "probing": ("qwen3-4b", "qwen3-4b-v2", True, None),
+    "committed": ("qwen3-4b-v2", "qwen3-4b-v2", False, None), "rolled_back": ("qwen3-4b", "qwen3-4b-v2", False, None),
+    "unreachable": ("qwen3-4b", "qwen3-4b", False, None),
 }
 #: What must come out of some of them.
 RENDERED = {
     "tok_s": "212.4", "ttft_p95": "140", "memory_available": "8657", "temperature_tj_thermal": "51.5", "power": "7.4",
-    "rail_vdd_in": "7.4", "power_mode": "MODE_25W", "mode": "serving", "memory_short": "OFF", "gpu_load": "87.5", "waiting": "2",
+    "rail_vdd_in": "7.4", "fan": "2400", "energy_tok": "34.8", "power_mode": "MODE_25W", "mode": "serving", "memory_short": "OFF", "gpu_load": "87.5", "waiting": "2",
 }
 
 
@@ -75,10 +78,13 @@ async def main():
                 if key in RENDERED:
                     assert full == RENDERED[key], f"renders as {full!r}, not {RENDERED[key]!r}"
                 if platform == "update":
-                    state = MQTT_JSON_UPDATE_SCHEMA(json.loads(full))
-                    assert (state["installed_version"], state["latest_version"], state["update_percentage"]) == (
-                        "assistant-s 11", "assistant-s 12", 25,
-                    ), state
+                    for name, wanted in UPDATES.items():
+                        rendered = Template(template, hass).async_render_with_possible_json_value(pinned(f"ota_state_{name}"))
+                        told = MQTT_JSON_UPDATE_SCHEMA(json.loads(rendered))
+                        found = tuple(told.get(key) for key in ("installed_version", "latest_version", "in_progress", "update_percentage"))
+                        assert found == wanted, f"{name}: {found}"
+                        attributes = Template(entity["json_attributes_template"], hass).async_render_with_possible_json_value(pinned(f"ota_state_{name}"))
+                        assert set(json.loads(attributes)) == {"step", "release", "deployment", "reason", "detail", "eta_seconds"}, attributes
                 # What a document does not have is no error.
                 bare = '{"at_ms":1,"mode":"serving"}'
                 # A template that fails gives the document back.

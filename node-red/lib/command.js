@@ -1,7 +1,8 @@
 // PURE: commands of operators and what their retained topic says of them (docs/protocol.md).
 //
 //   requester  ── {"status":"init", ...} retained ─▶ cmd/{op}/{cid}
-//   node       ── executing ─▶ successful | failed (reason), retained on the same topic
+//   node       ── executing ─▶ successful | failed (reason), retained on the same topic; of a release that is
+//                 installed or rolled back `successful` means taken, and lib/deployment.js follows it
 //   requester  ── empty, retained: it has seen the outcome
 "use strict";
 
@@ -11,6 +12,9 @@ class CommandError extends Error {
     this.code = code;
   }
 }
+
+/** What `cmd/ota` knows of; `scrub` reads all files, which is for a terminal. */
+const ACTIONS = ["install", "rollback", "check", "pause", "resume", "cancel", "activate"];
 
 /** {op, body} for an action of the model node. */
 function command(action, msg) {
@@ -26,27 +30,24 @@ function command(action, msg) {
         if (typeof line !== "string" || line === "" || (seq !== undefined && !Number.isSafeInteger(seq))) {
           throw new CommandError("invalid_request", 'install: expected {"line": "assistant-s", "release_seq": 12} in msg.release or msg.payload');
         }
-        return { op: "ota", body: { ...release, status: "init", action: "install" } };
+        return { op: "ota", body: { status: "init", action: "install", line, ...(seq === undefined ? {} : { release_seq: seq }) } };
       }
       // Without a choice: what the fleet's signed catalogue has for this node.
       return { op: "ota", body: { status: "init", action: "install" } };
     }
-    case "rollback":
-      return { op: "ota", body: { status: "init", action: "rollback" } };
+    case "rollback": {
+      const { line } = msg.release ?? {};
+      return { op: "ota", body: { status: "init", action: "rollback", ...(typeof line === "string" && line !== "" ? { line } : {}) } };
+    }
+    case "check":
+    case "pause":
+    case "resume":
+    case "cancel":
+    case "activate":
+      return { op: "ota", body: { status: "init", action } };
     default:
-      throw new CommandError("invalid_request", `action ${JSON.stringify(action)}: expected list, use, install or rollback`);
+      throw new CommandError("invalid_request", `action ${JSON.stringify(action)}: expected one of list, use, ${ACTIONS.join(", ")}`);
   }
 }
 
-/** What `ota/state` says of progress: {percent 0-100 or undefined, state, text}. */
-function otaProgress(state) {
-  if (state === null || typeof state !== "object") return undefined;
-  let percent;
-  if (Number.isFinite(state.update_percentage)) percent = state.update_percentage;
-  else if (Number.isFinite(state.bytes_done) && state.bytes_total > 0) percent = (state.bytes_done / state.bytes_total) * 100;
-  if (percent !== undefined) percent = Math.round(Math.min(Math.max(percent, 0), 100));
-  const word = typeof state.state === "string" ? state.state : state.in_progress ? "in progress" : "idle";
-  return { percent, state: word, text: percent === undefined ? word : `${word} ${percent} %` };
-}
-
-module.exports = { command, otaProgress, CommandError };
+module.exports = { command, CommandError };

@@ -3,7 +3,8 @@
 "use strict";
 
 const shown = require("../lib/shown");
-const { command, otaProgress } = require("../lib/command");
+const { command } = require("../lib/command");
+const { Deployment } = require("../lib/deployment");
 const { failure } = require("../lib/exchange");
 const { newId } = require("../lib/topics");
 const { words } = require("../lib/words");
@@ -11,6 +12,8 @@ const { words } = require("../lib/words");
 /** A node takes a command at once or does not know it. */
 const TAKEN_MS = 10_000;
 const ENDED = new Set(["successful", "failed"]);
+/** For the event that says how a deployment ended, once another one is seen in its place. */
+const GONE_MS = 2000;
 const RUNNING_MAX = 8;
 
 module.exports = function (RED) {
@@ -39,6 +42,7 @@ module.exports = function (RED) {
       link?.on("document", this.hear);
       link?.on("connection", this.lookAnew);
       link?.follow("+", "ota/state");
+      link?.follow("+", "evt/+");
       link?.follow("+", "cmd/model/+");
       link?.follow("+", "cmd/ota/+");
       this.look();
@@ -46,7 +50,7 @@ module.exports = function (RED) {
       this.on("close", (removed, done) => {
         link?.off("document", this.hear);
         link?.off("connection", this.lookAnew);
-        // A command goes on in the node that has it: nothing of it is lost, and its outcome is on `evt`.
+        // A command goes on in the node that has it: nothing of it is lost, and the event node tells its outcome.
         for (const job of this.running.values()) {
           clearTimeout(job.timer);
           job.done();
@@ -114,10 +118,8 @@ module.exports = function (RED) {
         if (job.node !== node) continue;
         if (rest === job.rest && value && value.status !== "init") this.heard(job, value);
         else if (rest === "state" && job.op === "model" && value?.mode === "loading") this.progress(job, Math.round((value.load_progress ?? 0) * 100), value.mode, value);
-        else if (rest === "ota/state" && job.op === "ota") {
-          const now = otaProgress(value);
-          if (now) this.progress(job, now.percent, now.state, value);
-        }
+        else if (rest === "ota/state" && job.deployment) this.step(job, job.deployment.hearState(value), value);
+        else if (rest === "evt/ota" && job.deployment) this.step(job, job.deployment.hearEvent(value), value);
       }
       if (rest === "models" || rest === "state" || rest === "status") this.look();
     }
@@ -130,30 +132,68 @@ module.exports = function (RED) {
         job.timer = setTimeout(() => this.giveUp(job, "timeout", `no outcome within ${this.timeoutMs / 1000} s; the node may still be at it`), this.timeoutMs);
         return;
       }
-      this.running.delete(job.cid);
       this.clear(job);
       if (value.status === "failed") {
+        this.end(job);
         this.fail(job, failure("failed", String(value.reason ?? "the node gave no reason")), value);
         return;
       }
-      this.progress(job, 100, "successful", value);
+      if (typeof value.deployment !== "string") {
+        this.succeed(job, "successful", value);
+        return;
+      }
+      job.deployment = new Deployment(value.deployment, job.action === "rollback" ? "rolled_back" : "committed");
+      job.timer = setTimeout(() => this.giveUp(job, "timeout", `no end of the update within ${this.timeoutMs / 1000} s; the node is still at it, and the event node tells its end`), this.timeoutMs);
+      // It may have come so far that nothing more is said.
+      const latest = this.server.link.latest(job.node, "ota/state");
+      this.step(job, job.deployment.hearState(latest), latest);
+    }
+
+    /** What the node's state, or an event, said of a release that is under way. */
+    step(job, heard, document) {
+      if (heard?.what === "progress") {
+        this.progress(job, heard.percent, heard.state, document, heard.text);
+      } else if (heard?.what === "end") {
+        const { deployment, state, line, release_seq: seq, reason, detail } = document;
+        if (heard.ok) {
+          this.succeed(job, state, { status: "successful", deployment, state, line, release_seq: seq });
+        } else {
+          this.end(job);
+          this.fail(job, failure(heard.code, heard.message), { status: "failed", deployment, state, line, release_seq: seq, reason, detail });
+        }
+      } else if (heard?.what === "gone" && !job.isGone) {
+        job.isGone = true;
+        clearTimeout(job.timer);
+        job.timer = setTimeout(() => this.giveUp(job, "superseded", `node ${job.node} is at another update now`), GONE_MS);
+      }
+    }
+
+    succeed(job, state, value) {
+      this.end(job);
+      this.progress(job, 100, state, value);
       job.send([{ ...job.msg, payload: value, node: job.node, action: job.action }, null, null]);
       this.keepsStatus = true;
-      this.status({ fill: "green", shape: "dot", text: shown.short(value.model ?? _("orinoco.status.done")) });
+      const release = value.line === undefined ? undefined : `${value.line} ${value.release_seq ?? ""}`.trim();
+      this.status({ fill: "green", shape: "dot", text: shown.short(value.model ?? release ?? _("orinoco.status.done")) });
       job.done();
     }
 
-    progress(job, percent, state, document) {
+    progress(job, percent, state, document, text = percent === undefined ? state : `${state} ${percent} %`) {
       if (job.percent === percent && job.state === state) return;
       Object.assign(job, { percent, state });
       job.send([null, { ...job.msg, payload: percent, state, node: job.node, action: job.action, document }, null]);
-      this.status({ fill: "blue", shape: "dot", text: shown.short(percent === undefined ? state : `${state} ${percent} %`) });
+      this.status({ fill: "blue", shape: "dot", text: shown.short(text) });
     }
 
     giveUp(job, code, message) {
-      this.running.delete(job.cid);
-      this.clear(job);
+      this.end(job);
+      if (!job.deployment) this.clear(job);
       this.fail(job, failure(code, message));
+    }
+
+    end(job) {
+      clearTimeout(job.timer);
+      this.running.delete(job.cid);
     }
 
     /** Who ordered takes the order away once its outcome is known. */

@@ -4,8 +4,10 @@
 const shown = require("../lib/shown");
 const { words } = require("../lib/words");
 
-const KINDS = ["host", "gpu", "llm", "queue", "state", "status"];
-const restOf = (kind) => (kind === "state" || kind === "status" ? kind : `tele/${kind}`);
+const KINDS = ["host", "gpu", "llm", "queue", "state", "status", "ota"];
+/** Where the documents of a kind are, below a node. */
+const PLACES = { state: "state", status: "status", ota: "ota/state" };
+const restOf = (kind) => PLACES[kind] ?? `tele/${kind}`;
 
 /** `ttft_ms.p95` of a document; undefined where there is none. */
 function valueAt(document, path) {
@@ -28,8 +30,8 @@ module.exports = function (RED) {
       this.look = () => this.status(this.shown ?? shown.presence(_, link, this.only ? { kind: "node", name: this.only } : target));
       this.hear = ({ node, rest, value }) => {
         if ((this.only && node !== this.only) || value === undefined) return;
-        const kind = rest.replace(/^tele\//, "");
-        if (this.kinds.includes(kind) && rest === restOf(kind)) this.tell(node, kind, value, (message) => this.send(message));
+        const kind = this.kinds.find((one) => restOf(one) === rest);
+        if (kind !== undefined) this.tell(node, kind, value, (message) => this.send(message));
         else if (rest === "status") this.look();
       };
       if (link) {

@@ -2,7 +2,7 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { Broker, ScriptedDaemon, helper, load, until } = require("./support");
+const { Broker, ScriptedDaemon, helper, load, until, wire } = require("./support");
 
 describe("nodes", () => {
   let broker;
@@ -30,6 +30,12 @@ describe("nodes", () => {
     const loaded = await load(broker.port, node, more);
     await until("the node is seen", () => loaded.server.link.nodes().length > 0 && loaded.server.link.connected);
     return loaded;
+  }
+  /** The broker comes back, then the daemon, which a broker with a disk would have remembered, then the flow. */
+  async function restart(server) {
+    await broker.start();
+    await daemon.isBack();
+    server.broker.client.reconnect();
   }
   const requests = (op) => daemon.heard.filter(({ topic }) => topic.includes(`/${op}/`));
 
@@ -208,12 +214,12 @@ describe("nodes", () => {
         }
       });
       const { subject, out, shown, server } = await ready(chatNode);
-      server.broker.client.options.reconnectPeriod = 100;
+      server.broker.client.options.reconnectPeriod = 0;
       subject.receive({ payload: "x" });
       await until("the first piece", () => out.h1.length === 1);
       await broker.stop();
       await until("the loss is shown", () => shown.some((status) => status.text === "waits for the broker"));
-      await broker.start();
+      await restart(server);
       await until("a result", () => out.h2.length > 0);
       assert.equal(out.h2[0].payload, "one two");
       assert.deepEqual(out.h1.map((msg) => msg.payload), ["one ", "two", ""]);
@@ -223,7 +229,7 @@ describe("nodes", () => {
       daemon.on("chat", ({ say }) => daemon.accept(say));
       const { subject, server } = await ready(chatNode);
       subject.receive({ payload: "x", requestId: "r9" });
-      await until("it runs", () => requests("chat").length === 1);
+      await until("it runs", () => server.link.exchanges.get("r9")?.requester.receiver.node === "press-7");
       await subject.close();
       await until("the cancel has come", () => requests("cancel").length === 1);
       assert.match(requests("cancel")[0].topic, /cancel\/r9$/);
@@ -233,13 +239,13 @@ describe("nodes", () => {
     it("calls off later what ran when it could not be told", async () => {
       daemon.on("chat", ({ say }) => daemon.accept(say));
       const { subject, server } = await ready(chatNode);
-      server.broker.client.options.reconnectPeriod = 100;
+      server.broker.client.options.reconnectPeriod = 0;
       subject.receive({ payload: "x", requestId: "r10" });
       await until("it runs", () => requests("chat").length === 1);
       await broker.stop();
       await until("the loss is seen", () => !server.link.connected);
       await subject.close();
-      await broker.start();
+      await restart(server);
       await until("the cancel has come", () => requests("cancel").length > 0);
     });
 
@@ -325,6 +331,14 @@ describe("nodes", () => {
       await daemon.tell("tele/llm", "");
     });
 
+    it("sends how updates go", async () => {
+      const { out } = await ready({ type: "orinoco-telemetry", ota: true, key: "update_percentage" });
+      await daemon.tell("ota/state", wire("ota_state_downloading"));
+      await until("a value", () => out.h1.length === 1);
+      assert.deepEqual([out.h1[0].payload, out.h1[0].topic], [42, "press-7/ota/update_percentage"]);
+      await daemon.tell("ota/state", "");
+    });
+
     it("sends one value for a gauge, marked when its node is away", async () => {
       const { out } = await ready({ type: "orinoco-telemetry", llm: true, key: "ttft_ms.p95" });
       await daemon.tell("status", { state: "offline", boot: "b1", since_ms: 3 });
@@ -371,26 +385,86 @@ describe("nodes", () => {
       assert.equal(shown.at(-1).text, "failed");
     });
 
-    it("installs a signed release with progress, and rolls back", async () => {
+    /** A daemon that takes orders about updates as the real one does: answers with a deployment, then tells of it. */
+    function takes(tell) {
       const orders = [];
       daemon.on("cmd/ota", async ({ rest, body }) => {
         if (body.status !== "init") return;
         orders.push(body);
-        await daemon.tell(rest, { ...body, status: "executing" });
-        if (body.action === "install") {
-          await daemon.tell("ota/state", { state: "downloading", bytes_done: 25, bytes_total: 100 });
-          await daemon.tell("ota/state", { state: "probing" });
-        }
-        await daemon.tell(rest, { ...body, status: "successful" });
+        await daemon.tell(rest, { ...wire("ota_command_taken"), deployment: wire("ota_state_downloading").deployment });
+        await tell(body);
+      });
+      return orders;
+    }
+    const told = (name) => daemon.tell("ota/state", wire(name));
+
+    it("installs a signed release: taken is no success, in service is", async () => {
+      let end;
+      const orders = takes(async () => {
+        await told("ota_state_downloading");
+        await told("ota_state_probing");
+        await new Promise((resolve) => (end = resolve));
+        await told("ota_state_committed");
+      });
+      const { subject, out, shown } = await ready({ ...modelNode, action: "install" });
+      subject.receive({ release: { line: "assistant", release_seq: 12 } });
+      await until("the trial", () => out.h2.length === 2);
+      assert.equal(out.h1.length, 0);
+      assert.equal(shown.at(-1).text, "probing");
+      end();
+      const done = await until("installed", () => out.h1[0]);
+      assert.deepEqual(out.h2.map((msg) => [msg.payload, msg.state]), [[42, "downloading"], [100, "probing"], [100, "committed"]]);
+      assert.equal(out.h2[0].document.eta_s, 136);
+      assert.deepEqual(done.payload, { status: "successful", deployment: "cmd-01J9Z4", state: "committed", line: "assistant", release_seq: 12 });
+      assert.equal(shown.at(-1).text, "assistant 12");
+      assert.deepEqual(orders, [wire("ota_command")]);
+      await until("the order is cleared", () => daemon.heard.some(({ topic, payload }) => topic.includes("/cmd/ota/") && payload === ""));
+      await daemon.tell("ota/state", "");
+    });
+
+    it("tells why a release was taken back, also when only the event says so", async () => {
+      takes(async () => {
+        await daemon.tell("evt/ota", wire("ota_event"), false);
+      });
+      const { subject, out, shown } = await ready({ ...modelNode, action: "install" });
+      subject.receive({});
+      const failed = await until("the error", () => out.h3[0]);
+      assert.equal(failed.error.code, "probe_golden");
+      assert.match(failed.payload, /^rolled back: golden prompt 1: "Rome" has no match/);
+      assert.equal(failed.outcome.state, "rolled_back");
+      assert.match(shown.at(-1).text, /^failed its trial/);
+      assert.equal(out.h1.length, 0);
+    });
+
+    it("rolls back: what is a failure of an install is what was wanted", async () => {
+      const orders = takes(() => told("ota_state_rolled_back"));
+      const { subject, out } = await ready({ ...modelNode, action: "rollback" });
+      subject.receive({});
+      const done = await until("rolled back", () => out.h1[0]);
+      assert.equal(done.payload.state, "rolled_back");
+      assert.deepEqual(orders, [wire("ota_command_rollback")]);
+      await daemon.tell("ota/state", "");
+    });
+
+    it("tells of an update that another one took the place of", async () => {
+      takes(async () => {
+        await told("ota_state_downloading");
+        await daemon.tell("ota/state", { ...wire("ota_state_probing"), deployment: "d-9" });
       });
       const { subject, out } = await ready({ ...modelNode, action: "install" });
-      subject.receive({ release: { line: "assistant-s", release_seq: 12 } });
-      await until("installed", () => out.h1.length === 1);
-      assert.deepEqual(out.h2.map((msg) => [msg.payload, msg.state]), [[25, "downloading"], [undefined, "probing"], [100, "successful"]]);
-      subject.receive({ action: "rollback" });
-      await until("rolled back", () => out.h1.length === 2);
-      assert.deepEqual(orders.map(({ action, release_seq: seq }) => [action, seq]), [["install", 12], ["rollback", undefined]]);
+      subject.receive({});
+      const failed = await until("the error", () => out.h3[0]);
+      assert.equal(failed.error.code, "superseded");
       await daemon.tell("ota/state", "");
+    });
+
+    it("gives orders to an update that is under way, and is told when there is none", async () => {
+      daemon.on("cmd/ota", ({ rest, body }) => body.status === "init" && daemon.tell(rest, body.action === "check" ? { status: "successful" } : wire("ota_command_failed")));
+      const { subject, out } = await ready(modelNode);
+      subject.receive({ action: "check" });
+      await until("checked", () => out.h1.length === 1);
+      subject.receive({ action: "pause" });
+      assert.equal((await until("the error", () => out.h3[0])).payload, "nothing is being downloaded");
     });
   });
 

@@ -14,6 +14,9 @@ const core = require("@node-red/nodes/core/network/10-mqtt.js");
 const join = require("@node-red/nodes/core/sequence/17-split.js");
 const ours = ["node", "chat", "embed", "telemetry", "model", "event"].map((name) => require(`../nodes/orinoco-${name}.js`));
 
+/** A message as the daemon is held to by tests/wire_v1.rs. */
+const wire = (name) => JSON.parse(fs.readFileSync(path.join(__dirname, "../../tests/wire/v1", `${name}.json`), "utf8"));
+
 function freePort() {
   return new Promise((resolve) => {
     const probe = net.createServer().listen(0, "127.0.0.1", () => {
@@ -83,14 +86,24 @@ class ScriptedDaemon {
   }
 
   async start() {
-    const base = `orinoco/v1/${this.node}`;
     await within(5000, "the scripted daemon connects", new Promise((resolve) => this.client.once("connect", resolve)));
-    await this.client.subscribeAsync([`${base}/req/#`, `${base}/cmd/#`, `orinoco/v1/pool/hall2/req/#`], { qos: 1 });
+    await this.listen();
     await this.tell("status", { state: "online", boot: "b1", since_ms: 1 });
     await this.tell("info", { protocol: "1.0", node: this.node, ops: ["chat"], pools: ["hall2"], hardware: { arch: "x86_64", n_cores: 2 } });
     await this.tell("models", { active: "smollm2-135m", models: [{ name: "smollm2-135m" }, { name: "qwen3-4b" }] });
     await this.tell("state", { mode: "serving", model: "smollm2-135m", reasons: [], since_ms: 1 });
     return this;
+  }
+
+  listen() {
+    const base = `orinoco/v1/${this.node}`;
+    return this.client.subscribeAsync([`${base}/req/#`, `${base}/cmd/#`, `orinoco/v1/pool/hall2/req/#`], { qos: 1 });
+  }
+
+  /** After the broker was away. */
+  async isBack() {
+    await until("the scripted daemon is back", () => this.client.connected);
+    await this.listen();
   }
 
   tell(rest, document, retain = true) {
@@ -156,4 +169,4 @@ async function load(port, node, more = []) {
   return { subject, out, shown, server: helper.getNode("server") };
 }
 
-module.exports = { Broker, ScriptedDaemon, helper, load, until, within, freePort };
+module.exports = { Broker, ScriptedDaemon, helper, load, until, within, freePort, wire };

@@ -8,7 +8,8 @@ const { Topics, RESERVED, isId, newId } = require("../lib/topics");
 const { Receiver, HearError } = require("../lib/receiver");
 const { chat, embed, vectors } = require("../lib/body");
 const { Sessions } = require("../lib/sessions");
-const { command, otaProgress } = require("../lib/command");
+const { command } = require("../lib/command");
+const { Deployment, otaProgress } = require("../lib/deployment");
 
 const folder = path.join(__dirname, "../../tests/wire");
 const read = (name) => JSON.parse(fs.readFileSync(path.join(folder, name), "utf8"));
@@ -162,16 +163,56 @@ describe("sessions", () => {
 describe("orders", () => {
   it("are the commands of the contract", () => {
     assert.deepEqual(command("use", { payload: "qwen3-4b" }), { op: "model", body: { status: "init", model: "qwen3-4b" } });
-    assert.deepEqual(command("install", { release: { line: "s", release_seq: 12 } }), { op: "ota", body: { status: "init", action: "install", line: "s", release_seq: 12 } });
-    assert.deepEqual(command("rollback", {}), { op: "ota", body: { status: "init", action: "rollback" } });
+    const orders = (name) => ({ op: "ota", body: read(`v1/${name}.json`) });
+    assert.deepEqual(command("use", { model: "qwen3-4b" }).body, read("v1/model_command.json"));
+    assert.deepEqual(command("install", { release: { line: "assistant", release_seq: 12, url: "http://elsewhere" } }), orders("ota_command"));
+    assert.deepEqual(command("install", {}), orders("ota_command_best"));
+    assert.deepEqual(command("rollback", {}), orders("ota_command_rollback"));
+    assert.deepEqual(command("rollback", { release: { line: "assistant" } }).body, { status: "init", action: "rollback", line: "assistant" });
+    assert.deepEqual(command("cancel", {}), { op: "ota", body: { status: "init", action: "cancel" } });
     assert.throws(() => command("use", {}), /name of a model/);
     assert.throws(() => command("install", { release: { line: 7 } }), /expected/);
-    assert.throws(() => command("erase", {}), /expected list, use, install or rollback/);
+    assert.throws(() => command("erase", {}), /expected one of list, use, install, rollback/);
   });
 
-  it("have their progress in percent", () => {
+  it("have their progress in percent of the download", () => {
+    const shown = (name) => otaProgress(read(`v1/ota_state_${name}.json`));
+    assert.deepEqual(shown("none"), { percent: undefined, state: "idle", text: "idle" });
+    assert.deepEqual(shown("downloading"), { percent: 42, state: "downloading", text: "downloading 42 %" });
+    assert.deepEqual(shown("probing"), { percent: 100, state: "probing", text: "probing" });
+    assert.deepEqual(shown("rolled_back"), { percent: undefined, state: "rolled_back", text: "rolled back" });
     assert.equal(otaProgress({ state: "downloading", bytes_done: 50, bytes_total: 200 }).text, "downloading 25 %");
-    assert.equal(otaProgress({ in_progress: true, update_percentage: 7.6 }).percent, 8);
-    assert.equal(otaProgress({ state: "idle" }).percent, undefined);
+    assert.equal(otaProgress("x"), undefined);
+  });
+});
+
+describe("a deployment", () => {
+  const state = (name) => read(`v1/ota_state_${name}.json`);
+
+  it("is followed up to its end, by states or by events", () => {
+    const install = new Deployment("cmd-01J9Z4", "committed");
+    assert.equal(install.hearState(state("none")), undefined);
+    assert.equal(install.hearState(state("downloading")).what, "progress");
+    assert.equal(install.hearEvent(read("v1/ota_event_step.json")), undefined);
+    assert.deepEqual(install.hearState(state("committed")), { what: "end", ok: true, state: "committed" });
+    for (const heard of [install.hearState(state("rolled_back")), install.hearEvent(read("v1/ota_event.json"))]) {
+      assert.deepEqual([heard.ok, heard.code], [false, "probe_golden"]);
+    }
+    assert.equal(new Deployment("cmd-01J9Z4", "rolled_back").hearState(state("rolled_back")).ok, true);
+  });
+
+  it("waits behind another one, and is gone when a third takes its place", () => {
+    const queued = new Deployment("d-8", "committed");
+    assert.equal(queued.hearState(state("downloading")), undefined);
+    assert.equal(queued.hearState(state("unreachable")).state, "queued");
+    assert.deepEqual(queued.hearState(state("downloading")), { what: "gone" });
+  });
+
+  it("makes nothing of what is no document", () => {
+    const one = new Deployment("x", "committed");
+    for (const value of [undefined, null, 7, "x", [], {}]) {
+      assert.equal(one.hearState(value), undefined);
+      assert.equal(one.hearEvent(value), undefined);
+    }
   });
 });

@@ -12,7 +12,27 @@ const assert = require("node:assert/strict");
 const fs = require("node:fs");
 const path = require("node:path");
 const puppeteer = require("puppeteer-core");
-const { Daemon, NodeRed, until, wait } = require("./site");
+const { Daemon, NodeRed, Publisher, until, wait } = require("./site");
+
+/**
+ * What the daemon of this tree may refuse as not_supported, with a question that shows it. As soon as it is
+ * served, the plays that need it are strict by themselves; until then they say what they skip. A feature
+ * that is not listed here is wanted.
+ */
+const SMALL = { messages: [{ role: "user", content: "hi" }], max_tokens: 8, stream: false };
+const NOT_YET = {
+  schema: ["chat", { ...SMALL, response_format: { type: "json_schema", json_schema: { name: "a", schema: { type: "object" } } } }],
+  tools: ["chat", { ...SMALL, tools: [{ type: "function", function: { name: "a", parameters: { type: "object" } } }] }],
+  embed: ["embed", { input: "hi" }],
+};
+const refused = new Set();
+const skipped = [];
+/** Whether a play goes on: false where what it needs is not served yet, which is told. */
+function isServed(feature, what) {
+  if (!refused.has(feature)) return true;
+  skipped.push(`${what}: the daemon does not serve "${feature}" yet (not_supported)`);
+  return false;
+}
 
 const [modules, ...options] = process.argv.slice(2);
 const option = (name) => (options.includes(name) ? options[options.indexOf(name) + 1] : undefined);
@@ -20,6 +40,7 @@ const shots = option("--shots");
 const isBrief = options.includes("--brief");
 const chromium = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find((file) => fs.existsSync(file));
 
+let publisher;
 let daemon;
 let red;
 let page;
@@ -103,67 +124,112 @@ const plays = {
     await daemon.idle();
   },
 
-  async "anomaly-explainer: JSON of the schema, or a clear no"() {
+  async "anomaly-explainer: a reading outside its limits becomes JSON that the flow acts on"() {
     await open("anomaly-explainer");
     await until("the node is seen", async () => (await statusOf("anomaly-explain")) === daemon.node);
     await wait(300);
     await press("anomaly-good");
     await press("anomaly-bad");
-    const [note, error] = await until("an end", async () => {
-      const found = [(await debug("for the shift book"))[0], (await debug("why it was not"))[0]];
-      return found.some(Boolean) && found;
-    });
-    if (error) assert.match(error, /response_format/);
-    else assert.match(note, /severity/);
+    const ends = async () => [...(await debug("for the shift book")), ...(await debug("stop the press")), ...(await debug("why it was not"))];
+    await until("an end", async () => (await ends()).length > 0, 60_000);
     await shoot("example-anomaly");
+    const [error] = await debug("why it was not");
+    if (!isServed("schema", "anomaly-explainer: the answer is JSON of the schema")) {
+      assert.match(error, /response_format/);
+      return;
+    }
+    assert.equal(error, undefined);
+    const [note] = await ends();
+    assert.match(note, /severity: "(watch|service|stop)"|object/);
+    assert.equal((await ends()).length, 1, "the good reading is asked about as well");
   },
 
-  async "alarm: the batch ends, and an alarm that is not allowed falls back"() {
+  async "alarm: it is answered before the batch is done, or the fallback says why not"() {
     await open("alarm");
     await until("the node is seen", async () => (await statusOf("alarm-batch")) === daemon.node);
     await press("alarm-many");
+    await until("the batch runs", async () => (await daemon.numbers("llm")).streams_count > 0);
     await press("alarm-now");
     const [advice, fallback] = await until("advice or fallback", async () => {
       const found = [(await debug("the advice"))[0], (await debug("fallback"))[0]];
       return found.some(Boolean) && found;
     });
-    assert.ok(advice || /not_allowed|deadline_exceeded/.test(fallback), fallback);
-    await until("ten summaries", async () => (await debug("summary")).length === 10, 90_000);
+    const nDone = (await debug("summary")).length;
+    assert.ok(advice || /deadline_exceeded/.test(fallback), fallback);
+    assert.ok(nDone < 10, "the alarm waited for the whole batch");
+    await until("ten summaries", async () => (await debug("summary")).length === 10, 120_000);
+    assert.deepEqual(await debug("refused"), []);
     await shoot("example-alarm");
   },
 
-  async "tool-call: a call reaches the device, or a clear no"() {
+  async "tool-call: a call reaches the device, and what the device said the model"() {
     await open("tool-call");
     await until("the node is seen", async () => (await statusOf("tools-chat")) === daemon.node);
     await press("tools-ask");
     const [said, error] = await until("an end", async () => {
       const found = [(await debug("what it says"))[0], (await debug("errors"))[0]];
       return found.some(Boolean) && found;
-    });
-    if (error) assert.match(error, /tools/);
-    else assert.ok(said.length > 0);
+    }, 60_000);
     await shoot("example-tool-call");
+    if (!isServed("tools", "tool-call: the model calls set_valve")) {
+      assert.match(error, /tools/);
+      return;
+    }
+    assert.equal(error, undefined);
+    assert.ok(said.length > 0);
+    assert.match(await statusOf("tools-check"), /set_valve/);
   },
 
-  async "fleet-update: models are listed, ordered, and an update has an outcome"() {
+  async "fleet-update: a group's wish, a release with progress, one that fails its trial, and back"() {
+    const ota = () => daemon.latest["ota/state"] ?? {};
     await open("fleet-update");
     await until("the node is seen", async () => (await statusOf("fleet-listed")).startsWith("SmolLM2"));
     await press("fleet-list");
     assert.match(await result("models"), /SmolLM2|array/);
-    await press("fleet-use");
-    assert.match(await result("outcome"), /action: "use"/);
+
+    await press("fleet-asap");
+    await until("the wish is fulfilled", () => ota().state === "committed" && ota().installed_version === "smol-1", 60_000);
+    await until("the table says so", async () => /1 nodes, 1 committed, 0 not/.test(await statusOf("fleet-table")));
+
+    publisher.release("gemma-3-270m-q4_k_m", "gemma-2", "Say hello.", ".");
     await press("fleet-install");
-    await until("an outcome of the install", async () => (await debug("outcome")).length > 1 || (await debug("errors")).length > 0);
+    await until("the download is shown", async () => (await debug("progress")).some((line) => /░.*downloading/.test(line)), 60_000);
     await shoot("example-fleet");
+    const outcomes = () => debug("outcome");
+    await until("in service", async () => (await outcomes()).some((line) => /state: "committed"/.test(line)), 90_000);
+    assert.equal(ota().installed_version, "gemma-2");
+    assert.match((await debug("progress")).join("\n"), /probing/);
+    assert.equal(await statusOf("fleet-installit"), "assistant 2");
+
+    publisher.release("SmolLM2-135M-Instruct.Q4_1", "smol-3", "What is the capital of France?", "xyzzy");
+    await press("fleet-install");
+    const why = await until("why not", async () => (await debug("errors"))[0], 90_000);
+    assert.match(why, /rolled back: .*xyzzy/);
+    assert.equal(await statusOf("fleet-installit"), "failed its trial");
+    assert.equal(ota().installed_version, "gemma-2");
+
+    await press("fleet-back");
+    await until("the release before", async () => (await outcomes()).some((line) => /state: "rolled_back"/.test(line)), 60_000);
+    assert.equal(ota().installed_version, "smol-1");
+    await press("fleet-use");
+    await until("a model by order", async () => (await outcomes()).some((line) => /action: "use"/.test(line)));
+    assert.match((await debug("events")).join("\n"), /committed|ota/);
+    await until("the model serves", () => daemon.latest.state?.mode === "serving");
   },
 
-  async "similar-faults: vectors, or a clear no"() {
+  async "similar-faults: the nearest past fault, by vectors"() {
     await open("similar-faults");
     await until("the node is seen", async () => (await statusOf("similar-vectors")) === daemon.node);
     await press("similar-learn");
     await until("an end", async () => (await debug("errors")).length > 0 || /learnt/.test(await statusOf("similar-compare")));
     const [error] = await debug("errors");
-    if (error) assert.match(error, /embed/);
+    if (!isServed("embed", "similar-faults: texts become vectors")) {
+      assert.match(error, /embed/);
+      return;
+    }
+    assert.equal(error, undefined);
+    await press("similar-ask");
+    assert.match(await result("remedy"), /^"?like ".+" \(-?[0-9.]+\): /);
   },
 
   async "edit dialogs: each opens, with what is there in its lists"() {
@@ -237,7 +303,7 @@ const plays = {
     await press("hello-long");
     await until("the stream runs", async () => (await debug("tokens as they come")).length > 5);
     await daemon.crash();
-    await until("the status says so", async () => /broker|offline|asking/.test(await statusOf("hello-chat")));
+    await until("the status says so", async () => (await statusOf("hello-chat")) === "waits for the broker");
     await wait(1000);
     await daemon.up();
     await result("whole answer", 120_000);
@@ -262,6 +328,7 @@ const plays = {
     });
     assert.ok(broker, "the daemon's broker is its child");
     process.kill(Number(broker), "SIGKILL");
+    await until("the status says so", async () => (await statusOf("hello-chat")) === "waits for the broker");
     await until("the answer", async () => (await debug("whole answer")).length > before, 120_000);
     assert.equal((await debug("whole answer")).length, before + 1);
     assert.equal((await debug("errors")).length, 0);
@@ -273,16 +340,21 @@ const plays = {
     for (const node of nodes) {
       if (node.type === "mqtt-broker") Object.assign(node, { port: String(daemon.port), credentials: daemon.login });
       if (node.id === "hello-chat") node.wires[0] = ["slow"];
+      if (node.id === "hello-result") Object.assign(node, { complete: "payload", targetType: "msg" });
     }
-    nodes.push({ id: "slow", type: "function", z: "hello", name: "slow", func: "const end = Date.now() + 150; while (Date.now() < end); return msg;", outputs: 1, x: 600, y: 400, wires: [["hello-tokens"]], libs: [] });
+    nodes.push({ id: "slow", type: "function", z: "hello", name: "slow", func: "const end = Date.now() + 150; while (Date.now() < end); return msg;", outputs: 1, x: 600, y: 400, wires: [["hello-tokens", "hello-join"]], libs: [] });
     await fetch(`${red.url}/flows`, { method: "POST", headers: { "content-type": "application/json", "Node-RED-Deployment-Type": "full" }, body: JSON.stringify(nodes) });
     await page.goto(red.url, { waitUntil: "domcontentloaded" });
     await page.waitForFunction("window.RED && RED.nodes && RED.nodes.node('hello-chat')", { timeout: 60_000 });
     await page.evaluate(() => RED.sidebar.show("debug"));
     await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
     await press("hello-ask");
-    await result("whole answer", 90_000);
+    const whole = await result("whole answer", 90_000);
+    // Every piece went through, in order: the join node has the same text.
+    assert.equal(await result("joined again", 90_000), whole);
     assert.equal((await debug("errors")).length, 0);
+    assert.match(await statusOf("hello-chat"), /^\d+ tok · [\d.]+ tok\/s$/);
+    await daemon.idle();
   },
 };
 
@@ -291,7 +363,12 @@ const onlyFull = new Set(["daemon restart", "broker restart", "slow flow", "alar
 async function main() {
   assert.ok(chromium, "no Chromium: scripts/test.sh installs it");
   if (shots) fs.mkdirSync(shots, { recursive: true });
-  daemon = await Daemon.start();
+  publisher = await Publisher.start();
+  publisher.release("SmolLM2-135M-Instruct.Q4_1", "smol-1", "What is 2+2?", "4");
+  daemon = await Daemon.start(publisher);
+  for (const [feature, [op, body]] of Object.entries(NOT_YET)) {
+    if ((await daemon.ask(op, body)).error?.code === "not_supported") refused.add(feature);
+  }
   red = await NodeRed.start(path.resolve(modules), option("--node") ?? process.execPath);
   browser = await puppeteer.launch({ executablePath: chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"], defaultViewport: { width: 1280, height: 760 } });
   page = await browser.newPage();
@@ -312,6 +389,7 @@ async function main() {
       await shoot(`failed-${name.split(":")[0].replaceAll(" ", "-")}`);
     }
   }
+  for (const line of skipped) console.log(`SKIPPED Node-RED ${red.version}: ${line}`);
   for (const message of new Set(wrong)) console.log(`FAILED  the editor: ${message}`);
   const crashes = red.said().split("\n").filter((line) => /Uncaught|UnhandledPromise|TypeError|ReferenceError/.test(line));
   for (const line of crashes) console.log(`FAILED  Node-RED's log: ${line}`);
@@ -329,5 +407,6 @@ main()
     if (process.env.KEEP_LOG && red) fs.copyFileSync(red.log, process.env.KEEP_LOG);
     await red?.end();
     await daemon?.end();
+    publisher?.end();
     process.exit(nFailed > 0 ? 1 : 0);
   });

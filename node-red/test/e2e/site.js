@@ -2,7 +2,9 @@
 "use strict";
 
 const { execFileSync, spawn } = require("node:child_process");
+const crypto = require("node:crypto");
 const fs = require("node:fs");
+const http = require("node:http");
 const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
@@ -44,10 +46,64 @@ function start(command, args, log, options = {}) {
   return child;
 }
 
-/** `orinoco run` with SmolLM2 and its own broker; keeps state and port over restarts. */
-class Daemon {
+/** A fleet's publisher: signed releases of a line, and a static web server for them. */
+class Publisher {
   static async start() {
+    const publisher = new Publisher();
+    publisher.dir = fs.mkdtempSync(path.join(os.tmpdir(), "orinoco-publisher-"));
+    publisher.repository = path.join(publisher.dir, "repository");
+    publisher.keys = path.join(publisher.dir, "keys");
+    publisher.run("init", publisher.repository, "--keys", publisher.keys);
+    publisher.server = http.createServer((request, response) => publisher.serve(request, response));
+    await new Promise((resolve) => publisher.server.listen(0, "127.0.0.1", resolve));
+    publisher.url = `http://127.0.0.1:${publisher.server.address().port}`;
+    return publisher;
+  }
+
+  run(...args) {
+    execFileSync(path.join(repository, "target/release/orinoco-ota"), args, { stdio: "pipe" });
+  }
+
+  /** The next release of "assistant", which is to answer `question` with something that matches `answer`. */
+  release(model, id, question, answer) {
+    const manifest = path.join(this.dir, `${id}.json`);
+    fs.writeFileSync(manifest, JSON.stringify({ model: { licence: "Apache-2.0" }, health: { load_ms_max: 60_000 } }));
+    this.run("add", this.repository, path.join(repository, "models", `${model}.gguf`), "--line", "assistant", "--id", id,
+      "--licence", "Apache-2.0", "--manifest", manifest, "--golden", question, answer);
+    this.run("sign", this.repository, "--keys", this.keys);
+  }
+
+  serve(request, response) {
+    const file = path.join(this.repository, path.normalize(decodeURIComponent(request.url.split("?")[0])));
+    let size;
+    try {
+      size = fs.statSync(file).size;
+    } catch {
+      response.writeHead(404).end();
+      return;
+    }
+    const asked = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
+    const from = asked ? Number(asked[1]) : 0;
+    const to = asked?.[2] ? Math.min(Number(asked[2]), size - 1) : size - 1;
+    const headers = { "content-length": to - from + 1, "accept-ranges": "bytes" };
+    if (asked) headers["content-range"] = `bytes ${from}-${to}/${size}`;
+    response.writeHead(asked ? 206 : 200, headers);
+    if (request.method === "HEAD" || size === 0) response.end();
+    else fs.createReadStream(file, { start: from, end: to }).pipe(response).on("error", () => {});
+  }
+
+  end() {
+    this.server.close();
+    this.server.closeAllConnections();
+    fs.rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+/** `orinoco run` with SmolLM2 and its own broker, a member of the publisher's fleet; keeps state and port over restarts. */
+class Daemon {
+  static async start(publisher) {
     const daemon = new Daemon();
+    daemon.publisher = publisher;
     daemon.dir = fs.mkdtempSync(path.join(os.tmpdir(), "orinoco-site-"));
     daemon.port = await freePort();
     // Orders are for operators, and from the first account on everybody needs one.
@@ -60,9 +116,10 @@ class Daemon {
     daemon.client = mqtt.connect(`mqtt://127.0.0.1:${daemon.port}`, { protocolVersion: 5, reconnectPeriod: 200, username, password: secret });
     daemon.latest = {};
     daemon.client.on("message", (topic, payload) => {
+      if (!topic.startsWith(`orinoco/v1/${daemon.node}/`)) return;
       daemon.latest[topic.split("/").slice(3).join("/")] = JSON.parse(payload.toString() || "null");
     });
-    daemon.client.on("connect", () => daemon.client.subscribe(["status", "state", "models", "tele/+"].map((rest) => `orinoco/v1/${daemon.node}/${rest}`), { qos: 1 }));
+    daemon.client.on("connect", () => daemon.client.subscribe(["status", "state", "models", "info", "tele/+", "ota/state"].map((rest) => `orinoco/v1/${daemon.node}/${rest}`), { qos: 1 }));
     await until("the model serves", () => daemon.latest.state?.mode === "serving", 60_000);
     return daemon;
   }
@@ -73,6 +130,9 @@ class Daemon {
     const settings = {
       "paths.state_dir": this.dir, "paths.models_dir": path.join(repository, "models"), "model.active": "SmolLM2-135M-Instruct.Q4_1",
       "broker.mode": "child", "broker.port": this.port, "engine.backend": "cpu", "engine.n_threads": 1, "telemetry.interval_seconds": 1,
+      [`users.${this.login.user}.priorities`]: "alarm,normal,batch",
+      "ota.root_file": path.join(this.publisher.repository, "metadata/1.root.json"), "ota.fetch.sources": this.publisher.url,
+      "ota.fetch.reserve_bytes": 0, "ota.fetch.bytes_per_second_max": 40_000_000, "ota.deploy.check_minutes": 0,
     };
     this.log = path.join(this.dir, "orinoco.log");
     this.child = start(program, ["run", ...Object.entries(settings).flatMap(([key, value]) => ["--set", `${key}=${value}`])], this.log);
@@ -81,6 +141,25 @@ class Daemon {
       return fs.existsSync(note);
     }, 60_000);
     this.node = JSON.parse(fs.readFileSync(note, "utf8")).node;
+  }
+
+  /** Asks without Node-RED; the final of the answer. */
+  async ask(op, body) {
+    const id = `site-${crypto.randomUUID()}`;
+    const topic = `orinoco/v1/resp/${this.login.user}/${id}`;
+    let end;
+    const hear = (heard, payload) => {
+      if (heard !== topic) return;
+      const answer = JSON.parse(payload.toString());
+      if (answer.final) end = answer;
+    };
+    this.client.on("message", hear);
+    await this.client.subscribeAsync(topic, { qos: 1 });
+    await this.client.publishAsync(`orinoco/v1/${this.node}/req/${this.login.user}/${op}/${id}`, JSON.stringify(body), { qos: 1 });
+    await until(`the end of ${op}`, () => end, 60_000);
+    this.client.off("message", hear);
+    await this.client.unsubscribeAsync(topic);
+    return end;
   }
 
   /** As by a power cut: nothing is said goodbye to. */
@@ -158,4 +237,4 @@ class NodeRed {
   }
 }
 
-module.exports = { Daemon, NodeRed, until, wait, freePort, repository };
+module.exports = { Daemon, NodeRed, Publisher, until, wait, freePort, repository };

@@ -6,21 +6,22 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: scripts/demo-node-red.sh [--port PORT] [--cpu]
+Usage: scripts/demo-node-red.sh [--port PORT] [--dir FOLDER] [--cpu]
 
 Starts Orinoco as scripts/quickstart.sh does, unless that serves already, then Node-RED on 127.0.0.1 with the
-dashboard example deployed, and prints the addresses. Node-RED is installed into target/demo-node-red, nothing
+dashboard example deployed, and prints the addresses. Node-RED and its flows are kept in one folder, nothing
 else is touched. Ctrl-C stops both.
 
-    --port PORT   of Node-RED (1880)
-    --cpu         as in scripts/quickstart.sh
+    --port PORT    of Node-RED (1880)
+    --dir FOLDER   where it is installed and keeps its flows (target/demo-node-red)
+    --cpu          as in scripts/quickstart.sh
 
 Example:
     scripts/demo-node-red.sh
 END
 }
 
-port=1880 cpu=()
+port=1880 cpu=() demo=''
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) usage && exit 0 ;;
@@ -29,13 +30,17 @@ while [ $# -gt 0 ]; do
             [[ "${2:-}" =~ ^[0-9]+$ ]] || die "--port needs a number"
             port=$2 && shift
             ;;
+        --dir)
+            [ -n "${2:-}" ] || die "--dir needs a folder"
+            demo=$(realpath -m "$2") && shift
+            ;;
         *) usage >&2 && die "unknown argument: $1" ;;
     esac
     shift
 done
 
 cd "$repo_dir"
-demo=$repo_dir/target/demo-node-red
+demo=${demo:-$repo_dir/target/demo-node-red}
 note=$repo_dir/target/quickstart/runtime.json
 # Only the user's own prompts and flows are in there.
 mkdir -p "$demo/user" && chmod 700 "$demo"
@@ -72,7 +77,7 @@ else
 fi
 
 if [ ! -e "$demo/node_modules/node-red/red.js" ]; then
-    step "installing Node-RED 4.1 and its dashboard into target/demo-node-red"
+    step "installing Node-RED 4.1 and its dashboard into $demo"
     npm --prefix "$demo" install --silent --no-audit --no-fund node-red@4.1 @flowfuse/node-red-dashboard@1.31 >&2 \
         || die "npm could not install Node-RED"
 fi

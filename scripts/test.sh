@@ -14,7 +14,7 @@ programs come from apt, clients and linters for Python and Node.js go to target/
 models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
-                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant's schemas,
+                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant,
                  and cargo-deny is installed when missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
@@ -174,7 +174,11 @@ node_red_5() {
     node_red_flows "$place/node_modules" --node "$deps/node22/node_modules/node-linux-$arch/bin/node"
 }
 
-# The discovery payload before Home Assistant's own schemas. Its releases each want a Python not much older.
+# The demo with the Node-RED that is here already.
+demo_starts() { tests/demo_test.sh "$deps/node-red-4/node_modules" >&2; }
+
+# The discovery payload before Home Assistant's own schemas, then its core beside a real node, with the recipes of
+# the docs. Its releases each want a Python not much older.
 home_assistant() {
     local place=$deps/home-assistant python=''
     for python in python3.14 python3.13 ''; do
@@ -190,13 +194,14 @@ home_assistant() {
     fi
     if [ ! -x "$place/bin/python3" ]; then
         "$python" -m venv "$place" || return 1
-        "$place/bin/pip" --disable-pip-version-check -q install "homeassistant>=2024.12" paho-mqtt >&2 || {
+        "$place/bin/pip" --disable-pip-version-check -q install "homeassistant>=2024.12" "paho-mqtt>=2.1" >&2 || {
             rm -rf "$place"
             say "skipped: Home Assistant's schemas, since its package could not be installed"
             return 0
         }
     fi
-    env -u PYTHONPATH "$place/bin/python3" tests/interop/home_assistant.py >&2
+    env -u PYTHONPATH "$place/bin/python3" tests/interop/home_assistant.py >&2 || return 1
+    env -u PYTHONPATH "$place/bin/python3" tests/interop/home_assistant_core.py >&2
 }
 
 # The Yocto layer: what needs no bitbake, then, where somebody has the public layers, bitbake's own view.
@@ -278,8 +283,9 @@ timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes
 timed "flows in a browser, Node-RED 4.1" node_red_flows "$deps/node-red-4/node_modules"
 [ -z "$full" ] || timed "flows in a browser, Node-RED 5.0" node_red_5
-[ -z "$full" ] || timed "Home Assistant's own schemas" home_assistant
+[ -z "$full" ] || timed "Home Assistant" home_assistant
 timed "quickstart" quickstart_answers
+timed "demo of Node-RED" demo_starts
 [ -z "$full" ] || timed "fuzzing, a minute for each target" scripts/fuzz.sh
 say "
 everything passed in $((SECONDS - started_s)) s"

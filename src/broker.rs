@@ -150,7 +150,7 @@ impl BrokerConfig {
             retained_messages_max: 1000,
             retained_bytes_max: 8 << 20,
             message_rate_max: 200,
-            subscriptions_max: 64,
+            subscriptions_max: 256,
             session_expiry_max: Duration::from_secs(7 * 24 * 3600),
         }
     }

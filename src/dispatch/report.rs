@@ -26,6 +26,8 @@ use crate::worker::{Cause, Checked, Down, Report};
 
 /// Load progress is published at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// So long after Home Assistant was told of other models `state` is told again.
+const DISCOVERY_SETTLES: Duration = Duration::from_secs(2);
 /// Failed starts in a row after which prompts are refused instead of waiting.
 const HOPELESS_AFTER: u32 = 3;
 
@@ -48,6 +50,8 @@ pub(super) struct Node {
     presence_since_ms: u64,
     dirty: Dirty,
     progress_due: Option<Instant>,
+    /// The models that Home Assistant was told of.
+    announced: Vec<String>,
     twin_until: Option<Instant>,
     /// What serves, or did last; `None` before the first.
     model: Option<String>,
@@ -93,6 +97,7 @@ impl Node {
             clock,
             dirty: Dirty::default(),
             progress_due: None,
+            announced: Vec::new(),
             twin_until: None,
             model: settings.model.clone().ok(),
             sensed: Sensed::default(),
@@ -320,6 +325,14 @@ pub struct Overview {
     pub n_waiting: usize,
 }
 
+fn names_of(models: &Models) -> Vec<String> {
+    models
+        .models
+        .iter()
+        .map(|model| model.name.clone())
+        .collect()
+}
+
 impl Dispatch {
     pub(super) fn overview(&self) -> Overview {
         let state = &self.node.state;
@@ -352,7 +365,7 @@ impl Dispatch {
             }
             until => wake = earliest(wake, until),
         }
-        let dirty = std::mem::take(&mut self.node.dirty);
+        let mut dirty = std::mem::take(&mut self.node.dirty);
         if dirty.info {
             let backend = self.settings.backend;
             let mut info = Info::new(
@@ -378,10 +391,21 @@ impl Dispatch {
             self.retain(self.settings.names.info(), &info);
         }
         if dirty.models {
-            self.retain(self.settings.names.models(), &self.models());
+            let models = self.models();
+            let names = names_of(&models);
+            dirty.discovery |= self.node.announced != names;
+            self.node.announced = names;
+            self.retain(self.settings.names.models(), &models);
         }
         if dirty.discovery {
             self.discover();
+            if self.settings.discovery == Discovery::Shown {
+                // Home Assistant takes a while to know a new model, and refuses one that it does not know.
+                let again = now + DISCOVERY_SETTLES;
+                let due = self.node.progress_due.map_or(again, |due| due.max(again));
+                self.node.progress_due = Some(due);
+                wake = earliest(wake, Some(due));
+            }
         }
         if dirty.state {
             let mut state = self.node.state.clone();
@@ -420,9 +444,7 @@ impl Dispatch {
                 self.send(nothing);
             }
             Discovery::Shown => {
-                let models: Vec<String> = (self.settings.models.iter())
-                    .map(|model| model.name.clone())
-                    .collect();
+                let models = names_of(&self.models());
                 let device = home_assistant::device(
                     &self.settings.names,
                     env!("CARGO_PKG_VERSION"),

@@ -460,6 +460,9 @@ impl<W: World> Deploy<W> {
         let mut last_told = Instant::now();
         let outcome = {
             let mut progress = self.world.progress();
+            // Told with each progress, as a retained document is read alone.
+            let mut known = State::default();
+            self.world.describe(&mut known);
             let mut work = pin!(self.world.download(&release, max_kbit_s));
             loop {
                 tokio::select! {
@@ -483,6 +486,9 @@ impl<W: World> Deploy<W> {
                             last_told = Instant::now();
                             let mut state = report::of(&self.book.record, self.catalog.as_ref());
                             state.take_progress(&progress.borrow_and_update());
+                            state.metadata.clone_from(&known.metadata);
+                            state.clock.clone_from(&known.clock);
+                            state.disk_free_mib = known.disk_free_mib;
                             self.parts.state.send_replace(state);
                         }
                     }

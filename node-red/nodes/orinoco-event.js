@@ -4,6 +4,9 @@
 const shown = require("../lib/shown");
 const { words } = require("../lib/words");
 
+/** Steps of an update that are no good news. */
+const BAD_STEPS = new Set(["failed", "rolling_back", "rolled_back"]);
+
 module.exports = function (RED) {
   const _ = words(RED);
 
@@ -47,8 +50,8 @@ module.exports = function (RED) {
 
     tell(node, type, payload) {
       if (this.types.size > 0 && !this.types.has(type)) return;
-      const isGood = type === "presence" ? payload.to === "online" : type === "pressure" ? payload.to === "ok" : payload?.served !== false;
-      this.last = { fill: isGood ? "green" : "yellow", shape: "dot", text: shown.short(`${type}: ${payload?.to ?? payload?.model ?? payload?.state ?? ""}`) };
+      const isGood = type === "presence" ? payload.to === "online" : type === "pressure" ? payload.to === "ok" : type === "ota" ? !BAD_STEPS.has(payload?.state) : payload?.served !== false;
+      this.last = { fill: isGood ? "green" : "yellow", shape: "dot", text: shown.short(`${type}: ${payload?.to ?? payload?.model ?? payload?.state?.replaceAll?.("_", " ") ?? ""}`) };
       this.look();
       this.send({ topic: `${node}/${type}`, payload, node, event: type });
     }

@@ -480,6 +480,13 @@ describe("nodes", () => {
     });
   });
 
+  it("orinoco-event: shows a failed update as no good news", async () => {
+    const { out, shown } = await ready({ type: "orinoco-event", types: "" });
+    await daemon.tell("evt/ota", wire("ota_event"), false);
+    await until("it", () => out.h1.length === 1);
+    assert.deepEqual([shown.at(-1).fill, shown.at(-1).text], ["yellow", "ota: rolled back"]);
+  });
+
   describe("orinoco-node", () => {
     it("answers the editor with what is there", async () => {
       await ready(chatNode);

@@ -1,13 +1,14 @@
 // What the plays in a browser need: a daemon with a real model, a real Node-RED, an eye on telemetry.
 "use strict";
 
-const { execFileSync, spawn } = require("node:child_process");
+const { execFile, execFileSync, spawn } = require("node:child_process");
 const crypto = require("node:crypto");
 const fs = require("node:fs");
 const http = require("node:http");
 const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
+const { promisify } = require("node:util");
 const mqtt = require("mqtt");
 
 const repository = path.resolve(__dirname, "../../..");
@@ -53,24 +54,25 @@ class Publisher {
     publisher.dir = fs.mkdtempSync(path.join(os.tmpdir(), "orinoco-publisher-"));
     publisher.repository = path.join(publisher.dir, "repository");
     publisher.keys = path.join(publisher.dir, "keys");
-    publisher.run("init", publisher.repository, "--keys", publisher.keys);
+    await publisher.run("init", publisher.repository, "--keys", publisher.keys);
     publisher.server = http.createServer((request, response) => publisher.serve(request, response));
     await new Promise((resolve) => publisher.server.listen(0, "127.0.0.1", resolve));
     publisher.url = `http://127.0.0.1:${publisher.server.address().port}`;
     return publisher;
   }
 
+  /** Never waited for in place: the web server is in this process. */
   run(...args) {
-    execFileSync(path.join(repository, "target/release/orinoco-ota"), args, { stdio: "pipe" });
+    return promisify(execFile)(path.join(repository, "target/release/orinoco-ota"), args);
   }
 
   /** The next release of "assistant", which is to answer `question` with something that matches `answer`. */
-  release(model, id, question, answer) {
+  async release(model, id, question, answer) {
     const manifest = path.join(this.dir, `${id}.json`);
     fs.writeFileSync(manifest, JSON.stringify({ model: { licence: "Apache-2.0" }, health: { load_ms_max: 60_000 } }));
-    this.run("add", this.repository, path.join(repository, "models", `${model}.gguf`), "--line", "assistant", "--id", id,
+    await this.run("add", this.repository, path.join(repository, "models", `${model}.gguf`), "--line", "assistant", "--id", id,
       "--licence", "Apache-2.0", "--manifest", manifest, "--golden", question, answer);
-    this.run("sign", this.repository, "--keys", this.keys);
+    await this.run("sign", this.repository, "--keys", this.keys);
   }
 
   serve(request, response) {
@@ -128,7 +130,7 @@ class Daemon {
     const note = path.join(this.dir, "runtime.json");
     fs.rmSync(note, { force: true });
     const settings = {
-      "paths.state_dir": this.dir, "paths.models_dir": path.join(repository, "models"), "model.active": "SmolLM2-135M-Instruct.Q4_1",
+      "node.name": "press-7", "paths.state_dir": this.dir, "paths.models_dir": path.join(repository, "models"), "model.active": "SmolLM2-135M-Instruct.Q4_1",
       "broker.mode": "child", "broker.port": this.port, "engine.backend": "cpu", "engine.n_threads": 1, "telemetry.interval_seconds": 1,
       [`users.${this.login.user}.priorities`]: "alarm,normal,batch",
       "ota.root_file": path.join(this.publisher.repository, "metadata/1.root.json"), "ota.fetch.sources": this.publisher.url,

@@ -30,7 +30,8 @@ else
     echo "FAILED  examples: c: it does not compile; libmosquitto-dev is needed"
     failed=1
 fi
-if c++ -std=c++17 -O1 -Wall -Werror -I "$here/esp32/host" -o "$built/esp32" "$here/esp32/host/main.cpp" -lmosquitto; then
+# As the Arduino core for the ESP32 compiles: without exceptions and type information.
+if c++ -std=c++17 -O1 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -I "$here/esp32/host" -o "$built/esp32" "$here/esp32/host/main.cpp" -lmosquitto; then
     try esp32 "$built/esp32" "$@"
 else
     echo "FAILED  examples: esp32: the sketch does not compile"

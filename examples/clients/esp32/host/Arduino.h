@@ -9,9 +9,16 @@
 #include <string>
 #include <thread>
 
-struct String : std::string {
-  using std::string::string;
-  String &operator=(const char *text) { assign(text); return *this; }
+/// The core's own string, with nothing more than it has: what std::string could do besides must not compile here.
+class String {
+ public:
+  String(const char *text = "") : bytes(text) {}
+  String &operator+=(char c) { bytes += c; return *this; }
+  unsigned int length() const { return (unsigned int)bytes.size(); }
+  const char *c_str() const { return bytes.c_str(); }
+
+ private:
+  std::string bytes;
 };
 inline void delay(unsigned long ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 inline unsigned long millis() {

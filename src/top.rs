@@ -273,8 +273,9 @@ fn update(value: &Value) -> Update {
     let installed = text("installed_version");
     let lines = value.get("lines").and_then(Value::as_array);
     let on_probation = |line: &Value| line.get("probation").and_then(Value::as_bool) == Some(true);
+    let state = text("state").unwrap_or_default();
     Update {
-        state: text("state").unwrap_or_default(),
+        state: state.clone(),
         release: release(value),
         fraction,
         eta_seconds: value.get("eta_s").and_then(Value::as_u64),
@@ -282,6 +283,8 @@ fn update(value: &Value) -> Update {
         installed,
         is_on_probation: lines.is_some_and(|lines| lines.iter().any(on_probation)),
         reason: (text("detail").or_else(|| text("reason")))
+            // What a release showed is told by its event.
+            .filter(|_| state != "committed")
             .or_else(|| text("check_detail"))
             .or_else(|| text("check_reason")),
     }

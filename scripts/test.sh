@@ -178,25 +178,22 @@ node_red_5() {
 demo_starts() { tests/demo_test.sh "$deps/node-red-4/node_modules" >&2; }
 
 # The discovery payload before Home Assistant's own schemas, then its core beside a real node, with the recipes of
-# the docs. Its releases each want a Python not much older.
+# the docs. One release, which wants Python 3.13.
 home_assistant() {
-    local place=$deps/home-assistant python=''
-    for python in python3.14 python3.13 ''; do
-        # The shims of pyenv are there for versions that are not chosen.
-        [ -z "$python" ] || ! "$python" --version >/dev/null 2>&1 || break
-    done
-    if [ -z "$python" ] && [ -x "${PYENV_ROOT:-$HOME/.pyenv}/bin/pyenv" ]; then
+    local place=$deps/home-assistant python=python3.13
+    # The shims of pyenv are there for versions that are not chosen.
+    if ! "$python" --version >/dev/null 2>&1; then
         python=$(compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/3.13.*/bin/python3" | tail -n 1) || true
     fi
     if [ -z "$python" ]; then
-        say "skipped: Home Assistant's schemas, since there is no Python 3.13 or newer for it"
+        say "skipped: Home Assistant, its schemas and its core with the docs' recipes, since there is no Python 3.13"
         return 0
     fi
     if [ ! -x "$place/bin/python3" ]; then
         "$python" -m venv "$place" || return 1
-        "$place/bin/pip" --disable-pip-version-check -q install "homeassistant>=2024.12" "paho-mqtt>=2.1" >&2 || {
+        "$place/bin/pip" --disable-pip-version-check -q install homeassistant==2025.4.4 paho-mqtt==2.1.0 >&2 || {
             rm -rf "$place"
-            say "skipped: Home Assistant's schemas, since its package could not be installed"
+            say "skipped: Home Assistant, its schemas and its core with the docs' recipes, since its package could not be installed"
             return 0
         }
     fi

@@ -59,16 +59,20 @@ async function shoot(name, of = page) {
   await of.screenshot({ path: path.join(shots, `${name}.png`) });
 }
 
-/** The editor, with one example in it as the import dialog brings it, and the broker's port set. */
-async function open(example) {
+/** The editor, with one example in it as the import dialog brings it, and the broker's port set; long: tokens of a long answer. */
+async function open(example, long) {
   const dirty = await page.evaluate(() => window.RED?.nodes?.dirty?.());
   if (dirty) await page.evaluate(() => { window.onbeforeunload = null; RED.nodes.dirty(false); });
   await fetch(`${red.url}/flows`, { method: "POST", headers: { "content-type": "application/json", "Node-RED-Deployment-Type": "full" }, body: "[]" });
   await page.goto(red.url, { waitUntil: "domcontentloaded" });
   await page.waitForFunction("window.RED && RED.nodes && RED.nodes.getType && RED.nodes.getType('orinoco-chat') && RED.workspaces.count() > 0", { timeout: 60_000 });
-  await page.evaluate(async (name, port, login) => {
+  await page.evaluate(async (name, port, login, nTokens) => {
     const nodes = await $.getJSON(`library/examples/flows/@orinoco/node-red-orinoco/${name}`);
-    for (const node of nodes) if (node.type === "mqtt-broker") node.port = String(port);
+    for (const node of nodes) {
+      if (node.type === "mqtt-broker") node.port = String(port);
+      const wanted = nTokens && node.props?.find((prop) => prop.p === "max_tokens");
+      if (wanted) wanted.v = String(nTokens);
+    }
     RED.view.importNodes(nodes, { generateIds: false, addFlow: false, touchImport: true });
     RED.workspaces.show(nodes[0].id);
     for (const node of nodes.filter(({ type }) => type === "mqtt-broker")) {
@@ -79,7 +83,7 @@ async function open(example) {
     [...document.querySelectorAll(".red-ui-palette-header")].find((header) => header.textContent.includes("Orinoco"))?.scrollIntoView();
     RED.view.redraw(true);
     RED.sidebar.show("debug");
-  }, example, daemon.port, daemon.login);
+  }, example, daemon.port, daemon.login, long);
   await deploy();
 }
 
@@ -303,7 +307,7 @@ const plays = {
   },
 
   async "daemon restart: the answer comes all the same, once"() {
-    await open("hello");
+    await open("hello", 400);
     await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
     await press("hello-long");
     await until("the stream runs", async () => (await debug("tokens as they come")).length > 5);

@@ -171,7 +171,7 @@ module.exports = function (RED) {
     succeed(job, state, value) {
       this.end(job);
       this.progress(job, 100, state, value);
-      job.send([{ ...job.msg, payload: value, node: job.node, action: job.action }, null, null]);
+      job.send([{ ...job.msg, payload: value, state, node: job.node, action: job.action }, null, null]);
       this.keepsStatus = true;
       const release = value.line === undefined ? undefined : `${value.line} ${value.release_seq ?? ""}`.trim();
       this.status({ fill: "green", shape: "dot", text: shown.short(value.model ?? release ?? _("orinoco.status.done")) });

@@ -416,6 +416,7 @@ describe("nodes", () => {
       assert.deepEqual(out.h2.map((msg) => [msg.payload, msg.state]), [[42, "downloading"], [100, "probing"], [100, "committed"]]);
       assert.equal(out.h2[0].document.eta_s, 136);
       assert.deepEqual(done.payload, { status: "successful", deployment: "cmd-01J9Z4", state: "committed", line: "assistant", release_seq: 12 });
+      assert.equal(done.state, "committed");
       assert.equal(shown.at(-1).text, "assistant 12");
       assert.deepEqual(orders, [wire("ota_command")]);
       await until("the order is cleared", () => daemon.heard.some(({ topic, payload }) => topic.includes("/cmd/ota/") && payload === ""));

@@ -246,7 +246,7 @@ const plays = {
     await page.evaluate(() => { RED.sidebar.show("help"); });
     for (const type of ["orinoco-chat", "orinoco-embed", "orinoco-telemetry", "orinoco-model", "orinoco-event"]) {
       await page.evaluate((which) => {
-        const [node] = RED.nodes.filterNodes({ type: which });
+        const node = RED.nodes.node("fleet-installit").type === which ? RED.nodes.node("fleet-installit") : RED.nodes.filterNodes({ type: which })[0];
         if (node) return RED.editor.edit(node);
         const defaults = RED.nodes.getType(which).defaults;
         const made = { id: `made-${which}`, type: which, z: RED.workspaces.active(), x: 600, y: 500, wires: [], _def: RED.nodes.getType(which), inputs: 1, outputs: 1, changed: false, dirty: true };
@@ -289,11 +289,12 @@ const plays = {
       await board.goto(`${red.url}/dashboard/orinoco`, { waitUntil: "domcontentloaded" });
       const field = await board.waitForSelector(".orinoco-form input", { timeout: 30_000 });
       await wait(1500);
-      await field.type("Explain in five sentences why oil pressure falls when a pump draws air.");
+      await field.type("Tell a long story about a pump that draws air, and how the oil pressure falls.");
       await board.click(".orinoco-ask");
       const text = () => board.evaluate(() => document.querySelector(".orinoco-answer")?.textContent ?? "");
       const early = await until("the first tokens", async () => (await text()).length > 40 && text());
       const hasEnded = () => board.evaluate(() => /tok\/s/.test(document.querySelector(".orinoco-note")?.textContent ?? ""));
+      await until("telemetry counts them", async () => (await daemon.numbers("llm")).tok_s > 0 || hasEnded());
       await until("more tokens", async () => (await text()).length > early.length + 200 || hasEnded());
       await shoot("dashboard-streaming", board);
       await until("the answer ends", hasEnded, 60_000);

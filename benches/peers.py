@@ -5,12 +5,14 @@ A server takes `start(prompt, n)` and gives a Stream that fills while `pump()` i
 
 import bisect
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
 import pathlib
 import re
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,17 +31,34 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def llama_bench(peers, model, threads):
+@dataclasses.dataclass
+class Rig:
+    """What every measurement has in common: the programs, the model, and what computes."""
+
+    peers: pathlib.Path
+    program: pathlib.Path
+    model: pathlib.Path
+    threads: int
+    on_gpu: bool
+
+    def llama_options(self):
+        """Of llama.cpp's servers and tools. Flash attention is `auto` for all but on a GPU, where llama-bench defaults to off."""
+        return ["-m", self.model, "-t", str(self.threads), *(["-ngl", "99"] if self.on_gpu else [])]
+
+
+def llama_bench(rig):
     """Tokens a second of prefill (pp512) and decoding (tg128), without sampling."""
-    command = [peers / "llama-bench", "-m", model, "-p", "512", "-n", "128", "-t", str(threads), "-r", "3", "-o", "json"]
+    command = [rig.peers / "llama-bench", *rig.llama_options(), "-p", "512", "-n", "128", "-r", "3", "-o", "json"]
+    command += ["-fa", "1"] if rig.on_gpu else []
     rows = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return {"pp512": rows[0]["avg_ts"], "tg128": rows[1]["avg_ts"]}
 
 
-def batched_bench(peers, model, threads):
+def batched_bench(rig):
     """Tokens a second of decoding in 1, 4 and 8 sequences side by side, without sampling."""
-    command = [peers / "llama-batched-bench", "-m", model, "-c", "4096", "-b", "2048", "-ub", "512", "-npp", "128", "-ntg", "128"]
-    command += ["-npl", "1,4,8", "-t", str(threads), "--output-format", "jsonl"]
+    command = [rig.peers / "llama-batched-bench", *rig.llama_options(), "-c", "4096", "-b", "2048", "-ub", "512"]
+    command += ["-npp", "128", "-ntg", "128", "-npl", "1,4,8", "--output-format", "jsonl"]
+    command += ["-fa", "on"] if rig.on_gpu else []
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return {f"tg{row['pl']}": row["speed_tg"] for row in rows}
@@ -47,7 +66,10 @@ def batched_bench(peers, model, threads):
 
 @contextlib.contextmanager
 def mosquitto(work):
-    """A Mosquitto of our own on a free port."""
+    """A Mosquitto of our own on a free port; None where none is installed."""
+    if not shutil.which("mosquitto"):
+        yield None
+        return
     port = free_port()
     conf = work / "mosquitto.conf"
     conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 10000\n")
@@ -63,7 +85,7 @@ def mosquitto(work):
 
 
 class Stream:
-    """One answer: `pieces` are (seconds, bytes of text) in the order of arrival."""
+    """One answer: `pieces` are (seconds, bytes of text) in the order of arrival; `text` is whole once it is done."""
 
     def __init__(self, sent_s):
         self.sent_s = sent_s
@@ -71,6 +93,7 @@ class Stream:
         self.pieces = []
         self.is_done = False
         self.error = None
+        self.text = ""
         self.n_tokens = self.n_prompt = self.prefill_ms = self.resumed = None
 
 
@@ -96,10 +119,10 @@ class LlamaServer(Server):
 
     name = "llama-server"
 
-    def __init__(self, peers, model, threads, work):
+    def __init__(self, rig, work):
         self.port = free_port()
-        command = [peers / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
-        command += ["-np", str(N_SLOTS), "-c", str(N_CTX), "-kvu", "-t", str(threads)]
+        command = [rig.peers / "llama-server", *rig.llama_options(), "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
+        command += ["-np", str(N_SLOTS), "-c", str(N_CTX), "-kvu"]
         self.log = open(work / "llama-server.log", "w")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.selector = selectors.DefaultSelector()
@@ -151,6 +174,7 @@ class LlamaServer(Server):
             at = stream.arrivals[bisect.bisect_right(begins, event.end() - 1) - 1][1]
             if body.get("content"):
                 stream.pieces.append((at, len(body["content"].encode())))
+                stream.text += body["content"]
             if body.get("stop"):
                 timings = body["timings"]
                 stream.n_tokens, stream.n_prompt = body["tokens_predicted"], body["tokens_evaluated"]
@@ -175,17 +199,17 @@ class Orinoco(Server):
 
     name = "orinoco"
 
-    def __init__(self, program, model, threads, state_dir, broker_port):
+    def __init__(self, rig, state_dir, broker_port):
         state_dir.mkdir()
         self.state_dir = state_dir
         settings = {
             "paths.state_dir": state_dir,
-            "paths.models_dir": model.parent,
-            "model.active": model.stem,
+            "paths.models_dir": rig.model.parent,
+            "model.active": rig.model.stem,
             "model.n_ctx": N_CTX,
             "engine.n_seq_max": N_SLOTS,
-            "engine.n_threads": threads,
-            "engine.backend": "cpu",
+            "engine.n_threads": rig.threads,
+            "engine.backend": "auto" if rig.on_gpu else "cpu",
             "requests.queue_jobs_max": 2000,
             # One user stands for many here; what holds one user back is not what is measured.
             "defaults.requests_per_minute_max": 0,
@@ -195,7 +219,7 @@ class Orinoco(Server):
             settings |= {"broker.mode": "external", "mqtt.host": "127.0.0.1", "mqtt.port": broker_port}
         else:
             settings |= {"broker.mode": "child", "broker.port": free_port()}
-        command = [program, "run"]
+        command = [rig.program, "run"]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         self.log = open(state_dir / "orinoco.log", "w")
@@ -204,7 +228,7 @@ class Orinoco(Server):
         end = self.clock() + LOAD_LIMIT_S
         while not (state_dir / "runtime.json").exists() and self.process.poll() is None and self.clock() < end:
             time.sleep(0.05)
-        ask = [program, "ask", "--state-dir", state_dir, "--accept-seconds", str(LOAD_LIMIT_S), "Say yes."]
+        ask = [rig.program, "ask", "--state-dir", state_dir, "--accept-seconds", str(LOAD_LIMIT_S), "Say yes."]
         try:
             subprocess.run(ask, check=True, capture_output=True, timeout=2 * LOAD_LIMIT_S)
         except subprocess.SubprocessError as problem:
@@ -253,7 +277,9 @@ class Orinoco(Server):
         usage = body["usage"]
         stream.n_tokens, stream.n_prompt = usage["completion_tokens"], usage["prompt_tokens"]
         stream.prefill_ms, stream.resumed = body["orinoco"]["prefill_ms"], body["orinoco"]["resumed"]
-        stream.pieces = [(at, len(json.loads(piece)["choices"][0]["text"].encode())) for at, piece in stream.pieces]
+        texts = [(at, json.loads(piece)["choices"][0]["text"]) for at, piece in stream.pieces]
+        stream.text = "".join(text for _, text in texts)
+        stream.pieces = [(at, len(text.encode())) for at, text in texts]
         stream.is_done = True
 
     def start(self, prompt, n, greedy=False, per_token=False, flush=True):

@@ -13,9 +13,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
-from peers import LlamaServer, Orinoco, batched_bench, llama_bench, mosquitto
-from report import write_table
+from peers import LlamaServer, Orinoco, Rig, batched_bench, llama_bench, mosquitto
+from report import GOALS, page, table
 
 N_GEN = 128  # as llama-bench's tg128
 N_ONE = 5
@@ -23,6 +24,8 @@ N_GEN_MANY = 256
 N_STREAMS = 8
 N_TTFT = 20
 N_LONG_WORDS = 3500  # a token each, with the words below
+N_TALKS = 3
+N_TALK_WORDS = 2000
 
 
 def wait_for(peer, streams, condition, limit_s):
@@ -105,6 +108,28 @@ def stall(peer, prompts):
     return max(gaps) * 1000, long.n_prompt, (to_s - from_s) * 1000
 
 
+def second_turn(peer, prompts):
+    """Medians in milliseconds to the first text: of a long prompt read cold, and of the turn that goes on from its answer."""
+    colds, seconds = [], []
+    for _ in range(N_TALKS):
+        said = prompts.words(N_TALK_WORDS)
+        first = peer.start(said, 32, greedy=True)
+        wait_for(peer, [first], all_done([first]), 120)
+        # A person reads before answering; meanwhile a server may put in order what it keeps.
+        idle(peer, 0.5)
+        second = peer.start(f"{said}{first.text} {prompts.short()}", 2, greedy=True)
+        wait_for(peer, [second], all_done([second]), 120)
+        colds.append((first.pieces[0][0] - first.sent_s) * 1000)
+        seconds.append((second.pieces[0][0] - second.sent_s) * 1000)
+    return statistics.median(colds), statistics.median(seconds)
+
+
+def idle(peer, seconds):
+    end = peer.clock() + seconds
+    while peer.clock() < end:
+        peer.pump(0.05)
+
+
 def serve(peer, prompts, greedy_too):
     """All that is asked of a server, in one life of it."""
     one_stream(peer, prompts, greedy=True)  # warm: pages, caches, threads
@@ -113,6 +138,7 @@ def serve(peer, prompts, greedy_too):
         found["one_greedy"] = one_stream(peer, prompts, greedy=True)
         found["eight_greedy"] = many_streams(peer, prompts, greedy=True)
     found["ttft_ms"], found["prefill_ms"], found["overhead_ms"] = ttft(peer, prompts)
+    found["cold_ms"], found["second_ms"] = second_turn(peer, prompts)
     found["stall_ms"], found["n_long"], found["long_ttft_ms"] = stall(peer, prompts)
     return found
 
@@ -142,7 +168,6 @@ def durable_accepts(peer, prompts, n):
 
 def busy_share(seconds=1.0):
     """Share of all cores that others use."""
-    import time
 
     def read():
         values = [int(value) for value in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
@@ -175,17 +200,36 @@ class Prompts:
         return self.words(24)
 
 
+def measure(rig, broker, work, n, mosquitto_port, prompts):
+    """One round: everybody in turn, servers started anew."""
+    found = {"llama_bench": llama_bench(rig), "batched_bench": batched_bench(rig)}
+    with LlamaServer(rig, work) as peer:
+        found["llama_server"] = serve(peer, prompts, greedy_too=False)
+    with Orinoco(rig, work / f"round{n}", mosquitto_port if broker == "mosquitto" else None) as peer:
+        found["idle_mib"], found["idle_cpu"] = peer.supervisor_mib(), peer.idle_cpu(5)
+        found["orinoco"] = serve(peer, prompts, greedy_too=True)
+        found["resume_ms"], found["load_ms"] = resume(peer, prompts), peer.load_ms()
+    # Over Mosquitto, since the embedded broker holds each user to a rate, which is not what is measured.
+    if mosquitto_port:
+        with Orinoco(rig, work / f"queue{n}", mosquitto_port) as peer:
+            found["accepts"], found["queued_mib"] = durable_accepts(peer, prompts, 1000)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peers", type=pathlib.Path, required=True)
+    parser.add_argument("--peers", type=pathlib.Path, required=True, help="folder of llama-bench and the others")
+    parser.add_argument("--program", type=pathlib.Path, required=True, help="orinoco, with orinoco-engine beside it")
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--broker", choices=["child", "mosquitto"], required=True)
-    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--hardware", choices=list(GOALS), default="cpu", help="what computes, and so which goals hold")
+    parser.add_argument("--commit", help="what was measured, where git cannot say")
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="where every figure of every round goes")
+    parser.add_argument("--page", type=pathlib.Path, help="the page that gets the table; without it, stdout")
     args = parser.parse_args()
-    args.model = args.model.resolve()
-    repo = pathlib.Path(__file__).parents[1]
+    rig = Rig(args.peers.resolve(), args.program.resolve(), args.model.resolve(), args.threads, on_gpu=args.hardware != "cpu")
     prompts, rounds = Prompts(), []
     busy = [busy_share()]
     if busy[0] > 0.05:
@@ -194,36 +238,21 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         with mosquitto(work) as mosquitto_port:
-
-            def orinoco(name, broker_port):
-                return Orinoco(repo / "target" / "release" / "orinoco", args.model, args.threads, work / name, broker_port)
-
-            serving_port = mosquitto_port if args.broker == "mosquitto" else None
-
             for n in range(args.rounds):
-                found = {"llama_bench": llama_bench(args.peers, args.model, args.threads)}
-                found["batched_bench"] = batched_bench(args.peers, args.model, args.threads)
-                with LlamaServer(args.peers, args.model, args.threads, work) as peer:
-                    found["llama_server"] = serve(peer, prompts, greedy_too=False)
-                with orinoco(f"round{n}", serving_port) as peer:
-                    found["idle_mib"], found["idle_cpu"] = peer.supervisor_mib(), peer.idle_cpu(5)
-                    found["orinoco"] = serve(peer, prompts, greedy_too=True)
-                    found["resume_ms"], found["load_ms"] = resume(peer, prompts), peer.load_ms()
-                # Over Mosquitto, since the embedded broker holds each user to a rate, which is not what is measured.
-                with orinoco(f"queue{n}", mosquitto_port) as peer:
-                    found["accepts"], found["queued_mib"] = durable_accepts(peer, prompts, 1000)
+                rounds.append(measure(rig, args.broker, work, n, mosquitto_port, prompts))
                 busy.append(busy_share())
-                rounds.append(found)
-                print(f"round {n + 1} of {args.rounds}: {json.dumps(found)}", file=sys.stderr, flush=True)
+                print(f"round {n + 1} of {args.rounds}: {json.dumps(rounds[-1])}", file=sys.stderr, flush=True)
+                args.json.write_text(json.dumps({"busy": busy, "rounds": rounds}, indent=1))
 
-    out = repo / "target" / "bench"
-    out.mkdir(exist_ok=True)
-    (out / f"vs_llama_cpp-{args.model.stem}-{args.broker}.json").write_text(json.dumps({"busy": busy, "rounds": rounds}, indent=1))
-    write_table(repo, args, rounds, max(busy))
+    text = table(args, rounds, max(busy))
+    if args.page:
+        page(args.page, f"{rig.model.stem}-{args.broker}", text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
-    os.chdir(pathlib.Path(__file__).parent)
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"
     try:
         main()
     except (RuntimeError, subprocess.CalledProcessError) as problem:

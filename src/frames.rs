@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -191,8 +191,26 @@ pub struct LoadSpec {
     pub canary_tokens: u32,
     /// What sequences of ended jobs may take outside the KV pool, bytes; 0: none is saved.
     pub prefix_cache_bytes: u64,
+    /// Whether tokens are guessed and read along.
+    pub speculation: Speculation,
+    /// Guessed tokens for each sequence and step, at most.
+    pub draft_tokens: u32,
     /// What the worker may still touch once the sandbox is closed; `None`: no sandbox, for debugging.
     pub sandbox: Option<SandboxSpec>,
+}
+
+/// Whether what a sequence says next is guessed from what it said before and read along in the same batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculation {
+    /// Never.
+    Off,
+    /// On a GPU, where a few rows cost hardly more than one; and there as far as it is measured to pay.
+    Auto,
+    /// Everywhere, as far as it is measured to pay.
+    Measured,
+    /// In each step; for measurements.
+    Always,
 }
 
 /// What the operator adds to the few things that every worker needs.
@@ -474,6 +492,10 @@ pub struct Timings {
     pub n_cached: u32,
     /// Tokens made, by all workers of this job.
     pub n_output: u32,
+    /// Tokens that were guessed and read along, by this worker.
+    pub n_guessed: u32,
+    /// Of those, chosen.
+    pub n_right: u32,
     /// From the first prefill batch to the first logits, milliseconds.
     pub prefill_ms: f64,
     /// From the first token to the last, milliseconds.

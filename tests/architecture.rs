@@ -169,6 +169,7 @@ const PURE: &[&str] = &[
     "engine/src/sampling",
     "engine/src/schedule",
     "engine/src/shelf",
+    "engine/src/speculation",
     "engine/src/text",
 ];
 

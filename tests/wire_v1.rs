@@ -111,6 +111,7 @@ fn end(finish: Finish) -> End {
             n_output: 5,
             prefill_ms: 13.25,
             decode_ms: 20.0,
+            ..Timings::default()
         },
         ttft_ms: 14.5,
         total_ms: 35.123_456,

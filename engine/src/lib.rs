@@ -19,6 +19,7 @@ pub mod schedule;
 pub mod scripted;
 pub mod shelf;
 pub mod slot;
+pub mod speculation;
 pub mod template;
 pub mod text;
 pub mod worker;

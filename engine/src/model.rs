@@ -31,8 +31,10 @@ pub struct Limits {
     pub n_ctx: u32,
     /// Tokens one request may use, prompt and answer.
     pub n_ctx_seq: u32,
-    /// Sequences that decode side by side, and rows with logits in one batch.
+    /// Sequences that decode side by side.
     pub n_seq_max: u32,
+    /// Guessed tokens that may be read along for each of them; 0: none.
+    pub n_draft: u32,
     /// Whether a sequence can begin with part of another; not where the model's memory is a state instead of
     /// cells (recurrent and hybrid models).
     pub shares_prefixes: bool,
@@ -44,6 +46,13 @@ pub struct Limits {
     pub n_vocab: u32,
     /// Width of the sliding window; 0: every layer sees all positions.
     pub n_swa: u32,
+}
+
+impl Limits {
+    /// Most rows with logits in one batch.
+    pub fn n_outputs_max(&self) -> u32 {
+        self.n_seq_max * (1 + self.n_draft)
+    }
 }
 
 /// Why a batch was not decoded.
@@ -96,7 +105,7 @@ pub trait Decoder {
     /// Template, BOS and EOS of the model's file.
     fn template(&self) -> TemplateSource;
 
-    /// Reads `rows`, at most `n_batch` of them, at most `n_seq_max` with logits.
+    /// Reads `rows`, at most `n_batch` of them, at most [`Limits::n_outputs_max`] with logits.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 
     /// Logits of row `row` of the last batch, `n_vocab` long. They may be changed in place (that saves

@@ -145,6 +145,19 @@ impl Pool {
         }
     }
 
+    /// Records that of `seq` only the first `n` tokens are left: guesses that were wrong are gone.
+    pub fn cut(&mut self, seq: SeqId, n: usize) {
+        let seq = &mut self.seqs[seq as usize];
+        seq.tokens.truncate(n);
+        for cell in seq.cells.drain(n.min(seq.cells.len())..) {
+            let owners = &mut self.owners[cell as usize];
+            *owners -= 1;
+            if *owners == 0 {
+                self.free.push(cell);
+            }
+        }
+    }
+
     /// Makes the first `n` cells of `from` also those of the empty sequence `to`.
     fn share(&mut self, from: SeqId, to: SeqId, n: usize) {
         let source = &self.seqs[from as usize];
@@ -170,16 +183,8 @@ impl Pool {
 
     /// Takes the slot from its job.
     pub fn end(&mut self, seq: SeqId) {
-        let seq = &mut self.seqs[seq as usize];
-        seq.reserved = 0;
-        seq.tokens.clear();
-        for cell in seq.cells.drain(..) {
-            let owners = &mut self.owners[cell as usize];
-            *owners -= 1;
-            if *owners == 0 {
-                self.free.push(cell);
-            }
-        }
+        self.seqs[seq as usize].reserved = 0;
+        self.cut(seq, 0);
     }
 }
 

@@ -14,13 +14,16 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
-use orinoco::frames::{BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded};
+use orinoco::frames::{
+    BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded, Speculation,
+};
 
 use crate::model::{Decoder, LoadError, Row, SeqId};
 use crate::prefix::Pool;
 use crate::schedule::{Bounds, Schedule, Want};
 use crate::shelf::Shelf;
 use crate::slot::Slot;
+use crate::speculation::Gain;
 use crate::template::ChatTemplate;
 
 /// Events that wait for the channel before commands are left unread.
@@ -68,6 +71,10 @@ pub fn run(
             step_ms: f64::from(spec.step_ms),
             step_tokens: spec.step_tokens as usize,
         }),
+        n_draft: limits.n_draft as usize,
+        // On request whatever it costs; else as it was measured to pay.
+        gain: (spec.speculation != Speculation::Always).then(Gain::default),
+        n_made: 0,
         decoder,
         template,
         bos: of_model.bos,
@@ -107,6 +114,12 @@ struct Run<'d> {
     shelf: Shelf,
     shelf_bytes_told: usize,
     schedule: Schedule,
+    /// Guessed tokens a sequence, at most; 0: none.
+    n_draft: usize,
+    /// `None`: guesses are always made.
+    gain: Option<Gain>,
+    /// Tokens made in this step.
+    n_made: usize,
     outbox: VecDeque<Event>,
     bench: Option<BenchSpec>,
     /// A text to be scored when nothing runs.

@@ -21,8 +21,8 @@ pub struct Bounds {
 /// One slot's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want {
-    /// Rows that may go into one batch: 1 for a decoding sequence; of a resumed one the prompt and the
-    /// delivered tokens are separate, because mixing them in one batch changes the text.
+    /// Rows that may go into one batch: 1 for a decoding sequence, and what is guessed to follow; of a resumed
+    /// one the prompt and the delivered tokens are separate, because mixing them in one batch changes the text.
     pub n_rows: usize,
     /// Tokens already in the cache.
     pub n_past: usize,
@@ -71,11 +71,12 @@ impl Schedule {
     pub fn plan(&mut self, wants: &[Option<Want>], shares: &mut Vec<usize>) {
         shares.clear();
         shares.resize(wants.len(), 0);
-        let mut n_decoding = 0;
+        let (mut n_decoding, mut n_rows) = (0, 0);
         for (share, want) in shares.iter_mut().zip(wants) {
-            if want.is_some_and(|want| want.decodes) {
-                *share = 1;
+            if let Some(want) = want.filter(|want| want.decodes) {
+                *share = want.n_rows;
                 n_decoding += 1;
+                n_rows += want.n_rows;
             }
         }
         let prefills = |slot: &usize| wants[*slot].is_some_and(|w| !w.decodes && w.n_rows > 0);
@@ -87,7 +88,7 @@ impl Schedule {
         let want = wants[first].expect("filtered");
         let mut left = self
             .budget(n_decoding, want.n_past)
-            .min(self.bounds.n_batch.saturating_sub(n_decoding));
+            .min(self.bounds.n_batch.saturating_sub(n_rows));
         for i in 0..wants.len() {
             let slot = (first + i) % wants.len();
             if prefills(&slot) {

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use orinoco::frames::{
     Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, SandboxSpec,
-    Switch, Token,
+    Speculation, Switch, Token,
 };
 
 use self::script::Script;
@@ -124,7 +124,7 @@ impl Scripted {
         );
         let n_outputs = rows.iter().filter(|row| row.wants_logits).count();
         assert!(
-            n_outputs <= self.limits.n_seq_max as usize,
+            n_outputs <= self.limits.n_outputs_max() as usize,
             "{n_outputs} rows with logits"
         );
         let mut ends: BTreeMap<SeqId, usize> = BTreeMap::new();
@@ -430,6 +430,10 @@ pub(crate) fn limits(spec: &LoadSpec) -> Limits {
             n => n.min(n_ctx),
         },
         n_seq_max: spec.n_seq_max,
+        n_draft: match spec.speculation {
+            Speculation::Off | Speculation::Auto => 0,
+            Speculation::Measured | Speculation::Always => spec.draft_tokens,
+        },
         shares_prefixes: true,
         n_batch: spec.n_batch,
         n_ubatch: spec.n_ubatch.min(spec.n_batch),
@@ -488,6 +492,8 @@ pub fn load_spec() -> LoadSpec {
         chat_template: None,
         canary_tokens: 0,
         prefix_cache_bytes: 1 << 20,
+        speculation: Speculation::Off,
+        draft_tokens: 4,
         sandbox: Some(SandboxSpec::default()),
     }
 }

@@ -10,6 +10,7 @@ use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Piece, Timings, Token
 use crate::model::{Decoder, Row, SeqId};
 use crate::sampling::Sampler;
 use crate::schedule::Want;
+use crate::speculation::{Lookup, Luck};
 use crate::text::TextOut;
 
 /// A job and its state.
@@ -26,6 +27,10 @@ pub struct Slot {
     n_output_max: usize,
     ignore_eos: bool,
     sampler: Sampler,
+    lookup: Lookup,
+    luck: Luck,
+    /// What may follow `tokens`; read along in the next batch and then forgotten.
+    guess: Vec<Token>,
     text: TextOut,
     unsent_ids: Vec<Token>,
     unsent_text: String,
@@ -96,6 +101,9 @@ impl Slot {
             n_output_max,
             ignore_eos: job.ignore_eos,
             sampler,
+            lookup: Lookup::default(),
+            luck: Luck::default(),
+            guess: Vec::new(),
             text: TextOut::new(&job.stop, skip),
             unsent_ids: Vec::new(),
             unsent_text: String::new(),
@@ -160,9 +168,35 @@ impl Slot {
             self.tokens.len()
         };
         Want {
-            n_rows: end - self.n_past,
+            n_rows: end - self.n_past + self.guess.len(),
             n_past: self.n_past,
             decodes: self.tokens.len() - self.n_past == 1,
+        }
+    }
+
+    /// Guesses at most `n_max` tokens to be read along in the next batch.
+    pub fn guess(&mut self, n_max: usize) {
+        self.guess.clear();
+        // The last token of an answer needs no row.
+        let n_left = self.n_output_max - (self.tokens.len() - self.n_prompt);
+        let n_max = n_max.min(n_left.saturating_sub(1));
+        if n_max > 0 && self.want().decodes && self.luck.allows() {
+            self.lookup.guess(&self.tokens, n_max, &mut self.guess);
+        }
+    }
+
+    /// What was guessed for the next batch.
+    pub fn guessed(&self) -> &[Token] {
+        &self.guess
+    }
+
+    /// Of the guess, the first `n_right` tokens were chosen.
+    pub fn guess_told(&mut self, n_right: usize) {
+        if !self.guess.is_empty() {
+            self.timings.n_guessed += self.guess.len() as u32;
+            self.timings.n_right += n_right as u32;
+            self.luck.told(n_right);
+            self.guess.clear();
         }
     }
 
@@ -171,9 +205,12 @@ impl Slot {
         for pos in self.n_past..self.n_past + n {
             rows.push(Row {
                 seq,
-                token: self.tokens[pos],
+                token: match pos.checked_sub(self.tokens.len()) {
+                    None => self.tokens[pos],
+                    Some(guessed) => self.guess[guessed],
+                },
                 pos: pos as u32,
-                wants_logits: pos + 1 == self.tokens.len(),
+                wants_logits: pos + 1 >= self.tokens.len(),
             });
         }
     }

@@ -4,11 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Switch};
+use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Speculation, Switch};
 
 use super::PathsConfig;
 use super::node::check_name;
 use super::reader::{Root, Section};
+
+const SPECULATION: &[(&str, Speculation)] = &[
+    ("auto", Speculation::Auto),
+    ("off", Speculation::Off),
+    ("measured", Speculation::Measured),
+    ("always", Speculation::Always),
+];
 
 const SWITCH: &[(&str, Switch)] = &[
     ("auto", Switch::Auto),
@@ -37,6 +44,10 @@ pub struct EngineConfig {
     pub step_tokens: u32,
     /// What ended jobs may leave behind outside the KV pool, bytes.
     pub prefix_cache_bytes: u64,
+    /// Whether tokens are guessed and read along.
+    pub speculation: Speculation,
+    /// Guessed tokens for each sequence and step, at most.
+    pub draft_tokens: u32,
     /// Threads for decoding; 0: all cores.
     pub n_threads: u32,
     /// Threads for prefill; 0: `n_threads`.
@@ -71,6 +82,8 @@ impl EngineConfig {
             step_ms: section.integer("step_ms", 10..=60_000),
             step_tokens: section.integer("step_tokens", 1..=65_536),
             prefix_cache_bytes: section.integer("prefix_cache_bytes", 0..=1 << 40),
+            speculation: section.choice("speculation", SPECULATION),
+            draft_tokens: section.integer("draft_tokens", 1..=16),
             n_threads: section.integer("n_threads", 0..=512),
             n_threads_batch: section.integer("n_threads_batch", 0..=512),
             backend: section.choice("backend", &[("auto", Backend::Auto), ("cpu", Backend::Cpu)]),
@@ -260,6 +273,8 @@ impl ModelConfig {
             step_ms: engine.step_ms,
             step_tokens: engine.step_tokens,
             prefix_cache_bytes: engine.prefix_cache_bytes,
+            speculation: engine.speculation,
+            draft_tokens: engine.draft_tokens,
             n_threads: engine.n_threads,
             n_threads_batch: engine.n_threads_batch,
             n_gpu_layers: self.n_gpu_layers,

@@ -26,6 +26,8 @@ pub(super) struct Meters {
     pub(super) n_tokens: u64,
     pub(super) n_prompt: u64,
     pub(super) n_cached: u64,
+    pub(super) n_guessed: u64,
+    pub(super) n_right: u64,
     pub(super) n_deaths: u64,
     n_tokens_before: u64,
     /// Time with at least one token a second or so, since the last publication.
@@ -50,6 +52,8 @@ impl Meters {
             n_tokens: 0,
             n_prompt: 0,
             n_cached: 0,
+            n_guessed: 0,
+            n_right: 0,
             n_deaths: 0,
             n_tokens_before: 0,
             busy: Duration::ZERO,
@@ -135,6 +139,8 @@ impl Dispatch {
             tokens_count: meters.n_tokens,
             prompt_tokens_count: meters.n_prompt,
             cached_tokens_count: meters.n_cached,
+            guessed_tokens_count: meters.n_guessed,
+            guessed_right_count: meters.n_right,
             ttft_ms: quantiles(&mut meters.ttft),
             itl_ms: quantiles(&mut meters.itl),
             energy_mj_tok: energy

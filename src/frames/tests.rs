@@ -286,6 +286,8 @@ fn a_load_and_its_answer_pass_whole() {
         n_ubatch: 512,
         step_ms: 400,
         step_tokens: 256,
+        speculation: Speculation::Auto,
+        draft_tokens: 4,
         n_threads: 0,
         n_threads_batch: 2,
         n_gpu_layers: -1,

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::follow::tests::{Fakes, following};
 use super::*;
-use crate::frames::{Backend, KvType, Switch};
+use crate::frames::{Backend, KvType, Speculation, Switch};
 use crate::wire::report::ChosenBy;
 
 pub(super) fn spec() -> LoadSpec {
@@ -22,6 +22,8 @@ pub(super) fn spec() -> LoadSpec {
         n_ubatch: 512,
         step_ms: 400,
         step_tokens: 256,
+        speculation: Speculation::Auto,
+        draft_tokens: 4,
         n_threads: 1,
         n_threads_batch: 1,
         n_gpu_layers: 0,

@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
-use orinoco::frames::{BufferUse, KvType, LoadSpec, Switch, Token};
+use orinoco::frames::{BufferUse, KvType, LoadSpec, Speculation, Switch, Token};
 
 use super::log;
 use super::model::Model;
@@ -33,6 +33,8 @@ pub struct ContextSpec {
     pub n_ctx_seq: u32,
     /// Sequences that decode side by side.
     pub n_seq_max: u32,
+    /// Guessed tokens that may be read along for each of them.
+    pub n_draft: u32,
     /// Most rows in one batch.
     pub n_batch: u32,
     /// Most rows in one physical batch.
@@ -53,8 +55,8 @@ pub struct ContextSpec {
 }
 
 impl ContextSpec {
-    /// Zeros filled in, bounds checked.
-    pub fn of(spec: &LoadSpec, n_ctx_train: u32) -> Result<Self, LoadError> {
+    /// Zeros filled in, bounds checked; `on_gpu`: where the model is.
+    pub fn of(spec: &LoadSpec, n_ctx_train: u32, on_gpu: bool) -> Result<Self, LoadError> {
         if spec.n_seq_max == 0 || spec.n_seq_max > N_SEQ_IDS_MAX / 2 {
             return Err(LoadError(format!(
                 "n_seq_max is {}, 1 to {} are possible",
@@ -95,6 +97,11 @@ impl ContextSpec {
             0 => n_ctx.min(n_ctx_train.max(1)),
             n => n.min(n_ctx),
         };
+        let n_draft = match spec.speculation {
+            Speculation::Off => 0,
+            Speculation::Auto if !on_gpu => 0,
+            _ => spec.draft_tokens.min(spec.n_batch / spec.n_seq_max - 1),
+        };
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let n_threads = if spec.n_threads == 0 {
             cores
@@ -105,6 +112,7 @@ impl ContextSpec {
             n_ctx,
             n_ctx_seq,
             n_seq_max: spec.n_seq_max,
+            n_draft,
             n_batch: spec.n_batch,
             n_ubatch: spec.n_ubatch,
             n_threads,
@@ -128,9 +136,9 @@ impl ContextSpec {
         params.n_batch = self.n_batch;
         params.n_ubatch = self.n_ubatch;
         params.n_seq_max = self.n_seq_max;
-        // One row of logits a sequence: with the default the compute buffers hold n_batch of them, which
-        // for a vocabulary of 262k is half a GiB.
-        params.n_outputs_max = self.n_seq_max;
+        // What a step can use: with the default the compute buffers hold n_batch rows of logits, which for a
+        // vocabulary of 262k is half a GiB.
+        params.n_outputs_max = self.n_seq_max * (1 + self.n_draft);
         params.n_threads = self.n_threads as i32;
         params.n_threads_batch = self.n_threads_batch as i32;
         params.flash_attn_type = match self.flash_attn {
@@ -191,6 +199,12 @@ impl<'m> Context<'m> {
             n_ctx,
             n_ctx_seq: spec.n_ctx_seq.min(n_ctx),
             n_seq_max: spec.n_seq_max,
+            // A state that is no cells cannot forget a wrong guess.
+            n_draft: if model.is_recurrent() {
+                0
+            } else {
+                spec.n_draft
+            },
             shares_prefixes: !model.is_recurrent(),
             n_batch,
             n_ubatch: n_ubatch.min(n_batch),

@@ -45,6 +45,11 @@ pub fn used(backend: Backend) -> Vec<Device> {
     chosen().iter().map(to_frame).collect()
 }
 
+/// Whether a model that is loaded with `backend` is on a GPU.
+pub fn on_gpu(backend: Backend) -> bool {
+    backend == Backend::Auto && !chosen().is_empty()
+}
+
 fn chosen() -> Vec<LlamaBackendDevice> {
     let all = llama_cpp_2::list_llama_ggml_backend_devices();
     let of = |wanted: Type| {

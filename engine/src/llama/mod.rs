@@ -84,7 +84,8 @@ impl Loader for LlamaLoader {
         let start = Instant::now();
         log::take();
         let model = Model::load(spec, progress)?;
-        let context_spec = ContextSpec::of(spec, model.n_ctx_train())?;
+        let context_spec =
+            ContextSpec::of(spec, model.n_ctx_train(), device::on_gpu(spec.backend))?;
         let mut context = Context::new(&model, &context_spec, self.closed)?;
         let facts = log::take();
         let (n_layers_gpu, n_layers) = match (spec.backend, facts.offloaded) {

@@ -52,7 +52,9 @@ impl Planner for Outlined {
     }
 
     fn plan(&mut self, ask: &PlanAsk) -> Result<Plan, LoadError> {
-        let spec = ContextSpec::of(&ask.applied_to(&self.load), self.model.n_ctx_train())?;
+        let load = ask.applied_to(&self.load);
+        let on_gpu = device::on_gpu(load.backend);
+        let spec = ContextSpec::of(&load, self.model.n_ctx_train(), on_gpu)?;
         log::take();
         // SAFETY: the model is live and outlives the context, which is freed below; NEVER is static.
         let raw = unsafe { sys::llama_init_from_model(self.model.raw(), spec.params(&NEVER)) };

@@ -7,6 +7,7 @@ fn limits(n_ctx: u32) -> Limits {
         n_ctx,
         n_ctx_seq: n_ctx,
         n_seq_max: 3,
+        n_draft: 0,
         shares_prefixes: true,
         n_batch: 64,
         n_ubatch: 64,

@@ -12,19 +12,21 @@ use crate::slot::{Slot, Taken};
 impl Run<'_> {
     /// One step, if there is anything to decode. `false` when the supervisor is gone.
     pub(super) fn compute(&mut self) -> bool {
+        self.guess();
         self.wants.clear();
         let wants = self.slots.iter().map(|slot| slot.as_ref().map(Slot::want));
         self.wants.extend(wants);
         self.schedule.plan(&self.wants, &mut self.shares);
         self.rows.clear();
         let began = Instant::now();
-        let (mut n_decoding, mut n_prefill, mut n_past) = (0, 0, 0);
+        let (mut n_decoding, mut n_guessed, mut n_prefill, mut n_past) = (0, 0, 0, 0);
         for (seq, slot) in self.slots.iter_mut().enumerate() {
             let (Some(slot), n @ 1..) = (slot, self.shares[seq]) else {
                 continue;
             };
             if slot.want().decodes {
                 n_decoding += 1;
+                n_guessed += slot.guessed().len();
             } else {
                 n_prefill += n;
                 n_past = slot.n_past();
@@ -36,6 +38,7 @@ impl Run<'_> {
             return true;
         }
         self.step += 1;
+        self.n_made = 0;
         let result = self.decode(0..self.rows.len());
         match result {
             Ok(()) => {
@@ -44,11 +47,33 @@ impl Run<'_> {
                     self.decoder.synchronize();
                 }
                 let ms = began.elapsed().as_secs_f64() * 1e3;
-                self.schedule.measured(n_decoding, n_prefill, n_past, ms);
+                if n_guessed == 0 {
+                    self.schedule.measured(n_decoding, n_prefill, n_past, ms);
+                }
+                if let Some(gain) = &mut self.gain
+                    && n_prefill == 0
+                {
+                    gain.measured(n_decoding, n_guessed, self.n_made, ms);
+                }
                 true
             }
             Err(DecodeError::Aborted) => false,
             Err(error) => self.decode_apart(error),
+        }
+    }
+
+    /// Lets the sequences that decode guess what comes next, where that pays. Not while somebody's prompt is
+    /// read: that fills the step already.
+    fn guess(&mut self) {
+        if self.n_draft == 0 {
+            return;
+        }
+        let running = || self.slots.iter().flatten();
+        let n_decoding = running().filter(|slot| slot.want().decodes).count();
+        let pays = n_decoding == running().count()
+            && (self.gain.as_ref()).is_none_or(|gain| gain.pays(n_decoding));
+        for slot in self.slots.iter_mut().flatten() {
+            slot.guess(if pays { self.n_draft } else { 0 });
         }
     }
 
@@ -68,20 +93,39 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// `n` rows of `seq` are in the cache, the last was row `row` of the batch.
+    /// `n` rows of `seq` are in the cache, guessed ones last; the last was row `row` of the batch.
     fn take(&mut self, seq: SeqId, n: usize, row: usize) {
         let Some(slot) = &mut self.slots[seq as usize] else {
             return;
         };
-        let past = slot.n_past();
+        let (past, n_guessed) = (slot.n_past(), slot.guessed().len());
+        let n = n - n_guessed;
         self.pool.push(seq, &slot.tokens()[past..past + n]);
+        self.pool.push(seq, slot.guessed());
         if !slot.advance(n) {
             return;
         }
-        let logits = self.decoder.logits(row);
-        let taken = slot
-            .choose(logits, Instant::now())
-            .map(|token| slot.take(token, &*self.decoder, &mut self.bytes));
+        let mut n_right = 0;
+        let taken = loop {
+            let logits = self.decoder.logits(row - n_guessed + n_right);
+            let taken = slot
+                .choose(logits, Instant::now())
+                .map(|token| slot.take(token, &*self.decoder, &mut self.bytes));
+            self.n_made += 1;
+            // As long as what was guessed is chosen, its row and the logits after it are what they would be.
+            if taken == Ok(Taken::More) && slot.guessed().get(n_right) == slot.tokens().last() {
+                n_right += 1;
+                slot.advance(1);
+            } else {
+                break taken;
+            }
+        };
+        slot.guess_told(n_right);
+        if n_right < n_guessed {
+            let n_past = slot.n_past();
+            self.pool.cut(seq, n_past);
+            self.decoder.seq_rm(seq, n_past as u32);
+        }
         match taken {
             Ok(Taken::More) => {}
             Ok(Taken::Over(finish)) => self.end(seq as usize, Ok(finish)),

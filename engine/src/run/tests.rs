@@ -3,6 +3,7 @@
 mod many;
 mod prefixes;
 mod resume;
+mod speculation;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

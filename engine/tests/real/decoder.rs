@@ -59,7 +59,7 @@ pub(super) fn with_context(
     let (_guard, _loader) = backend();
     let spec = real_spec(name);
     let model = Model::load(&spec, &mut |_| true).unwrap();
-    let mut of = ContextSpec::of(&spec, model.n_ctx_train()).unwrap();
+    let mut of = ContextSpec::of(&spec, model.n_ctx_train(), false).unwrap();
     change(&mut of);
     let mut context = Context::new(&model, &of, &NEVER_CLOSED).unwrap();
     play(&mut context);
@@ -264,13 +264,16 @@ fn a_quantized_v_cache_without_flash_attention_is_refused_before_llama_cpp() {
         flash_attn: Switch::Off,
         ..real_spec(SMOLLM)
     };
-    let error = ContextSpec::of(&spec, 8192).unwrap_err();
+    let error = ContextSpec::of(&spec, 8192, false).unwrap_err();
     assert!(error.0.contains("needs flash attention"), "{error}");
     let auto = LoadSpec {
         flash_attn: Switch::Auto,
         ..spec
     };
-    assert_eq!(ContextSpec::of(&auto, 8192).unwrap().flash_attn, Switch::On);
+    assert_eq!(
+        ContextSpec::of(&auto, 8192, false).unwrap().flash_attn,
+        Switch::On
+    );
     with_decoder(&auto, |decoder, loaded| {
         let kv: u64 = loaded.buffers.iter().map(|b| b.kv_bytes).sum();
         assert!(kv < 2048 * 30 * 3 * 64 * 2 * 2 * 6 / 10);
@@ -321,7 +324,7 @@ fn settings_that_cannot_work_are_refused_with_the_bounds() {
             "n_batch is 2",
         ),
     ] {
-        let error = ContextSpec::of(&spec, 8192).unwrap_err();
+        let error = ContextSpec::of(&spec, 8192, false).unwrap_err();
         assert!(error.0.contains(wanted), "{error}");
     }
 }

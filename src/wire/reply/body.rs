@@ -117,6 +117,9 @@ pub struct Usage {
     pub total_tokens: u64,
     /// More on the prompt.
     pub prompt_tokens_details: PromptDetails,
+    /// More on the answer; absent where nothing was guessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionDetails>,
 }
 
 /// More on the prompt's tokens.
@@ -124,6 +127,15 @@ pub struct Usage {
 pub struct PromptDetails {
     /// Of the prompt's tokens, those found in the cache.
     pub cached_tokens: u64,
+}
+
+/// More on the answer's tokens: those that were guessed and read along, so that one step makes several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CompletionDetails {
+    /// Guessed tokens that became part of the answer.
+    pub accepted_prediction_tokens: u64,
+    /// Guessed tokens that did not.
+    pub rejected_prediction_tokens: u64,
 }
 
 impl Usage {
@@ -136,6 +148,10 @@ impl Usage {
             prompt_tokens_details: PromptDetails {
                 cached_tokens: timings.n_cached.into(),
             },
+            completion_tokens_details: (timings.n_guessed > 0).then(|| CompletionDetails {
+                accepted_prediction_tokens: timings.n_right.into(),
+                rejected_prediction_tokens: (timings.n_guessed - timings.n_right).into(),
+            }),
         }
     }
 }

@@ -26,6 +26,7 @@ fn end(finish: Finish, text: &str) -> End {
             n_output: 3,
             prefill_ms: 20.0,
             decode_ms: 8.0,
+            ..Timings::default()
         },
         ttft_ms: 21.0,
         total_ms: 30.0,
@@ -211,6 +212,22 @@ fn speed_is_absent_where_it_has_no_meaning() {
         ..Timings::default()
     };
     assert_eq!(speed(&done), None);
+}
+
+#[test]
+fn guesses_are_told_only_where_some_were_made() {
+    let mut done = end(Finish::Stop, "");
+    let told = |done: &End| {
+        let last = replier(Op::Chat, Form::Chunks).end(1, done);
+        let payload: serde_json::Value = serde_json::from_slice(&last.payload).unwrap();
+        payload["usage"]["completion_tokens_details"].clone()
+    };
+    assert!(told(&done).is_null());
+    (done.timings.n_guessed, done.timings.n_right) = (12, 9);
+    assert_eq!(
+        told(&done),
+        serde_json::json!({"accepted_prediction_tokens": 9, "rejected_prediction_tokens": 3})
+    );
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod energy;
 mod govern;
 mod intake;
 mod job;
+mod logprobs;
 pub mod output;
 pub mod pools;
 pub mod queue;
@@ -477,7 +478,7 @@ impl Dispatch {
                     Some(last) => self.meters.next_tokens(piece.ids.len(), now - last),
                 }
             }
-            job.receive(&piece.ids, &piece.text, now);
+            job.receive(&piece.ids, piece.logprobs, &piece.text, now);
             if job.phase == Phase::Open
                 && job.output.unsent_bytes() > self.settings.output_pending_bytes_max
             {
@@ -526,7 +527,7 @@ impl Dispatch {
                 Some(last) => self.meters.next_tokens(done.ids.len(), now - last),
             }
         }
-        job.receive(&done.ids, &done.text, now);
+        job.receive(&done.ids, done.logprobs, &done.text, now);
         job.end(match done.end {
             Ok(finish) => Ending::Finished(finish, done.timings),
             Err(error) => Ending::Failed(api_error(&error, job.has_begun())),

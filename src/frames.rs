@@ -353,8 +353,12 @@ pub struct Job {
     pub stop: Vec<String>,
     /// Most tokens to make; 0: as many as the context allows.
     pub max_tokens: u32,
+    /// Fewest tokens to make: before them no end-of-generation token is chosen.
+    pub min_tokens: u32,
     /// Go on after an end-of-generation token (for measurements).
     pub ignore_eos: bool,
+    /// Report how probable each token was, beside so many of the most probable ones.
+    pub logprobs: Option<u8>,
     /// Least time between two pieces of its text, milliseconds; 0: a piece each step. Each frame wakes threads
     /// on both sides, and on a small machine decoding waits for them.
     pub pace_ms: u32,
@@ -446,15 +450,35 @@ impl Sampling {
 }
 
 /// What one step gave one job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Piece {
     /// Which job.
     pub job: JobKey,
     /// Ids made since the last piece.
     pub ids: Vec<Token>,
+    /// One for each of these ids, where [`Job::logprobs`] asks for them.
+    pub logprobs: Vec<Logprob>,
     /// Whole UTF-8 text released since the last piece; may be empty while a stop string or a split
     /// character is held back.
     pub text: String,
+}
+
+/// How probable a token of the answer was to the model, before bias, penalties and temperature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Logprob {
+    /// The token that was chosen.
+    pub chosen: TokenLogprob,
+    /// The most probable ones in its place, best first; the chosen one is among them or is not.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token and its probability.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// The bytes that it stands for; none for control tokens. They may be part of a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
 }
 
 /// How a job ended.
@@ -466,6 +490,8 @@ pub struct Done {
     pub end: Result<Finish, JobError>,
     /// Last ids, not yet in a [`Piece`].
     pub ids: Vec<Token>,
+    /// As [`Piece::logprobs`].
+    pub logprobs: Vec<Logprob>,
     /// Last text, not yet in a [`Piece`].
     pub text: String,
     /// Counts and times of this worker's part of the job.

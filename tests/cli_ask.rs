@@ -153,6 +153,7 @@ fn end(finish: Finish, text: &str) -> End {
         resumed: 0,
         parts: Vec::new(),
         energy_j: None,
+        logprobs: Vec::new(),
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,

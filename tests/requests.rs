@@ -3,12 +3,14 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/client.rs"]
+mod client;
 mod support;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use orinoco::link::Props;
+use orinoco::link::{self, Inbox, Props};
 use orinoco::wire::error::Code;
 use orinoco::wire::report::{Held, Info, Mode, Models, Status};
 use support::broker::Mosquitto;
@@ -104,6 +106,89 @@ async fn a_finished_id_is_answered_from_the_store_byte_for_byte() {
     assert_eq!(client.text("r1"), text);
     assert_eq!(client.answers["r1"].end(), first.end());
     assert_eq!(client.finals["r1"].len(), 1);
+}
+
+/// Every message on `topic` until the final, as JSON.
+async fn until_final(inbox: &mut Inbox) -> Vec<serde_json::Value> {
+    let mut said = Vec::new();
+    loop {
+        let message = client::received(inbox).await;
+        let body: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        said.push(body);
+        if said.last().unwrap()["final"] == true {
+            return said;
+        }
+    }
+}
+
+#[tokio::test]
+async fn probabilities_come_with_the_text_of_each_chunk_also_when_it_is_said_again() {
+    let (_site, daemon, mut client) = own_broker(&[]).await;
+    let mut config = client::config(daemon.port, "reader");
+    config.subscriptions = vec!["orinoco/v1/resp/local/#".to_owned()];
+    let (_link, mut inbox) = link::spawn(config);
+    client::up(&mut inbox).await;
+    let body = r#"{"messages":[{"role":"user","content":"!count"}],"logprobs":true,"top_logprobs":2,
+        "stop":["14"],"coalesce_ms":0,"max_tokens":100}"#;
+    client.ask("chat", "l1", body).await;
+    let first = until_final(&mut inbox).await;
+    let mut text = String::new();
+    for chunk in &first[1..first.len() - 1] {
+        let choice = &chunk["choices"][0];
+        let content = choice["delta"]["content"].as_str().unwrap();
+        for token in choice["logprobs"]["content"].as_array().unwrap() {
+            text.push_str(token["token"].as_str().unwrap());
+            assert!(token["logprob"].as_f64().unwrap() > -0.001, "{token}");
+            assert_eq!(token["top_logprobs"][0]["token"], token["token"]);
+            assert_eq!(token["top_logprobs"][1]["logprob"], -100.0);
+        }
+        assert!(text.ends_with(content), "{text:?}, {content:?}");
+    }
+    // The tokens of the stop text were made, and are told as little as their text.
+    assert!(text.ends_with("12 13 "), "{text}");
+    client.ask("chat", "l1", body).await;
+    assert_eq!(until_final(&mut inbox).await[1..], first[1..]);
+
+    let whole = body.replace("\"coalesce_ms\":0", "\"stream\":false");
+    client.ask("chat", "l2", &whole).await;
+    let choice = until_final(&mut inbox).await.pop().unwrap()["choices"][0].take();
+    let tokens = choice["logprobs"]["content"].as_array().unwrap();
+    let joined = String::from_iter(tokens.iter().map(|token| token["token"].as_str().unwrap()));
+    assert_eq!(choice["message"]["content"], joined.as_str());
+    assert_eq!(joined, text);
+}
+
+#[tokio::test]
+async fn a_model_answers_to_its_other_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.gguf");
+    std::fs::write(&file, "").unwrap();
+    let site = Site::with_own_broker(Engine::Scripted)
+        .set(format!("models.tiny.file={}", file.display()))
+        .set("models.tiny.aliases=code,home")
+        .set("model.active=tiny");
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, LOCAL, None).await;
+    client.until_mode(Mode::Serving).await;
+    let has_aliases = |client: &Client| {
+        let document = client.documents.get("models")?;
+        let models: Models = serde_json::from_slice(document).ok()?;
+        let tiny = models.models.into_iter().find(|model| model.name == "tiny");
+        Some(tiny?.aliases == ["code", "home"])
+    };
+    client
+        .until("the names", |_, client| has_aliases(client) == Some(true))
+        .await;
+    for (id, model, found) in [
+        ("m1", "code", None),
+        ("m2", "cod", Some(Code::ModelNotFound)),
+    ] {
+        let body = format!(r#"{{"prompt":"a","max_tokens":2,"model":"{model}"}}"#);
+        client.ask("complete", id, &body).await;
+        client.until_ended(&ids([id])).await;
+        let end = client.answers[id].end().unwrap();
+        assert_eq!(end.outcome.as_ref().err().map(|error| error.code), found);
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,9 @@
 use std::{fs, path::PathBuf};
 
 use orinoco::{
-    frames::{Backend, BufferUse, Finish, Hello, Input, Loaded, Sandbox, Timings},
+    frames::{
+        Backend, BufferUse, Finish, Hello, Input, Loaded, Logprob, Sandbox, Timings, TokenLogprob,
+    },
     ota::deploy::{
         self as ota,
         orders::{Desired, OtaCommand},
@@ -119,6 +121,7 @@ fn end(finish: Finish) -> End {
         resumed: 0,
         parts: Vec::new(),
         energy_j: None,
+        logprobs: Vec::new(),
         include_text: false,
         text_sha256: std::array::from_fn(|at| at as u8),
         truncated: false,
@@ -273,7 +276,9 @@ fn a_chat_with_every_key_is_accepted() {
         },
         stop: vec!["\n\n".to_owned(), "END".to_owned()],
         max_tokens: Some(128),
+        min_tokens: 0,
         ignore_eos: false,
+        logprobs: None,
         stream: true,
         include_text: true,
         coalesce_ms: Some(0),
@@ -282,6 +287,33 @@ fn a_chat_with_every_key_is_accepted() {
         keep_latest: Some("line-3".to_owned()),
     };
     assert_eq!(found, Ok(expected));
+}
+
+#[test]
+fn a_request_may_ask_for_probabilities_and_a_least_length() {
+    let read = |name| request::parse(Op::Chat, file(name).as_bytes(), &Limits::default()).unwrap();
+    let asked = read("request_chat_logprobs.json");
+    assert_eq!((asked.min_tokens, asked.logprobs), (8, Some(5)));
+}
+
+#[test]
+fn a_chunk_tells_the_probabilities_of_its_tokens() {
+    let token = |bytes: &[u8], logprob| TokenLogprob {
+        bytes: bytes.to_vec(),
+        logprob,
+    };
+    let logprobs = [
+        Logprob {
+            chosen: token("Gr".as_bytes(), -0.25),
+            top: vec![token("Gr".as_bytes(), -0.25), token(b"Hi", -1.5)],
+        },
+        Logprob {
+            chosen: token(&[0xc3], f32::NEG_INFINITY),
+            top: Vec::new(),
+        },
+    ];
+    let chat = replier(Op::Chat, Form::Chunks).piece_with(1, "Gr", &logprobs);
+    assert_sent(&chat.unwrap(), "chunk_chat_logprobs.json");
 }
 
 #[test]

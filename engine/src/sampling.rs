@@ -5,12 +5,14 @@
 //! `(seed, i)` alone, so a stream that continues in another process draws what it would have drawn.
 //! docs/decisions/0003 says why this is not `llama_sampler`.
 
+mod logprobs;
 mod select;
 
 use std::collections::{HashMap, VecDeque};
 
 use orinoco::frames::{Sampling, Token};
 
+pub use self::logprobs::Logprobs;
 use self::select::{Candidate, exp, mass, maximum, top_k};
 
 /// The sampler of one job: its settings and the tokens that its penalties look back on.

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Piece, Timings, Token};
+use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Logprob, Piece, Timings, Token};
 
 use crate::model::{Decoder, Row, SeqId};
-use crate::sampling::Sampler;
+use crate::sampling::{Logprobs, Sampler};
 use crate::schedule::Want;
 use crate::speculation::{Lookup, Luck};
 use crate::text::TextOut;
@@ -26,13 +26,18 @@ pub struct Slot {
     /// Tokens that the answer may have, those of earlier workers counted.
     n_output_max: usize,
     ignore_eos: bool,
+    /// Fewest tokens of the answer, and what may not be chosen before.
+    n_output_min: u32,
+    ends: Vec<Token>,
     sampler: Sampler,
     lookup: Lookup,
     luck: Luck,
     /// What may follow `tokens`; read along in the next batch and then forgotten.
     guess: Vec<Token>,
+    logprobs: Option<Logprobs>,
     text: TextOut,
     unsent_ids: Vec<Token>,
+    unsent_logprobs: Vec<Logprob>,
     unsent_text: String,
     pace: Duration,
     /// When its last piece left.
@@ -100,12 +105,22 @@ impl Slot {
             n_past: 0,
             n_output_max,
             ignore_eos: job.ignore_eos,
+            n_output_min: job.min_tokens,
+            ends: match job.min_tokens {
+                0 => Vec::new(),
+                _ => {
+                    let vocabulary = 0..limits.n_vocab as Token;
+                    vocabulary.filter(|token| decoder.is_eog(*token)).collect()
+                }
+            },
             sampler,
             lookup: Lookup::default(),
             luck: Luck::default(),
             guess: Vec::new(),
+            logprobs: job.logprobs.map(|n_top| Logprobs::new(n_top.into())),
             text: TextOut::new(&job.stop, skip),
             unsent_ids: Vec::new(),
+            unsent_logprobs: Vec::new(),
             unsent_text: String::new(),
             pace: Duration::from_millis(job.pace_ms.into()),
             spoke_at: None,
@@ -229,6 +244,14 @@ impl Slot {
     /// Chooses the next token from its row of logits.
     pub fn choose(&mut self, logits: &mut [f32], now: Instant) -> Result<Token, JobError> {
         let index = (self.tokens.len() - self.n_prompt) as u64;
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.look(logits);
+        }
+        if self.timings.n_output < self.n_output_min {
+            for token in &self.ends {
+                logits[*token as usize] = f32::NEG_INFINITY;
+            }
+        }
         let token = self.sampler.sample(logits, index).ok_or_else(|| {
             JobError::Decode(
                 "no token can be chosen: every logit is forbidden by logit_bias or not a number"
@@ -252,6 +275,14 @@ impl Slot {
         }
         self.timings.n_output += 1;
         self.unsent_ids.push(token);
+        if let Some(logprobs) = &mut self.logprobs {
+            let piece = |token| {
+                let mut bytes = Vec::new();
+                decoder.piece(token, &mut bytes);
+                bytes
+            };
+            self.unsent_logprobs.push(logprobs.of(token, piece));
+        }
         self.append(token, decoder, bytes)
     }
 
@@ -292,6 +323,7 @@ impl Slot {
         Some(Piece {
             job: self.job,
             ids: std::mem::take(&mut self.unsent_ids),
+            logprobs: std::mem::take(&mut self.unsent_logprobs),
             text: std::mem::take(&mut self.unsent_text),
         })
     }
@@ -301,6 +333,7 @@ impl Slot {
         debug_assert!(self.is_silent());
         self.spoke_at = None;
         self.unsent_ids = piece.ids;
+        self.unsent_logprobs = piece.logprobs;
         self.unsent_text = piece.text;
     }
 
@@ -314,6 +347,7 @@ impl Slot {
             job: self.job,
             end,
             ids: self.unsent_ids,
+            logprobs: self.unsent_logprobs,
             text: self.unsent_text,
             timings: self.timings,
         }
@@ -330,6 +364,7 @@ pub fn refused(job: JobKey, error: JobError) -> Done {
         job,
         end: Err(error),
         ids: Vec::new(),
+        logprobs: Vec::new(),
         text: String::new(),
         timings: Timings::default(),
     }

@@ -67,22 +67,24 @@ fn run_jobs(
     drop(events);
     let mut ends: Vec<Option<Done>> = vec![None; jobs.len()];
     let at = |job: JobKey| jobs.iter().position(|j| j.job == job).unwrap();
-    let mut texts = vec![(Vec::new(), String::new()); jobs.len()];
+    let mut texts = vec![(Vec::new(), Vec::new(), String::new()); jobs.len()];
     for event in event_receiver {
         match event {
             Event::Step { pieces, .. } => {
                 for piece in pieces {
-                    let (ids, text) = &mut texts[at(piece.job)];
+                    let (ids, logprobs, text) = &mut texts[at(piece.job)];
                     ids.extend(piece.ids);
+                    logprobs.extend(piece.logprobs);
                     text.push_str(&piece.text);
                 }
             }
             Event::Done(mut done) => {
                 let i = at(done.job);
-                let (mut ids, mut text) = std::mem::take(&mut texts[i]);
+                let (mut ids, mut logprobs, mut text) = std::mem::take(&mut texts[i]);
                 ids.append(&mut done.ids);
+                logprobs.append(&mut done.logprobs);
                 text.push_str(&done.text);
-                (done.ids, done.text) = (ids, text);
+                (done.ids, done.logprobs, done.text) = (ids, logprobs, text);
                 assert!(ends[i].replace(*done).is_none(), "one Done a job");
             }
             _ => {}

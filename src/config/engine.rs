@@ -33,6 +33,11 @@ pub(super) const KV_TYPE: &[(&str, KvType)] = &[
 /// Largest chat template, bytes; the same bound as for one inside a GGUF.
 const TEMPLATE_BYTES_MAX: u64 = 256 * 1024;
 
+/// Other names of one model.
+const ALIASES_MAX: usize = 16;
+/// In requests, whatever serves.
+const DEFAULT: &str = "default";
+
 /// `[engine]`: the worker process and its loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -165,22 +170,45 @@ impl ModelsConfig {
             "" => Ok(None),
             name => check_name(name).map(|()| Some(name.to_owned())),
         });
-        let default = ModelConfig::read(&mut section, None);
+        let default = ModelConfig::read(&mut section, None, Vec::new());
         drop(section);
         let mut by_name = BTreeMap::new();
-        for named in root.named("models", check_name) {
+        let tables = root.named("models", check_name);
+        let names = Vec::from_iter(tables.iter().map(|named| named.name.clone()));
+        for named in tables {
             let mut section = root.heir(&named, &inherited);
             let file = section.checked("file", |file| match file {
                 "" => Err("the name of a GGUF file".to_owned()),
                 file => Ok(paths.models_dir.join(file)),
             });
-            by_name.insert(named.name.clone(), ModelConfig::read(&mut section, file));
+            let aliases = section.words("aliases", ALIASES_MAX, check_name);
+            let taken = aliases.iter().find(|alias| {
+                let of = |model: &ModelConfig| model.aliases.contains(alias);
+                names.contains(alias) || *alias == DEFAULT || by_name.values().any(of)
+            });
+            if let Some(alias) = taken {
+                let advice = format!("expected names that nothing else has: `{alias}` is taken");
+                section.contradiction("aliases", "models", advice);
+            }
+            by_name.insert(
+                named.name.clone(),
+                ModelConfig::read(&mut section, file, aliases),
+            );
         }
         Self {
             active: active.flatten(),
             default,
             by_name,
         }
+    }
+
+    /// The model that a request means by `name`, where that is an alias.
+    pub fn aliases(&self) -> BTreeMap<String, String> {
+        let of = |(name, model): (&String, &ModelConfig)| {
+            let pairs = model.aliases.iter();
+            Vec::from_iter(pairs.map(|alias| (alias.clone(), name.clone())))
+        };
+        self.by_name.iter().flat_map(of).collect()
     }
 
     /// How to load the model `name`: its own table or the defaults.
@@ -194,6 +222,8 @@ impl ModelsConfig {
 pub struct ModelConfig {
     /// The GGUF file, absolute; `None` in [`ModelsConfig::default`].
     pub file: Option<PathBuf>,
+    /// Other names that requests may use for it.
+    pub aliases: Vec<String>,
     /// KV pool, tokens; 0: the largest that fits, at most `n_ctx_auto_max`.
     pub n_ctx: u32,
     /// Most tokens that `n_ctx = 0` becomes; 0: what the model was trained with.
@@ -219,9 +249,10 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    fn read(section: &mut Section<'_>, file: Option<PathBuf>) -> Self {
+    fn read(section: &mut Section<'_>, file: Option<PathBuf>, aliases: Vec<String>) -> Self {
         let config = Self {
             file,
+            aliases,
             n_ctx: section.integer("n_ctx", 0..=16 << 20),
             n_ctx_auto_max: section.integer("n_ctx_auto_max", 0..=16 << 20),
             n_ctx_seq: section.integer("n_ctx_seq", 0..=16 << 20),

@@ -264,6 +264,7 @@ pub(super) fn choose_with(config: &Config, releases: Option<Releases>) -> anyhow
         .map(|entry| Model {
             name: entry.name.clone(),
             file_bytes: entry.file_bytes,
+            aliases: config.models.get(&entry.name).aliases.clone(),
             ..Model::default()
         })
         .collect();
@@ -442,6 +443,7 @@ pub(super) fn dispatcher(
             Err(why) => Err(why.clone()),
         },
         models: choice.all.clone(),
+        aliases: config.models.aliases(),
         releases,
         backend: config.engine.backend,
         hardware: hardware::read(&config.paths.board_root),

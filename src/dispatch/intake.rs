@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use super::durable::StoreDone;
 use super::energy::Spent;
 use super::job::{Address, Cancel, Ending, Job, Phase};
+use super::logprobs::Logprobs;
 use super::output::Output;
 use super::queue::Order;
 use super::tokens::Tokenizing;
@@ -241,18 +242,21 @@ impl Dispatch {
         self.settings.user(user).check(&request)?;
         request.apply_defaults(&self.settings.user(user).defaults);
         if let Some(model) = &request.model
-            && !self.node.has_model(model, &self.settings.releases.borrow())
+            && let meant = self.settings.meant(model)
+            && !self.node.has_model(meant, &self.settings.releases.borrow())
         {
             // What there will be is not known.
             if !self.node.had_model() {
                 return Ok(request);
             }
             let serving = self.node.model();
-            return Err(ApiError::new(
-                Code::ModelNotFound,
-                format!("no model `{model}` here: this node serves `{serving}`"),
-            )
-            .with_param("model"));
+            let found = match meant == model {
+                true => format!("no model `{model}` here: this node serves `{serving}`"),
+                false => format!(
+                    "`{model}` is `{meant}` here, which is not in service: this node serves `{serving}`"
+                ),
+            };
+            return Err(ApiError::new(Code::ModelNotFound, found).with_param("model"));
         }
         Ok(request)
     }
@@ -288,6 +292,7 @@ impl Dispatch {
         self.queue
             .push(place.order, key, &address.user, running_max);
         debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
+        let logprobs = Logprobs::new(request.logprobs.is_some());
         self.jobs.insert(
             key,
             Job {
@@ -306,6 +311,7 @@ impl Dispatch {
                 output: Output::new(coalesce, coalesce_bytes),
                 prompt_ids: Vec::new(),
                 output_ids: Vec::new(),
+                logprobs,
                 n_cached: 0,
                 ids_of: String::new(),
                 head: None,

@@ -6,8 +6,9 @@ use sha2::Digest as _;
 use tokio::time::Instant;
 
 use super::energy::Spent;
+use super::logprobs::Logprobs;
 use super::output::Output;
-use crate::frames::{self, Finish, Head, JobKey, Resume, Timings, Token};
+use crate::frames::{self, Finish, Head, JobKey, Logprob, Resume, Timings, Token};
 use crate::link::{AckToken, Props, Publish};
 use crate::models::release::Runtime;
 use crate::wire::error::ApiError;
@@ -108,6 +109,8 @@ pub(super) struct Job {
     /// Ids for another worker, should this one die.
     pub(super) prompt_ids: Vec<Token>,
     pub(super) output_ids: Vec<Token>,
+    /// How probable tokens were, where that was asked.
+    pub(super) logprobs: Logprobs,
     pub(super) n_cached: u32,
     /// Model whose ids these are.
     pub(super) ids_of: String,
@@ -174,7 +177,9 @@ impl Job {
             sampling,
             stop,
             max_tokens: self.request.max_tokens.unwrap_or(0),
+            min_tokens: self.request.min_tokens,
             ignore_eos: self.request.ignore_eos,
+            logprobs: self.request.logprobs,
             pace_ms: if self.streams() {
                 self.output.coalesce().as_millis() as u32
             } else {
@@ -195,6 +200,7 @@ impl Job {
         self.prompt_ids.clear();
         let ids = std::mem::take(&mut self.output_ids);
         let text = self.output.text();
+        self.logprobs.rewind(text.len());
         let written = text.len() - self.head_bytes();
         if written == 0 {
             return;
@@ -226,7 +232,13 @@ impl Job {
     }
 
     /// New ids and text; ignored once the job has ended.
-    pub(super) fn receive(&mut self, ids: &[Token], text: &str, now: Instant) {
+    pub(super) fn receive(
+        &mut self,
+        ids: &[Token],
+        logprobs: Vec<Logprob>,
+        text: &str,
+        now: Instant,
+    ) {
         if self.phase != Phase::Open {
             return; // It ended on our side; the worker did not know yet.
         }
@@ -234,6 +246,7 @@ impl Job {
             self.first_token.get_or_insert(now);
         }
         self.output_ids.extend_from_slice(ids);
+        self.logprobs.receive(logprobs);
         self.output.push(text, now);
     }
 
@@ -291,13 +304,17 @@ impl Job {
         let seq = self.output.n_chunks() + 1;
         match (self.output.due(), &self.parked) {
             (None, Some(parked)) => self.replier.parked(seq, parked),
-            (due, _) if due? <= now => self.replier.piece(seq, self.output.chunk()),
+            (due, _) if due? <= now => {
+                let logprobs = self.logprobs.due(self.output.chunk_end());
+                self.replier.piece_with(seq, self.output.chunk(), logprobs)
+            }
             _ => None,
         }
     }
 
     /// What [`Self::chunk_due`] gave has left.
     pub(super) fn chunk_sent(&mut self, now: Instant) {
+        self.logprobs.told(self.output.chunk_end());
         match self.output.due() {
             Some(_) => self.output.sent(now),
             None => {
@@ -356,6 +373,7 @@ impl Job {
                         resumed: self.resumed,
                         parts: self.parts(),
                         energy_j: self.spent.joules(),
+                        logprobs: self.logprobs.until(text.len()).to_vec(),
                         include_text: self.request.include_text,
                         text_sha256: sha2::Sha256::digest(text).into(),
                         truncated: kept.len() < text.len(),
@@ -381,6 +399,9 @@ pub(super) struct Replay {
     attempt: u32,
     text: String,
     cuts: Vec<u32>,
+    /// Of each chunk, where any had some. Kept behind the rest, which older versions wrote alone.
+    #[serde(skip)]
+    logprobs: Vec<Vec<Logprob>>,
 }
 
 impl Replay {
@@ -400,16 +421,25 @@ impl Replay {
             attempt: replier.attempt,
             text,
             cuts,
+            logprobs: job.logprobs.by_chunk(),
         }
     }
 
     pub(super) fn to_bytes(&self) -> Bytes {
-        Bytes::from(postcard::to_stdvec(self).expect("strings and integers always encode"))
+        let mut bytes = postcard::to_stdvec(self).expect("strings and integers always encode");
+        if !self.logprobs.is_empty() {
+            bytes = postcard::to_extend(&self.logprobs, bytes).expect("so do numbers");
+        }
+        bytes.into()
     }
 
     /// `accepted` and the chunks, as they were sent the first time. `None` when the bytes are not ours.
     pub(super) fn messages(bytes: &[u8], id: &RequestId) -> Option<Vec<Outgoing>> {
-        let replay: Self = postcard::from_bytes(bytes).ok()?;
+        let (replay, rest): (Self, _) = postcard::take_from_bytes(bytes).ok()?;
+        let logprobs: Vec<Vec<Logprob>> = match rest {
+            [] => Vec::new(),
+            rest => postcard::from_bytes(rest).ok()?,
+        };
         let replier = Replier {
             form: replay.form,
             op: replay.op,
@@ -426,7 +456,9 @@ impl Replay {
         let mut start = 0;
         for (n, end) in replay.cuts.iter().enumerate() {
             let end = *end as usize;
-            messages.extend(replier.piece(n as u64 + 1, replay.text.get(start..end)?));
+            let logprobs = logprobs.get(n).map_or(&[][..], Vec::as_slice);
+            let text = replay.text.get(start..end)?;
+            messages.extend(replier.piece_with(n as u64 + 1, text, logprobs));
             start = end;
         }
         Some(messages)

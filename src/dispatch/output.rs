@@ -77,6 +77,11 @@ impl Output {
         &self.text[start..end]
     }
 
+    /// Where [`Self::chunk`] ends in the text.
+    pub fn chunk_end(&self) -> usize {
+        self.sent_bytes() + self.chunk().len()
+    }
+
     /// The chunk that [`Self::chunk`] gave has left.
     pub fn sent(&mut self, now: Instant) {
         self.left_at = Some(now);

@@ -466,6 +466,7 @@ impl Dispatch {
             file_bytes: Some(release.file_bytes),
             sha256: Some(release.sha256.clone()),
             line: Some(release.line.clone()),
+            aliases: self.settings.aliases_of(&release.name, &release.line),
             release_seq: Some(release.release_seq),
             ..Model::default()
         }));
@@ -479,6 +480,7 @@ impl Dispatch {
                         sha256: known.sha256,
                         line: known.line,
                         release_seq: known.release_seq,
+                        aliases: known.aliases,
                         ..loaded.clone()
                     };
                 }

@@ -116,6 +116,8 @@ pub struct Settings {
     pub model: Result<String, String>,
     /// Models of the catalogue, for the retained list.
     pub models: Vec<crate::wire::report::Model>,
+    /// Other names for models or lines in requests.
+    pub aliases: BTreeMap<String, String>,
     /// Models that came as signed releases, as they change.
     pub releases: watch::Receiver<Releases>,
     /// What the operator wants the model to run on.
@@ -150,6 +152,18 @@ impl Settings {
         let releases = self.releases.borrow();
         let release = releases.iter().find(|release| release.name == model);
         release.map(|release| release.runtime.clone())
+    }
+
+    /// Other names of a release, or of its line.
+    pub fn aliases_of(&self, model: &str, line: &str) -> Vec<String> {
+        let pairs = self.aliases.iter();
+        let of = pairs.filter(|(_, of)| *of == model || *of == line);
+        of.map(|(alias, _)| alias.clone()).collect()
+    }
+
+    /// The model or line that a request means by `name`.
+    pub fn meant<'a>(&'a self, name: &'a str) -> &'a str {
+        self.aliases.get(name).map_or(name, String::as_str)
     }
 
     /// Limits and defaults of a user.

@@ -61,8 +61,9 @@ fn job() -> impl Strategy<Value = Job> {
     let stop = proptest::collection::vec(any::<String>(), 0..4);
     let rest = (
         stop,
-        any::<u32>(),
+        any::<[u32; 2]>(),
         any::<bool>(),
+        proptest::option::of(any::<u8>()),
         any::<u32>(),
         proptest::option::of(resume),
         proptest::option::of(
@@ -70,13 +71,20 @@ fn job() -> impl Strategy<Value = Job> {
         ),
     );
     (job_key(), input(), sampling(), rest).prop_map(
-        |(job, input, sampling, (stop, max_tokens, ignore_eos, pace_ms, resume, head))| Job {
+        |(
+            job,
+            input,
+            sampling,
+            (stop, [max_tokens, min_tokens], ignore_eos, logprobs, pace_ms, resume, head),
+        )| Job {
             job,
             input,
             sampling,
             stop,
             max_tokens,
+            min_tokens,
             ignore_eos,
+            logprobs,
             pace_ms,
             resume,
             head,
@@ -160,9 +168,26 @@ fn sandbox() -> impl Strategy<Value = Sandbox> {
     )
 }
 
+fn logprobs() -> impl Strategy<Value = Vec<Logprob>> {
+    let token = || {
+        (any::<Vec<u8>>(), -100.0_f32..0.0)
+            .prop_map(|(bytes, logprob)| TokenLogprob { bytes, logprob })
+    };
+    let logprob = (token(), proptest::collection::vec(token(), 0..4))
+        .prop_map(|(chosen, top)| Logprob { chosen, top });
+    proptest::collection::vec(logprob, 0..4)
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let piece =
-        (job_key(), ids(), any::<String>()).prop_map(|(job, ids, text)| Piece { job, ids, text });
+        (job_key(), ids(), logprobs(), any::<String>()).prop_map(|(job, ids, logprobs, text)| {
+            Piece {
+                job,
+                ids,
+                logprobs,
+                text,
+            }
+        });
     let end = prop_oneof![
         Just(Ok(Finish::Stop)),
         Just(Ok(Finish::Length)),
@@ -174,11 +199,12 @@ fn event() -> impl Strategy<Value = Event> {
         prefill_ms: ms,
         ..Timings::default()
     });
-    let done = (job_key(), end, ids(), any::<String>(), timings).prop_map(
-        |(job, end, ids, text, timings)| Done {
+    let done = (job_key(), end, ids(), logprobs(), any::<String>(), timings).prop_map(
+        |(job, end, ids, logprobs, text, timings)| Done {
             job,
             end,
             ids,
+            logprobs,
             text,
             timings,
         },

@@ -35,6 +35,7 @@ fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {
             resumed: 0,
             parts: Vec::new(),
             energy_j: None,
+            logprobs: Vec::new(),
             include_text: false,
             text_sha256: Sha256::digest(text).into(),
             truncated: false,

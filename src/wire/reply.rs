@@ -21,14 +21,14 @@ use super::{
     error::{ApiError, Code},
     topic::{Name, Op, RequestId},
 };
-use crate::frames::{Finish, Timings, Token};
+use crate::frames::{Finish, Logprob, Timings, Token};
 
 pub mod body;
 mod rules;
 #[cfg(test)]
 mod tests;
 
-use body::{Choice, Delta, Failure, Message, Orinoco, Response, Tokens, Usage};
+use body::{Choice, Delta, Failure, Logprobs, Message, Orinoco, Response, Tokens, Usage};
 pub use body::{Parked, Part};
 
 const JSON: &str = "application/json";
@@ -129,6 +129,8 @@ pub struct End {
     pub parts: Vec<Part>,
     /// Of the module's energy, joules; on boards with rails.
     pub energy_j: Option<f64>,
+    /// Of all tokens, for [`Form::Whole`]; where they were asked for.
+    pub logprobs: Vec<Logprob>,
     /// The final of a stream repeats the text.
     pub include_text: bool,
     /// SHA-256 of the whole text, before any cut.
@@ -178,12 +180,20 @@ impl Replier {
     /// Text that was made. `None` in the forms [`Form::Whole`] and [`Form::Text`], and for an empty text
     /// in [`Form::TextStream`], where an empty payload is the end.
     pub fn piece(&self, seq: u64, text: &str) -> Option<Outgoing> {
+        self.piece_with(seq, text, &[])
+    }
+
+    /// As [`Self::piece`], with how probable its tokens were where that was asked.
+    pub fn piece_with(&self, seq: u64, text: &str, logprobs: &[Logprob]) -> Option<Outgoing> {
         match self.form {
             Form::Whole | Form::Text => None,
             Form::TextStream if text.is_empty() => None,
             Form::TextStream => Some(bare(unlike_error(text), seq, false, None)),
             Form::Chunks => {
-                let choice = self.piece_choice(None, text, None);
+                let choice = Choice {
+                    logprobs: Logprobs::of(logprobs),
+                    ..self.piece_choice(None, text, None)
+                };
                 let chunk = self.response(seq, false, choice, self.orinoco());
                 Some(json(&chunk, seq, false, None))
             }
@@ -222,7 +232,13 @@ impl Replier {
                 self.piece_choice(None, "", Some(end.finish)),
                 end.include_text.then(|| end.text.as_str().into()),
             ),
-            Form::Whole => (self.whole_choice(&end.text, end.finish), None),
+            Form::Whole => {
+                let choice = Choice {
+                    logprobs: Logprobs::of(&end.logprobs),
+                    ..self.whole_choice(&end.text, end.finish)
+                };
+                (choice, None)
+            }
         };
         let orinoco = Orinoco {
             text,

@@ -275,6 +275,9 @@ pub struct Model {
     /// Its number in that line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_seq: Option<u64>,
+    /// Further values for `model` in requests, as the node's configuration has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Architecture, size and quantization in llama.cpp's words, e.g. `llama 135M Q4_1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -301,6 +304,7 @@ impl Model {
             sha256: None,
             line: None,
             release_seq: None,
+            aliases: Vec::new(),
             description: Some(loaded.description.clone()),
             n_params: Some(loaded.n_params),
             n_ctx_seq: Some(loaded.n_ctx_seq),

@@ -142,8 +142,12 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Most tokens to make, at least 1.
     pub max_tokens: Option<u32>,
+    /// Fewest tokens to make.
+    pub min_tokens: u32,
     /// Go on after an end-of-generation token.
     pub ignore_eos: bool,
+    /// Tell how probable each token was, beside so many of the most probable ones.
+    pub logprobs: Option<u8>,
     /// Pieces as they come, or the whole answer at once.
     pub stream: bool,
     /// The final of a stream repeats the whole text.
@@ -230,7 +234,9 @@ impl Request {
             sampling: SamplingOverrides::default(),
             stop: Vec::new(),
             max_tokens: None,
+            min_tokens: 0,
             ignore_eos: false,
+            logprobs: None,
             stream: matches!(op, Op::Chat | Op::Complete | Op::TextStream),
             include_text: false,
             coalesce_ms: None,
@@ -293,6 +299,8 @@ fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiErr
     request.sampling = sampling::read(&fields)?;
     request.stop = fields.stops(&keys::STOP)?;
     request.max_tokens = max_tokens(&fields)?;
+    request.min_tokens = min_tokens(&fields, request.max_tokens)?;
+    request.logprobs = logprobs(&fields)?;
     request.ignore_eos = fields.boolean(&keys::IGNORE_EOS)?.unwrap_or(false);
     request.stream = fields.boolean(&keys::STREAM)?.unwrap_or(request.stream);
     request.include_text = match fields.object(&keys::STREAM_OPTIONS)? {
@@ -341,5 +349,30 @@ fn max_tokens(fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
         ))
         .with_param("max_tokens")),
         (one, other) => Ok(one.or(other)),
+    }
+}
+
+fn min_tokens(fields: &Fields<'_>, max_tokens: Option<u32>) -> Result<u32, ApiError> {
+    let found = fields.integer_u32(&keys::MIN_TOKENS)?.unwrap_or(0);
+    match max_tokens {
+        Some(max) if found > max => Err(fields.error(
+            keys::MIN_TOKENS.name(),
+            format_args!("is {found}, more than max_tokens, which is {max}"),
+        )),
+        _ => Ok(found),
+    }
+}
+
+/// `logprobs` of chats (a flag, with `top_logprobs`) or of completions (the number itself).
+fn logprobs(fields: &Fields<'_>) -> Result<Option<u8>, ApiError> {
+    let n_top = fields.integer_u32(&keys::TOP_LOGPROBS)?;
+    let wanted = fields.flag_or_integer(&keys::LOGPROBS)?;
+    match (wanted, n_top) {
+        (Some(own), top) => Ok(Some(own.max(top.unwrap_or(0)) as u8)),
+        (None, Some(n @ 1..)) => Err(fields.error(
+            keys::TOP_LOGPROBS.name(),
+            format_args!("is {n} and logprobs is not true: it says nothing without"),
+        )),
+        (None, _) => Ok(None),
     }
 }

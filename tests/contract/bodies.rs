@@ -27,6 +27,15 @@ fn what_only_the_parser_knows(body: &Value, schema: &Value) -> Option<&'static s
     if differ(&body["max_tokens"], &body["max_completion_tokens"]) {
         return Some("max_tokens and max_completion_tokens contradict one another");
     }
+    let max_tokens = body["max_tokens"].as_f64();
+    let max_tokens = max_tokens.or(body["max_completion_tokens"].as_f64());
+    if body["min_tokens"].as_f64() > max_tokens && max_tokens.is_some() {
+        return Some("more tokens at least than at most");
+    }
+    let tells = body["logprobs"] == true || body["logprobs"].is_number();
+    if body["top_logprobs"].as_f64() > Some(0.0) && !tells {
+        return Some("top_logprobs without logprobs");
+    }
     if body["seed"].is_f64() && body["seed"].as_f64() > Some(9_007_199_254_740_992.0) {
         return Some("an integer written with a fraction is exact up to 2^53 only");
     }

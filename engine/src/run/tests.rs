@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 
-use orinoco::frames::{Done, Input, Job, Piece, Resume, Sampling, Token};
+use orinoco::frames::{Done, Input, Job, Logprob, Piece, Resume, Sampling, Token};
 
 use super::*;
 use crate::scripted::{self, Scripted};
@@ -139,6 +139,7 @@ impl Play {
 struct Answer {
     n_cached: u32,
     ids: Vec<Token>,
+    logprobs: Vec<Logprob>,
     text: String,
     end: Option<Result<Finish, JobError>>,
     n_output: u32,
@@ -147,6 +148,7 @@ struct Answer {
 impl Answer {
     fn add(&mut self, piece: Piece) {
         self.ids.extend(piece.ids);
+        self.logprobs.extend(piece.logprobs);
         self.text.push_str(&piece.text);
     }
 
@@ -154,6 +156,7 @@ impl Answer {
         self.add(Piece {
             job: done.job,
             ids: done.ids,
+            logprobs: done.logprobs,
             text: done.text,
         });
         self.end = Some(done.end);
@@ -177,7 +180,9 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         sampling: scripted::greedy(),
         stop: Vec::new(),
         max_tokens,
+        min_tokens: 0,
         ignore_eos: false,
+        logprobs: None,
         pace_ms: 0,
         resume: None,
         head: None,
@@ -195,6 +200,48 @@ fn a_job_is_started_answered_and_done() {
     assert_eq!(answer.text, "hello there he");
     assert_eq!(answer.ids.len(), 14);
     assert_eq!(answer.end, Some(Ok(Finish::Length)));
+}
+
+#[test]
+fn each_token_comes_with_its_probability_where_that_is_asked() {
+    let play = Play::new(&spec());
+    let mut job = chat(1, "né", 5);
+    assert_eq!(play.ask(&job).logprobs, []);
+    (job.job, job.logprobs) = (JobKey(2), Some(2));
+    let answer = play.ask(&job);
+    assert_eq!(answer.logprobs.len(), answer.ids.len());
+    // The scripted decoder is sure: one logit is 100, all others 0.
+    for (id, logprob) in answer.ids.iter().zip(&answer.logprobs) {
+        assert_eq!(logprob.chosen.bytes, [*id as u8]);
+        assert!(logprob.chosen.logprob.abs() < 1e-3, "{logprob:?}");
+        assert_eq!(logprob.top[0], logprob.chosen);
+        assert!((logprob.top[1].logprob + 100.0).abs() < 1e-3, "{logprob:?}");
+    }
+    let bytes = answer.logprobs.iter().flat_map(|l| l.chosen.bytes.clone());
+    // The fifth token is the first half of a character; its text says so, its bytes are exact.
+    assert_eq!(Vec::from_iter(bytes), "né né".as_bytes()[..5]);
+    assert_eq!(answer.text, "né n");
+}
+
+#[test]
+fn before_min_tokens_no_end_of_generation_is_chosen_also_after_a_resume() {
+    let play = Play::new(&spec());
+    let mut job = chat(1, "!tokens 3 hello", 40);
+    assert_eq!(play.ask(&job).n_output, 3);
+    (job.job, job.min_tokens) = (JobKey(2), 10);
+    let whole = play.ask(&job);
+    assert_eq!(whole.n_output, 10);
+    assert_eq!(whole.end, Some(Ok(Finish::Stop)));
+    play.submit(&job);
+    let (_, prompt_ids, _) = play.started();
+    play.answer(2);
+    job.job = JobKey(3);
+    job.resume = Some(Resume {
+        prompt_ids,
+        output_ids: whole.ids[..7].to_vec(),
+        text_bytes: 7,
+    });
+    assert_eq!(play.ask(&job).n_output, 10);
 }
 
 #[test]

@@ -315,3 +315,73 @@ fn run_in_turn(
         teller.join().unwrap()
     })
 }
+
+#[test]
+fn logprobs_are_those_of_the_decoders_own_logits() {
+    let spec = real_spec(SMOLLM);
+    with_decoder(&spec, |decoder, loaded| {
+        let mut asked = job(1, "The capital of France is", 12);
+        asked.logprobs = Some(5);
+        // What the requester does to the draw says nothing about the model.
+        asked.sampling.logit_bias = vec![(7, 0.5)];
+        let told = run_jobs(decoder, &spec, &loaded, &[asked])
+            .remove(0)
+            .logprobs;
+        let ids = decoder
+            .tokenize("The capital of France is", true, true)
+            .unwrap();
+        let mut rows = Vec::new();
+        for (pos, token) in ids.iter().enumerate() {
+            rows.push(Row {
+                seq: 0,
+                token: *token,
+                pos: pos as u32,
+                wants_logits: pos + 1 == ids.len(),
+            });
+        }
+        for (n, logprob) in told.iter().enumerate() {
+            decoder.decode(&rows).unwrap();
+            let logits = decoder.logits(rows.len() - 1).to_vec();
+            let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let best = logits.iter().copied().fold(f32::MIN, f32::max);
+            let token = logits.iter().position(|logit| *logit == best).unwrap();
+            let wanted = f64::from(best) - total.ln();
+            assert!(
+                (f64::from(logprob.chosen.logprob) - wanted).abs() < 1e-3,
+                "token {n}: {logprob:?}, wanted {wanted}"
+            );
+            assert_eq!(logprob.top.len(), 5);
+            assert_eq!(logprob.top[0], logprob.chosen);
+            let share: f32 = logprob.top.iter().map(|top| top.logprob.exp()).sum();
+            assert!(share <= 1.0 + 1e-4, "{share}");
+            let mut bytes = Vec::new();
+            decoder.piece(token as i32, &mut bytes);
+            assert_eq!(logprob.chosen.bytes, bytes);
+            rows = vec![Row {
+                seq: 0,
+                token: token as i32,
+                pos: (ids.len() + n) as u32,
+                wants_logits: true,
+            }];
+        }
+        assert_eq!(told.len(), 12);
+        decoder.seq_rm(0, 0);
+    });
+}
+
+#[test]
+fn min_tokens_keeps_a_short_answer_going() {
+    let spec = real_spec(SMOLLM);
+    with_decoder(&spec, |decoder, loaded| {
+        let short = chat(1, "Say yes.", 200);
+        let ends = run_jobs(decoder, &spec, &loaded, std::slice::from_ref(&short));
+        let n_before = ends[0].ids.len();
+        assert_eq!(ends[0].end, Ok(Finish::Stop), "{}", ends[0].text);
+        let longer = Job {
+            min_tokens: n_before as u32 + 20,
+            ..short
+        };
+        let ends = run_jobs(decoder, &spec, &loaded, &[longer]);
+        assert!(ends[0].ids.len() >= n_before + 20, "{}", ends[0].text);
+    });
+}

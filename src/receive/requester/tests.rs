@@ -51,6 +51,7 @@ fn end(node: &str, attempt: u32, seq: u64, text: &str, finish: Finish) -> Outgoi
         resumed: 0,
         parts: Vec::new(),
         energy_j: None,
+        logprobs: Vec::new(),
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::rules;
 
 use crate::{
-    frames::{Timings, Token},
+    frames::{self, Timings, Token},
     wire::{
         SHA256_PATTERN,
         error::{ApiError, ErrorObject},
@@ -52,7 +52,7 @@ pub struct Response<'a> {
 }
 
 /// The one choice: delta, message or text, by the kind of object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Choice<'a> {
     /// Always 0.
     #[schemars(extend("const" = 0))]
@@ -66,6 +66,10 @@ pub struct Choice<'a> {
     /// Of a completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Cow<'a, str>>,
+    /// How probable the tokens were, where logprobs asked for it: in chunks those of their text, in a whole
+    /// answer all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Logprobs>,
     /// In the final why the answer ended, else null. length: max_tokens or the context is used up.
     #[serde(default)]
     #[schemars(extend("enum" = ["stop", "length", "cancelled", null]))]
@@ -79,6 +83,7 @@ impl<'a> Choice<'a> {
             delta: None,
             message: None,
             text: None,
+            logprobs: None,
             finish_reason,
         }
     }
@@ -104,6 +109,72 @@ pub struct Message<'a> {
     pub role: Cow<'a, str>,
     /// The whole text.
     pub content: Cow<'a, str>,
+}
+
+/// How probable tokens were to the model, before bias, penalties and temperature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Logprobs {
+    /// One for each token, in order.
+    pub content: Vec<TokenLogprob>,
+}
+
+/// A token of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TokenLogprob {
+    /// Its text; U+FFFD stands for bytes that are part of a character, empty is a control token.
+    pub token: String,
+    /// Natural logarithm of its probability; -9999 stands for none at all.
+    #[schemars(range(min = -9999.0))]
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The most probable tokens in its place, best first, as many as top_logprobs asked for.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// A token that could have been chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TopLogprob {
+    /// Its text, as with the token that was chosen.
+    pub token: String,
+    /// Natural logarithm of its probability; -9999 stands for none at all.
+    #[schemars(range(min = -9999.0))]
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Logprobs {
+    /// `None` for none.
+    pub(super) fn of(logprobs: &[frames::Logprob]) -> Option<Self> {
+        let content = logprobs.iter().map(|logprob| {
+            let chosen = TopLogprob::of(&logprob.chosen);
+            TokenLogprob {
+                token: chosen.token,
+                logprob: chosen.logprob,
+                bytes: chosen.bytes,
+                top_logprobs: logprob.top.iter().map(TopLogprob::of).collect(),
+            }
+        });
+        (!logprobs.is_empty()).then(|| Self {
+            content: content.collect(),
+        })
+    }
+}
+
+impl TopLogprob {
+    fn of(token: &frames::TokenLogprob) -> Self {
+        // JSON has no infinity; the number is the one that OpenAI has for it.
+        const NONE: f32 = -9999.0;
+        Self {
+            token: String::from_utf8_lossy(&token.bytes).into_owned(),
+            logprob: match token.logprob.is_nan() {
+                true => NONE,
+                false => token.logprob.clamp(NONE, 0.0),
+            },
+            bytes: token.bytes.clone(),
+        }
+    }
 }
 
 /// Counts of tokens.

@@ -5,7 +5,9 @@ use std::ops::RangeInclusive;
 use super::{
     Limits, invalid,
     json::{Object, Value},
-    keys::{Boolean, Integer, Key, NameText, Neutral, Real, Stops, Text, Unserved, Word},
+    keys::{
+        Boolean, FlagOrInteger, Integer, Key, NameText, Neutral, Real, Stops, Text, Unserved, Word,
+    },
 };
 use crate::wire::{
     error::{ApiError, Code},
@@ -148,6 +150,29 @@ impl<'a> Fields<'a> {
     pub(super) fn integer_u32(&self, key: &Key<Integer>) -> Result<Option<u32>, ApiError> {
         let found = self.integer(key)?;
         Ok(found.map(|n| u32::try_from(n).expect("the key's range ends below 2^32")))
+    }
+
+    /// `true` as 0, `false` as `None`, or the number.
+    pub(super) fn flag_or_integer(
+        &self,
+        key: &Key<FlagOrInteger>,
+    ) -> Result<Option<u32>, ApiError> {
+        let (name, high) = (key.name(), key.takes().0);
+        let found = match self.get(key) {
+            None | Some(Value::Bool(false)) => return Ok(None),
+            Some(Value::Bool(true)) => return Ok(Some(0)),
+            Some(Value::Integer(found)) => *found,
+            Some(Value::Real(found)) if found.fract() == 0.0 && found.abs() <= REAL_INTEGER_MAX => {
+                *found as i128
+            }
+            Some(other) => {
+                return Err(self.wrong_type(name, other, "true, false or an integer"));
+            }
+        };
+        match u32::try_from(found) {
+            Ok(found) if found <= high => Ok(Some(found)),
+            _ => Err(self.error(name, format_args!("is {found}, allowed are 0 to {high}"))),
+        }
     }
 
     pub(super) fn real(&self, key: &Key<Real>) -> Result<Option<f32>, ApiError> {
@@ -316,7 +341,6 @@ fn is_neutral(value: &Value, neutral: &Neutral) -> bool {
     match neutral {
         Neutral::Null => false,
         Neutral::False => *value == Value::Bool(false),
-        Neutral::Zero => matches!(value, Value::Integer(0)) || *value == Value::Real(0.0),
         Neutral::EmptyText => is_word(value, &[""]),
         Neutral::EmptyArray => matches!(value, Value::Array(items) if items.is_empty()),
         Neutral::Words(words) => is_word(value, words),

@@ -66,6 +66,10 @@ pub(super) struct Boolean;
 #[derive(Debug)]
 pub(super) struct Integer(pub(super) fn(&Limits) -> RangeInclusive<u64>);
 
+/// `true`, `false`, or a number up to this.
+#[derive(Debug)]
+pub(super) struct FlagOrInteger(pub(super) u32);
+
 /// A number.
 #[derive(Debug)]
 pub(super) struct Real(pub(super) RangeInclusive<f64>);
@@ -112,7 +116,6 @@ pub(super) struct Unserved(pub(super) Neutral);
 pub(super) enum Neutral {
     Null,
     False,
-    Zero,
     EmptyText,
     EmptyArray,
     /// One of these words.
@@ -141,6 +144,9 @@ keys! {
     PROMPT = "prompt" Text(|limits| 1..=limits.payload_bytes),
         "Text that is continued or tokenized as it stands, without a chat template.";
 }
+
+/// As with OpenAI.
+const TOP_LOGPROBS_MAX: u32 = 20;
 
 keys! {
     /// How it is to be answered: every op reads these, though `tokenize` has no use for most.
@@ -174,6 +180,12 @@ keys! {
         "Token id, as a string, to what is added to its logit.";
     STOP = "stop" Stops,
         "Text, or texts, that end the answer and are not part of it; each at most 256 bytes unless the node's limits differ.";
+    MIN_TOKENS = "min_tokens" Integer(|limits| 0..=limits.max_tokens.into()),
+        "Fewest tokens to make: before them the model does not end the answer; a stop text still does. Absent: 0.";
+    LOGPROBS = "logprobs" FlagOrInteger(TOP_LOGPROBS_MAX),
+        "true: tell how probable each token was to the model. A number also asks for so many top_logprobs, as OpenAI has it for completions. Absent: false.";
+    TOP_LOGPROBS = "top_logprobs" Integer(|_| 0..=TOP_LOGPROBS_MAX.into()),
+        "So many of the most probable tokens are told beside each token; needs logprobs. Absent: 0.";
     IGNORE_EOS = "ignore_eos" Boolean,
         "Go on when the model would end; for measurements. Absent: false.";
     STREAM = "stream" Boolean,
@@ -218,8 +230,6 @@ pub(super) const UNSERVED: &[Key<Unserved>] = &[
     unserved("response_format", Neutral::TextFormat),
     unserved("json_schema", Neutral::Null),
     unserved("grammar", Neutral::EmptyText),
-    unserved("logprobs", Neutral::False),
-    unserved("top_logprobs", Neutral::Zero),
     unserved("echo", Neutral::False),
     unserved("suffix", Neutral::EmptyText),
     unserved("modalities", Neutral::TextOnly),

@@ -111,6 +111,12 @@ impl Kind for keys::Integer {
     }
 }
 
+impl Kind for keys::FlagOrInteger {
+    fn schema(&self, _: &Limits) -> Value {
+        json!({"type": ["boolean", "integer"], "minimum": 0, "maximum": self.0})
+    }
+}
+
 impl Kind for keys::Real {
     fn schema(&self, _: &Limits) -> Value {
         json!({"type": "number", "minimum": self.0.start(), "maximum": self.0.end()})
@@ -190,7 +196,6 @@ impl Kind for keys::Unserved {
         match self.0 {
             Neutral::Null => json!({"type": "null"}),
             Neutral::False => json!({"type": "boolean", "enum": [false]}),
-            Neutral::Zero => json!({"type": "integer", "enum": [0]}),
             Neutral::EmptyText => json!({"type": "string", "maxLength": 0}),
             Neutral::EmptyArray => json!({"type": "array", "maxItems": 0}),
             Neutral::Words(words) => json!({"type": "string", "enum": words}),

@@ -73,7 +73,9 @@ fn every_key_of_a_chat_arrives() {
         },
         stop: vec!["\n\n".to_owned(), "END".to_owned()],
         max_tokens: Some(64),
+        min_tokens: 0,
         ignore_eos: true,
+        logprobs: None,
         stream: false,
         include_text: true,
         coalesce_ms: Some(0),
@@ -298,4 +300,17 @@ fn the_ends_of_a_range_are_inside_it() {
     ] {
         assert!(chat_with(&keys).is_ok(), "{keys}");
     }
+}
+
+#[test]
+fn logprobs_are_a_flag_with_a_number_beside_it_or_the_number_itself() {
+    let asked = |keys: serde_json::Value| chat_with(&keys).unwrap().logprobs;
+    assert_eq!(asked(json!({})), None);
+    assert_eq!(asked(json!({"logprobs": true})), Some(0));
+    assert_eq!(
+        asked(json!({"logprobs": true, "top_logprobs": 20})),
+        Some(20)
+    );
+    assert_eq!(asked(json!({"logprobs": 5})), Some(5));
+    assert_eq!(asked(json!({"logprobs": 0.0})), Some(0));
 }

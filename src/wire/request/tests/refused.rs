@@ -223,6 +223,26 @@ fn values_out_of_range_are_named_with_what_is_allowed() {
             "keep_latest is no valid key: name has '/' at byte 1, allowed are [A-Za-z0-9_.-]",
         ),
         (
+            json!({"top_logprobs": 2}),
+            "top_logprobs",
+            "top_logprobs is 2 and logprobs is not true: it says nothing without",
+        ),
+        (
+            json!({"logprobs": 21}),
+            "logprobs",
+            "logprobs is 21, allowed are 0 to 20",
+        ),
+        (
+            json!({"logprobs": "yes"}),
+            "logprobs",
+            "logprobs is a string, expected true, false or an integer",
+        ),
+        (
+            json!({"min_tokens": 9, "max_tokens": 8}),
+            "min_tokens",
+            "min_tokens is 9, more than max_tokens, which is 8",
+        ),
+        (
             json!({"model": ""}),
             "model",
             "model has 0 bytes, allowed are 1 to 256",
@@ -245,9 +265,6 @@ fn what_cannot_be_honoured_is_refused_and_not_ignored() {
         json!({"response_format": {"type": "json_object"}}),
         json!({"json_schema": {}}),
         json!({"grammar": "root ::= \"a\""}),
-        json!({"logprobs": true}),
-        json!({"logprobs": 5}),
-        json!({"top_logprobs": 2}),
         json!({"echo": true}),
         json!({"suffix": "end"}),
         json!({"modalities": ["text", "audio"]}),

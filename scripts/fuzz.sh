@@ -13,7 +13,8 @@ that breaks a promise. Works with the stable compiler; what it builds goes to ta
 
     --seconds N  time for each target (default 60)
     --keep       afterwards put the smallest inputs that reach new code into fuzz/corpus
-    TARGET       answer, frames, gguf, request, template, topic (default: all)
+    TARGET       answer, catalog, frames, gguf, manifest, metadata, pieces,
+                 request, stick, template, topic (default: all)
 
 What breaks something is written to target/fuzz/artifacts/TARGET. To see it again:
     scripts/fuzz.sh TARGET target/fuzz/artifacts/TARGET/crash-…
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-all=(answer frames gguf request template topic)
+all=(answer catalog frames gguf manifest metadata pieces request stick template topic)
 [ ${#targets[@]} -gt 0 ] || targets=("${all[@]}")
 cd "$repo_dir"
 need_rust

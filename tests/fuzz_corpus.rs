@@ -12,22 +12,37 @@ use proptest::prelude::*;
 
 #[path = "../fuzz/src/entry/answer.rs"]
 mod answer;
+#[path = "../fuzz/src/entry/catalog.rs"]
+mod catalog;
 #[path = "../fuzz/src/entry/frames.rs"]
 mod frames;
 #[path = "../fuzz/src/entry/gguf.rs"]
 mod gguf;
+#[path = "../fuzz/src/entry/manifest.rs"]
+mod manifest;
+#[path = "../fuzz/src/entry/metadata.rs"]
+mod metadata;
+#[path = "../fuzz/src/entry/pieces.rs"]
+mod pieces;
 #[path = "../fuzz/src/entry/request.rs"]
 mod request;
+#[path = "../fuzz/src/entry/stick.rs"]
+mod stick;
 #[path = "../fuzz/src/entry/topic.rs"]
 mod topic;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 10] = [
     ("answer", answer::check),
+    ("catalog", catalog::check),
     ("frames", frames::check),
     ("gguf", gguf::check),
+    ("manifest", manifest::check),
+    ("metadata", metadata::check),
+    ("pieces", pieces::check),
     ("request", request::check),
+    ("stick", stick::check),
     ("topic", topic::check),
 ];
 

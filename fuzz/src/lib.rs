@@ -6,9 +6,14 @@
 
 pub mod entry {
     pub mod answer;
+    pub mod catalog;
     pub mod frames;
     pub mod gguf;
+    pub mod manifest;
+    pub mod metadata;
+    pub mod pieces;
     pub mod request;
+    pub mod stick;
     pub mod template;
     pub mod topic;
 }

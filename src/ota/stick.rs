@@ -138,8 +138,14 @@ impl Request {
     /// It cannot be read, or is none.
     pub fn take(ota_dir: &Path) -> io::Result<Option<Self>> {
         let path = ota_dir.join(REQUEST);
-        let Some(json) = read_bounded(&path, REQUEST_BYTES_MAX)? else {
-            return Ok(None);
+        let json = match read_bounded(&path, REQUEST_BYTES_MAX) {
+            Ok(None) => return Ok(None),
+            Ok(Some(json)) => json,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                fs::remove_file(&path)?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
         };
         fs::remove_file(&path)?;
         let request: Self = serde_json::from_slice(&json)?;
@@ -328,7 +334,8 @@ mod tests {
     #[test]
     fn garbage_in_the_place_of_a_request_is_dropped_with_an_error() {
         let ota = tempfile::tempdir().unwrap();
-        for garbage in [&b"{"[..], br#"{"id":"a","path":"relative"}"#] {
+        let long = vec![b' '; 9000];
+        for garbage in [&b"{"[..], br#"{"id":"a","path":"relative"}"#, &long] {
             fs::write(ota.path().join(REQUEST), garbage).unwrap();
             assert!(Request::take(ota.path()).is_err());
             assert_eq!(Request::take(ota.path()).unwrap(), None);

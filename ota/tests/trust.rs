@@ -21,6 +21,7 @@ use std::env;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -29,6 +30,11 @@ use std::time::{Duration, Instant};
 use orinoco::ota::source::{Source, Terms};
 use orinoco::ota::trust::{Client, Place, Trust as _, TrustedNow, read_target};
 use orinoco::ota::{Digest, Reason, TargetName};
+use orinoco_ota::root::{Ceremony, init};
+use orinoco_ota::time;
+use tough::editor::RepositoryEditor;
+use tough::editor::signed::PathExists;
+use tough::key_source::{KeySource, LocalKeySource};
 
 use verifiers::Verifiers;
 
@@ -110,6 +116,74 @@ fn repositories_made_by_python_tuf_are_read_by_the_device_and_by_tough() {
         let tough = Verifiers::of_tree(&root, &tree).tough().unwrap();
         assert_eq!(tough.targets["catalog.json"], Digest::of(b"{\"schema\":1}"));
     }
+}
+
+/// tuftool is a command line over this editor and adds nothing to the files.
+#[test]
+fn a_repository_made_by_the_editor_of_tuftool_is_read_by_the_device_and_by_python_tuf() {
+    let dir = tempfile::tempdir().unwrap();
+    let [keys, files, tree] = ["keys", "files", "tree"].map(|name| dir.path().join(name));
+    let ceremony = Ceremony {
+        now: time::now(),
+        ..Ceremony::default()
+    };
+    let made = init(&dir.path().join("made"), &keys, ceremony).unwrap();
+    let root = made.metadata_dir().join("1.root.json");
+    fs::create_dir(&files).unwrap();
+    fs::write(files.join("catalog.json"), b"{\"schema\":1}").unwrap();
+    fs::write(files.join("small.gguf"), b"GGUF".repeat(1000)).unwrap();
+    let keys: Vec<Box<dyn KeySource>> = fs::read_dir(keys)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "p8"))
+        .map(|path| Box::new(LocalKeySource { path }) as Box<dyn KeySource>)
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut editor = RepositoryEditor::new(&root).await.unwrap();
+        let (expires, version) = (time::days_after(time::now(), 90).unwrap(), NonZeroU64::MIN);
+        editor.targets_version(version).unwrap();
+        editor.targets_expires(expires).unwrap();
+        editor.snapshot_version(version).snapshot_expires(expires);
+        editor.timestamp_version(version).timestamp_expires(expires);
+        for name in ["catalog.json", "small.gguf"] {
+            editor.add_target_path(files.join(name)).await.unwrap();
+        }
+        let signed = editor.sign(&keys).await.unwrap();
+        signed.write(tree.join("metadata")).await.unwrap();
+        let targets = tree.join("targets");
+        signed
+            .copy_targets(&files, targets, PathExists::Fail)
+            .await
+            .unwrap();
+    });
+
+    let mut source = Source::at(text(&tree), &Terms::default()).unwrap();
+    let mut client = Client::open(Place {
+        folder: dir.path().join("trust"),
+        root: fs::read(&root).unwrap(),
+    })
+    .unwrap();
+    client.refresh(&mut source, now()).unwrap();
+    let name = TargetName::new("small.gguf").unwrap();
+    let info = client.target(&name, now()).unwrap().unwrap();
+    let read = read_target(&mut source, &name, &info, 10_000).unwrap();
+    assert_eq!(read, b"GGUF".repeat(1000));
+    let read = python()
+        .arg(top().join("tests/interop/tuf_client.py"))
+        .args([text(&tree), "catalog.json", "small.gguf"])
+        .output()
+        .expect("python3 runs");
+    let words = String::from_utf8_lossy(&read.stdout).into_owned();
+    assert_eq!(
+        words.trim(),
+        "root 1, 2 targets",
+        "{}",
+        String::from_utf8_lossy(&read.stderr)
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@
 
 pub mod blobs;
 pub mod catalog;
+pub mod crash;
 pub mod deploy;
 mod error;
 pub mod fetch;

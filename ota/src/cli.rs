@@ -280,8 +280,8 @@ struct RolloutArgs {
     /// The release
     #[arg(long)]
     release: u64,
-    /// The group of devices
-    #[arg(long, default_value = "default")]
+    /// The group of devices; `all` is that of devices without one
+    #[arg(long, default_value = "all")]
     group: GroupName,
     /// Shares of the devices, in percent, one after the other
     #[arg(long, value_delimiter = ',', default_values_t = [5, 25, 100])]

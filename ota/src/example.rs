@@ -33,6 +33,7 @@ pub fn make(dir: &Path, now: Time) -> Result<Repository> {
         let mut intake = Intake::new(&path, id, LineName::new("tiny")?);
         intake.licence = Some("CC0-1.0".into());
         intake.piece_bytes = PIECE_BYTES_MIN;
+        intake.golden = vec![("Which letter comes after a?".into(), "b".into())];
         add(&repository, &intake)?;
     }
     let keys = keys::in_folders(&[keys_dir])?;

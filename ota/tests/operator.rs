@@ -5,8 +5,14 @@
     reason = "a test fails by panicking, and the fleet tells its figures"
 )]
 
+#[path = "operator/crash.rs"]
+mod crash;
+#[path = "operator/device.rs"]
+mod device;
 #[path = "operator/fleet.rs"]
 mod fleet;
+#[path = "../../tests/support/mirror.rs"]
+mod mirror;
 
 use std::env;
 use std::fs;
@@ -25,8 +31,8 @@ pub(crate) fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The device's own client, with what it was provisioned with.
-pub(crate) fn device(folder: &Path, root: &Path) -> Client {
+/// A device's own client, with what it was provisioned with.
+pub(crate) fn trust(folder: &Path, root: &Path) -> Client {
     Client::open(Place {
         folder: folder.to_owned(),
         root: fs::read(root).unwrap(),
@@ -77,7 +83,7 @@ fn readme_takes_an_operator_from_nothing_to_a_fleet_update_and_out_of_trouble() 
     }
     // And a device that was provisioned at the beginning believes the end of it.
     let repo = dir.path().join("repo");
-    let mut client = device(
+    let mut client = trust(
         &dir.path().join("trust"),
         &repo.join("metadata/1.root.json"),
     );
@@ -90,7 +96,7 @@ fn device_reads_catalogue_manifest_and_pieces_of_what_we_publish() {
     let dir = tempfile::tempdir().unwrap();
     let repository = example::make(dir.path(), time::now()).unwrap();
     let repo = repository.dir();
-    let mut client = device(
+    let mut client = trust(
         &dir.path().join("trust"),
         &repo.join("metadata/1.root.json"),
     );

@@ -98,7 +98,8 @@ pub(super) fn start(
     let site = site_config(config, found.root);
     let policy = Policy {
         device: config.node.name.clone(),
-        group: config.ota.group.clone().unwrap_or_default(),
+        // As in the topic of the fleet's wish.
+        group: config.ota.group.clone().unwrap_or_else(|| "all".into()),
         check_every: config.ota.deploy.check,
         probation: config.ota.deploy.probation,
         requests: Some(config.ota.deploy.dir.clone()),

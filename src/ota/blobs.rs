@@ -26,6 +26,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
+use super::crash;
 use super::name::Digest;
 
 pub use scrub::{Finding, Scrubbed};
@@ -264,8 +265,11 @@ impl BlobStore {
     pub(super) fn admit(&self, digest: &Digest, file: &File) -> io::Result<()> {
         file.set_permissions(Permissions::from_mode(0o444))?;
         file.sync_all()?;
+        crash::point("blob:sealed");
         fs::rename(self.partial_path(digest, ""), self.path(digest))?;
+        crash::point("blob:renamed");
         sync_dir(&self.dir.join(BLOBS))?;
+        crash::point("blob:synced");
         for suffix in &PARTIAL_SUFFIXES[1..] {
             remove_if_there(&self.partial_path(digest, suffix))?;
         }

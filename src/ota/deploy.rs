@@ -52,6 +52,13 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 pub enum Command {
     /// A release.
     Want(Want),
+    /// A release that the fleet is to run, opened to a share of its devices.
+    Fleet {
+        /// The release.
+        want: Want,
+        /// The share, in percent.
+        percent: u8,
+    },
     /// The best release of a line, or of the line deployed last.
     Update(Option<LineName>),
     /// Look what there is.
@@ -139,6 +146,10 @@ pub async fn run<W: World>(book: Book, world: W, policy: Policy, parts: Parts) {
     };
     deploy.steady_at = Some(Instant::now() + deploy.policy.probation);
     deploy.world.in_service(&deploy.book.record, false);
+    // What a cut between a commit and its sweep has left. Where nothing is known to be in service, nothing goes.
+    if !deploy.book.record.lines.is_empty() {
+        deploy.sweep();
+    }
     deploy.tell();
     deploy.serve().await;
 }
@@ -354,8 +365,13 @@ impl<W: World> Deploy<W> {
             Phase::Paused | Phase::Waiting => self.wait().await,
             Phase::Switching => self.switch().await,
             Phase::RollingBack => self.roll_back().await,
-            // Only for a moment inside of switch(); after a restart it is staged.
-            Phase::Probing | Phase::Committed | Phase::RolledBack | Phase::Failed => {
+            // It passed, and that could not be written down: what served before serves again. (After a restart it
+            // is staged.)
+            Phase::Probing => {
+                let no = self.book.unwritten();
+                self.fail(no.reason, &no.detail).await
+            }
+            Phase::Committed | Phase::RolledBack | Phase::Failed => {
                 self.fail(Reason::DeviceError, "a phase that no step leads to")
                     .await
             }
@@ -460,9 +476,6 @@ impl<W: World> Deploy<W> {
         let mut last_told = Instant::now();
         let outcome = {
             let mut progress = self.world.progress();
-            // Told with each progress, as a retained document is read alone.
-            let mut known = State::default();
-            self.world.describe(&mut known);
             let mut work = pin!(self.world.download(&release, max_kbit_s));
             loop {
                 tokio::select! {
@@ -484,11 +497,9 @@ impl<W: World> Deploy<W> {
                     changed = progress.changed(), if progress.has_changed().is_ok() => {
                         if changed.is_ok() && last_told.elapsed() >= TELL_EVERY {
                             last_told = Instant::now();
-                            let mut state = report::of(&self.book.record, self.catalog.as_ref());
+                            // With all that was told before: a retained document is read alone.
+                            let mut state = self.parts.state.borrow().clone();
                             state.take_progress(&progress.borrow_and_update());
-                            state.metadata.clone_from(&known.metadata);
-                            state.clock.clone_from(&known.clock);
-                            state.disk_free_mib = known.disk_free_mib;
                             self.parts.state.send_replace(state);
                         }
                     }
@@ -731,7 +742,8 @@ impl<W: World> Deploy<W> {
     }
 
     fn tell(&mut self) {
-        let mut state = report::of(&self.book.record, self.catalog.as_ref());
+        let group = &self.policy.group;
+        let mut state = report::of(&self.book.record, self.catalog.as_ref(), group);
         if let (Some(no), None) = (&self.failed_check, state.reason) {
             state.check_reason = Some(no.reason);
             state.check_detail = Some(no.detail.clone());
@@ -759,12 +771,17 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Taken {
         line.ok_or_else(|| "no release is on the device: name a line".to_owned())
     };
     let n_so_far = record.last.as_ref().map_or(0, |_| 1);
-    let _ = policy;
     match command {
-        Command::Want(want) => match record.want(want.clone()) {
-            Heard::Begun | Heard::Queued | Heard::Same => Ok(Some(want.deployment.clone())),
-            Heard::Old => Err("a newer wish of the fleet was heard before".to_owned()),
-        },
+        Command::Want(want) => hear(record, want),
+        Command::Fleet { want, percent } => {
+            let place = |seq| waves::place(&policy.device, &want.line, seq);
+            let is_turn = |seq| waves::is_within(place(seq), *percent);
+            match want.release_seq.is_none_or(is_turn) {
+                true => hear(record, want),
+                // Heard again when it is opened to more. Nothing is noted: a download goes on undisturbed.
+                false => Ok(None),
+            }
+        }
         Command::Update(line) => {
             let line = line_of(line, record)?;
             let id = format!("update-{line}-{:x}", fresh(record, n_so_far));
@@ -813,6 +830,13 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Taken {
             Ok(None)
         }
         Command::Check | Command::Scrub => Err("another update is under way".to_owned()),
+    }
+}
+
+fn hear(record: &mut Record, want: &Want) -> Taken {
+    match record.want(want.clone()) {
+        Heard::Begun | Heard::Queued | Heard::Same => Ok(Some(want.deployment.clone())),
+        Heard::Old => Err("a newer wish of the fleet was heard before".to_owned()),
     }
 }
 

@@ -308,6 +308,12 @@ impl Record {
         });
     }
 
+    /// The phase that is told: of the deployment under way, else of the last one; for the names of steps.
+    pub(super) fn told_phase(&self) -> Phase {
+        let last = self.last.as_ref().map(|last| last.phase);
+        self.phase().or(last).unwrap_or(Phase::Committed)
+    }
+
     /// The phase of the deployment under way.
     pub fn phase(&self) -> Option<Phase> {
         self.deployment.as_ref().map(|now| now.phase)

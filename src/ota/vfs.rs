@@ -12,6 +12,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::crash;
+
 #[cfg(test)]
 mod unsynced;
 
@@ -74,8 +76,8 @@ pub trait Vfs: Send + Sync {
     /// It cannot be read.
     fn list(&self, dir: &Path) -> io::Result<Vec<(PathBuf, u64)>>;
 
-    /// A step between two others was reached. Tests cut the power here; the product does nothing.
-    fn reached(&self, _point: &'static str) {}
+    /// A step between two others was reached. Tests cut the power here; the product does nothing ([`crash`]).
+    fn reached(&self, _point: &str) {}
 }
 
 /// Has `path` hold exactly `bytes`, for good: afterwards it is the old content or the new one.
@@ -87,12 +89,13 @@ pub fn replace(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     vfs.write(&new, bytes)?;
-    vfs.reached("replace:written");
+    vfs.reached(&format!("{name}:written"));
     vfs.sync(&new)?;
-    vfs.reached("replace:synced");
+    vfs.reached(&format!("{name}:synced"));
     vfs.rename(&new, path)?;
-    vfs.reached("replace:renamed");
+    vfs.reached(&format!("{name}:renamed"));
     vfs.sync_dir(dir)
 }
 
@@ -146,6 +149,10 @@ impl Vfs for Disk {
 
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o750).create(dir)
+    }
+
+    fn reached(&self, point: &str) {
+        crash::point(point);
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {

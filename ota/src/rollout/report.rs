@@ -28,16 +28,23 @@ pub struct Seen {
     /// The group that the device is in.
     #[serde(default)]
     pub group: Option<String>,
-    /// What serves.
+    /// What is on it.
     #[serde(default)]
-    pub active: Option<Active>,
+    pub lines: Vec<Line>,
+}
+
+/// What a device has of a line.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Line {
+    /// Its name.
+    pub line: String,
+    /// The release in service.
+    pub active: Active,
 }
 
 /// A release in service.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Active {
-    /// Its line.
-    pub line: String,
     /// Its number.
     pub release_seq: u64,
 }
@@ -133,8 +140,8 @@ impl Fleet {
 }
 
 fn standing(seen: &Seen, wanted: &Wanted) -> Standing {
-    let has_it = seen.active.as_ref().is_some_and(|active| {
-        active.line == wanted.line.as_str() && active.release_seq == wanted.release_seq
+    let has_it = seen.lines.iter().any(|line| {
+        line.line == wanted.line.as_str() && line.active.release_seq == wanted.release_seq
     });
     let is_this = seen.deployment.as_deref() == Some(wanted.deployment.as_str());
     match seen.state.as_deref() {
@@ -175,22 +182,56 @@ mod tests {
 
     #[test]
     fn device_has_a_release_when_it_serves_it_and_failed_when_this_deployment_did() {
-        let active = |seq: u64| json!({"line": "tiny", "release_seq": seq, "id": "x"});
+        let active =
+            |seq: u64| json!([{"line": "tiny", "active": {"release_seq": seq, "model": "x"}}]);
         assert_eq!(
-            stands(json!({"state": "idle", "active": active(2)})),
+            stands(json!({"state": "idle", "lines": active(2)})),
             Standing::Done
         );
         assert_eq!(
-            stands(json!({"state": "idle", "active": active(1)})),
+            stands(json!({"state": "idle", "lines": active(1)})),
             Standing::Open
         );
-        let of = |state: &str, reason: &str| json!({"deployment": "d-1", "state": state, "reason": reason, "active": active(1)});
+        let of = |state: &str, reason: &str| json!({"deployment": "d-1", "state": state, "reason": reason, "lines": active(1)});
         assert_eq!(stands(of("rolled_back", "probe_golden")), Standing::Failed);
         assert_eq!(stands(of("failed", "no_space")), Standing::Failed);
         assert_eq!(stands(of("failed", "cancelled")), Standing::Open);
         assert_eq!(stands(of("probing", "")), Standing::Open);
-        let other = json!({"deployment": "d-0", "state": "failed", "reason": "no_space", "active": active(1)});
+        let other = json!({"deployment": "d-0", "state": "failed", "reason": "no_space", "lines": active(1)});
         assert_eq!(stands(other), Standing::Open);
+    }
+
+    #[test]
+    fn words_of_a_device_are_read_as_it_writes_them() {
+        use orinoco::ota::deploy::report;
+        use orinoco::ota::state::Phase;
+        let told = report::State {
+            group: Some("hall2".into()),
+            deployment: Some("d-1".into()),
+            state: Some(Phase::RolledBack),
+            reason: Some(Reason::ProbeGolden),
+            lines: vec![report::Line {
+                line: "tiny".into(),
+                active: report::Version {
+                    release_seq: 1,
+                    model: "tiny-1".into(),
+                },
+                ..report::Line::default()
+            }],
+            ..report::State::default()
+        };
+        let mut fleet = Fleet::default();
+        let seen = Seen::parse(&serde_json::to_vec(&told).unwrap());
+        assert!(fleet.hear("n1", seen.clone(), "hall2") && !fleet.hear("n2", seen, "hall3"));
+        assert_eq!(fleet.tally(&wanted(), 100).failed, 1);
+        assert_eq!(
+            fleet.failures(&wanted(), 5),
+            [("probe_golden".to_owned(), vec!["n1".to_owned()])]
+        );
+        let mut before = wanted();
+        before.release_seq = 1;
+        before.deployment = "d-0".into();
+        assert_eq!(fleet.tally(&before, 100).done, 1);
     }
 
     #[test]

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use super::report::Event;
+use super::report::{Event, word};
 use super::{Taken, Told};
+use crate::ota::probe::No;
 use crate::ota::reason::Reason;
 use crate::ota::state::{Origin, Phase, Record, Release, SCHEMA};
 use crate::ota::vfs::{Vfs, replace};
@@ -32,6 +33,8 @@ pub struct Book {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     events: Vec<Event>,
+    /// Why it could not be written last.
+    unwritten: Option<std::io::Error>,
 }
 
 /// What was found on the disk.
@@ -100,6 +103,7 @@ pub fn open(
         vfs,
         dir: dir.to_owned(),
         events: Vec::new(),
+        unwritten: None,
     };
     let needs_save = book.record.deployment.is_some() || book.record.probation.is_some();
     book.record.restarted();
@@ -151,13 +155,15 @@ impl Book {
         }
         self.record.saving(bytes);
         let json = serde_json::to_vec(&self.record).expect("maps have text keys only");
-        self.vfs.reached("state:before");
+        let phase = word(&self.record.told_phase());
+        self.vfs.reached(&format!("state:{phase}:before"));
         if let Err(why) = replace(&*self.vfs, &self.dir.join("state.json"), &json) {
             warn!(%why, "the state of updates cannot be written");
             self.record = self.saved.clone();
+            self.unwritten = Some(why);
             return false;
         }
-        self.vfs.reached("state:after");
+        self.vfs.reached(&format!("state:{phase}:after"));
         let events = Event::between(&self.saved, &self.record, now_s);
         self.saved = self.record.clone();
         for event in events {
@@ -165,6 +171,24 @@ impl Book {
             self.events.push(event);
         }
         true
+    }
+
+    /// Why a step is not taken that could not be written down.
+    pub(super) fn unwritten(&self) -> No {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let Some(why) = &self.unwritten else {
+            return No {
+                reason: Reason::DeviceError,
+                detail: "a phase that no step leads to".to_owned(),
+            };
+        };
+        No {
+            reason: match why.kind() {
+                StorageFull | QuotaExceeded => Reason::NoSpace,
+                _ => Reason::DeviceError,
+            },
+            detail: format!("that it works could not be written down: {why}"),
+        }
     }
 
     /// What happened since it was last asked.
@@ -184,6 +208,7 @@ impl Book {
         let path = self.dir.join("journal.jsonl");
         let noted = self.turn_over(&path).and_then(|()| {
             self.vfs.append(&path, &line)?;
+            self.vfs.reached("journal:written");
             match is_over {
                 true => self.vfs.sync(&path),
                 false => Ok(()),

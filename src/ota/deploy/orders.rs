@@ -32,6 +32,14 @@ pub struct Desired {
     /// Also a release that has failed on this node before.
     #[serde(default)]
     pub force: bool,
+    /// Opened to this share of the group, in percent; a node finds its own place from its name and the release.
+    /// 0: nobody begins any more. Absent: all.
+    #[serde(default = "all")]
+    pub percent: u8,
+}
+
+const fn all() -> u8 {
+    100
 }
 
 impl Desired {
@@ -43,6 +51,14 @@ impl Desired {
         let window = self.window.as_deref().map(Window::parse).transpose()?;
         if self.when == When::Window && window.is_none() {
             return Err("`when` is `window`, and there is no `window`".to_owned());
+        }
+        if self.percent > 100 {
+            return Err(format!("`percent` is {}, expected 0 to 100", self.percent));
+        }
+        if self.percent < 100 && self.release_seq.is_none() {
+            return Err(
+                "`percent` needs a `release_seq`: places are drawn for each release".to_owned(),
+            );
         }
         Ok(Want {
             deployment: DeploymentId::new(&self.deployment)?,
@@ -68,7 +84,11 @@ pub fn desired(payload: &[u8]) -> Result<Option<Command>, String> {
         return Ok(None);
     }
     let desired: Desired = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
-    desired.want().map(Command::Want).map(Some)
+    let want = desired.want()?;
+    Ok(Some(Command::Fleet {
+        want,
+        percent: desired.percent,
+    }))
 }
 
 /// What a node can be told to do about updates.
@@ -182,8 +202,8 @@ mod tests {
     fn a_wish_of_the_fleet_names_a_signed_release_and_nothing_else() {
         let wish = br#"{"desired_seq":7,"deployment":"d-1","line":"assistant","release_seq":3,
             "when":"window","window":"22:00-05:00","url":"http://evil/x.gguf"}"#;
-        let Ok(Some(Command::Want(want))) = desired(wish) else {
-            panic!("it is a wish");
+        let Ok(Some(Command::Fleet { want, percent: 100 })) = desired(wish) else {
+            panic!("it is a wish, for all");
         };
         assert_eq!(want.origin, Origin::Fleet { desired_seq: 7 });
         assert!(!format!("{want:?}").contains("evil"));
@@ -193,6 +213,8 @@ mod tests {
             br#"{"desired_seq":7,"deployment":"a","line":"../x"}"#,
             br#"{"desired_seq":7,"deployment":"a","line":"x","when":"window"}"#,
             br#"{"desired_seq":-1,"deployment":"a","line":"x"}"#,
+            br#"{"desired_seq":7,"deployment":"a","line":"x","release_seq":3,"percent":101}"#,
+            br#"{"desired_seq":7,"deployment":"a","line":"x","percent":10}"#,
             b"{",
         ] {
             assert!(

@@ -13,6 +13,9 @@ use crate::ota::state::{Phase, Record, Release, Want};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "OtaState")]
 pub struct State {
+    /// The group that the node hears.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The deployment under way, or the last one; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<String>,
@@ -158,9 +161,12 @@ impl State {
     }
 }
 
-/// The state, as the record and the catalogue have it.
-pub fn of(record: &Record, catalog: Option<&Catalog>) -> State {
-    let mut state = State::default();
+/// The state of a device of `group`, as the record and the catalogue have it.
+pub fn of(record: &Record, catalog: Option<&Catalog>, group: &str) -> State {
+    let mut state = State {
+        group: text(group),
+        ..State::default()
+    };
     if let Some(last) = &record.last {
         state.deployment = Some(last.want.deployment.to_string());
         state.state = Some(last.phase);
@@ -212,7 +218,7 @@ pub fn of(record: &Record, catalog: Option<&Catalog>) -> State {
         let best = catalog.and_then(|catalog| {
             catalog
                 .line(first)?
-                .best("", active.map(|active| active.release_seq))
+                .best(group, active.map(|active| active.release_seq))
         });
         state.title = Some(first.to_string());
         state.installed_version = active.map(|active| active.id.to_string());
@@ -221,6 +227,12 @@ pub fn of(record: &Record, catalog: Option<&Catalog>) -> State {
         state.release_summary = active.and_then(|active| text(&active.title));
     }
     state
+}
+
+/// A unit variant as it stands in JSON.
+pub(super) fn word(value: &impl Serialize) -> String {
+    let json = serde_json::to_value(value).unwrap_or_default();
+    json.as_str().unwrap_or_default().to_owned()
 }
 
 fn text(text: &str) -> Option<String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use super::report::{Metadata, State};
+use super::report::{Metadata, State, word};
 use super::world::{Tried, World};
 use crate::board::l4t::L4t;
 use crate::board::power::PowerProbe;
@@ -18,6 +18,7 @@ use crate::models::gguf;
 use crate::models::release::{Release as Served, Runtime, Sampling};
 use crate::ota::blobs::{BlobStore, Finding, Keep};
 use crate::ota::catalog::{self, CATALOG_BYTES_MAX, Catalog};
+use crate::ota::crash;
 use crate::ota::fetch::{Collected, FetchConfig, Fetcher, FileToFetch, Progress};
 use crate::ota::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::ota::name::{Digest, LineName, TargetName};
@@ -423,6 +424,7 @@ impl World for Site {
                 Ok(versions) => {
                     info!(%versions, source = source.name(), "metadata is trusted");
                     (self.at, self.now) = (at, Some(now));
+                    crash::point("check:trusted");
                     let (_, bytes) =
                         self.small(&TargetName::catalog(), CATALOG_BYTES_MAX as u64)?;
                     return Catalog::parse(&bytes).map_err(|error| bad(&error));
@@ -490,7 +492,9 @@ impl World for Site {
         PieceTable::parse(&table, weights.bytes, weights.piece_bytes)
             .map_err(|error| bad(&error))?;
         self.keep(&digest.to_string(), &bytes)?;
+        crash::point("plan:manifest");
         self.keep(&format!("{digest}.pieces"), &table)?;
+        crash::point("plan:pieces");
         Ok((planned, weights.bytes))
     }
 
@@ -502,6 +506,7 @@ impl World for Site {
             .set_bytes_per_second_max(own.into_iter().chain(asked).min());
         let collected = self.fetcher.collect(&file, &mut self.sources).await;
         let collected = collected.map_err(|error| no(error.reason(), error.to_string()))?;
+        crash::point("download:over");
         self.collected = Some((file.digest, collected));
         Ok(())
     }
@@ -555,6 +560,7 @@ impl World for Site {
                 ),
             ));
         }
+        crash::point("verify:judged");
         self.pair(&self.releases.borrow(), &manifest, header.n_vocab)
     }
 
@@ -563,6 +569,10 @@ impl World for Site {
             Ok(manifest) => manifest,
             Err(no) => return Some(Tried::No(no)),
         };
+        // Judged again: Orinoco, the system or the power mode may be others than when it was planned.
+        if let Err(no) = self.gate(&manifest) {
+            return Some(Tried::No(no));
+        }
         let probe = match Probe::new(&manifest.health, &self.board, &self.mode()) {
             Ok(probe) => probe,
             Err(no) => return Some(Tried::No(no)),
@@ -590,6 +600,7 @@ impl World for Site {
         {
             return Some(Tried::NotNow("the daemon ends".into()));
         }
+        crash::point("trial:offered");
         let early = tokio::select! {
             biased;
             verdict = &mut judged => Some(verdict),
@@ -605,6 +616,7 @@ impl World for Site {
                 Some(self.tried(verdict.ok()))
             }
             None => {
+                crash::point("trial:loaded");
                 self.trial = Some(OnTrial {
                     probe,
                     verdict: judged,
@@ -620,6 +632,7 @@ impl World for Site {
             Some(trial) => (&mut trial.verdict).await.ok(),
             None => None,
         };
+        crash::point("trial:judged");
         self.tried(verdict)
     }
 
@@ -627,12 +640,14 @@ impl World for Site {
         if let Some(settled) = self.trial.take().and_then(|trial| trial.settled) {
             // The governor's end is the daemon's.
             let _ = settled.send(is_written);
+            crash::point("trial:settled");
         }
     }
 
     fn in_service(&mut self, record: &Record, at_once: bool) {
         self.releases
             .send_replace(releases(record, &self.config.dir).into());
+        crash::point("service:told");
         if at_once && self.updates.try_send(Update::Changed).is_err() {
             warn!("the governor is behind: what should serve is chosen at its next look");
         }
@@ -651,6 +666,7 @@ impl World for Site {
         if let Err(error) = self.blobs.sweep(&keep) {
             warn!(%error, "files of old releases stay");
         }
+        crash::point("sweep:blobs");
         let dir = manifests_dir(&self.config.dir);
         let files = Disk.list(&dir).unwrap_or_default();
         for (path, _) in files {
@@ -699,6 +715,10 @@ impl World for Site {
         self.fetcher.progress()
     }
 
+    fn reached(&self, point: &str) {
+        crash::point(point);
+    }
+
     fn use_stick(&mut self, path: Option<&Path>) {
         if std::mem::take(&mut self.has_stick) {
             self.sources.remove(0);
@@ -732,18 +752,12 @@ impl World for Site {
                 snapshot: standing.versions.snapshot,
                 targets: standing.versions.targets,
                 age_days: standing.age_days,
-                freshness: json_word(&standing.freshness),
+                freshness: word(&standing.freshness),
             });
         }
-        state.clock = Some(json_word(&now.clock()));
+        state.clock = Some(word(&now.clock()));
         state.disk_free_mib = self.blobs.free_bytes().ok().map(|bytes| bytes >> 20);
     }
-}
-
-/// A unit variant as it stands in JSON.
-fn json_word(value: &impl serde::Serialize) -> String {
-    let json = serde_json::to_value(value).unwrap_or_default();
-    json.as_str().unwrap_or_default().to_owned()
 }
 
 impl Site {

@@ -41,6 +41,9 @@ struct Fake {
     is_online: Arc<Mutex<bool>>,
     serves: Arc<Mutex<Vec<u64>>>,
     sticks: Arc<Mutex<Vec<std::path::PathBuf>>>,
+    /// Somebody else fills the disk during a trial, and clears it up when it is over.
+    fills_up: Arc<Mutex<bool>>,
+    settled: Arc<Mutex<Vec<bool>>>,
     trial: Option<u64>,
     progress: watch::Sender<Progress>,
 }
@@ -58,6 +61,8 @@ impl Fake {
             is_online: Arc::new(Mutex::new(true)),
             serves: Arc::default(),
             sticks: Arc::default(),
+            fills_up: Arc::default(),
+            settled: Arc::default(),
             trial: None,
             progress: watch::channel(Progress::default()).0,
         }
@@ -69,6 +74,10 @@ impl Fake {
             trial: None,
             ..self.clone()
         }
+    }
+
+    fn serves(&self) -> Vec<u64> {
+        self.serves.lock().unwrap().clone()
     }
 
     fn unreachable(&self) -> Option<No> {
@@ -132,6 +141,9 @@ impl World for Fake {
 
     async fn end_trial(&mut self) -> Tried {
         self.disk.reached("trial:probe");
+        if *self.fills_up.lock().unwrap() {
+            self.disk.set_room(Some(0));
+        }
         let seq = self.trial.expect("begun");
         let passed = Tried::Passed {
             serves: true,
@@ -145,8 +157,10 @@ impl World for Fake {
             .unwrap_or(passed)
     }
 
-    fn settle(&mut self, _is_written: bool) {
+    fn settle(&mut self, is_written: bool) {
         self.disk.reached("settle");
+        self.settled.lock().unwrap().push(is_written);
+        self.disk.set_room(None);
     }
 
     fn in_service(&mut self, record: &Record, _at_once: bool) {
@@ -201,7 +215,7 @@ impl World for Fake {
 
     fn describe(&self, _state: &mut State) {}
 
-    fn reached(&self, point: &'static str) {
+    fn reached(&self, point: &str) {
         self.disk.reached(point);
     }
 }
@@ -502,28 +516,55 @@ fn damaged_state_is_made_up_from_the_journal_and_one_of_a_newer_version_is_left_
 }
 
 #[test]
-fn a_disk_that_is_full_at_the_commit_leaves_the_old_release_in_service() {
+fn a_disk_that_is_full_at_the_commit_leaves_the_old_release_in_service_and_says_so() {
     let world = device(&[(1, "active"), (2, "active")]);
-    let full = world.on(world.disk.cut(Keeps::Everything));
-    // The state fits until the release is being loaded.
-    full.disk.cut_after(u64::MAX / 2);
-    let steps = {
-        let dry = world.on(world.disk.cut(Keeps::Everything));
-        live(&dry, &[wish("d2", 2)]).unwrap();
-        dry.disk.steps()
-    };
-    let at = steps.iter().position(|step| step == "trial:probe").unwrap();
-    let cut = world.on(world.disk.cut(Keeps::Everything));
-    cut.disk.cut_after(at as u64);
-    assert!(live(&cut, &[wish("d2", 2)]).is_err());
-    let restarted = world.on(cut.disk.cut(Keeps::Synced));
-    restarted.disk.set_room(Some(0));
-    let Opened::Ready(book) = open(Arc::new(restarted.disk.clone()), Path::new(DIR), 0, &|_| {
-        true
-    }) else {
-        panic!("our own schema");
-    };
-    assert_eq!(active(&book.record), 1);
+    *world.fills_up.lock().unwrap() = true;
+    let record = live(&world, &[wish("d2", 2)]).unwrap();
+    assert_eq!(
+        *world.settled.lock().unwrap(),
+        [true, false],
+        "what served before the second trial was put back"
+    );
+    assert_eq!((active(&record), world.serves()), (1, vec![1]));
+    let last = record.last.as_ref().unwrap();
+    assert_eq!(
+        (last.phase, last.reason),
+        (Phase::Failed, Some(Reason::NoSpace)),
+        "{last:?}"
+    );
+    assert!(
+        !record.has_failed(&line(), 2),
+        "the release is not to blame"
+    );
+    // With room again, the next wish brings it.
+    *world.fills_up.lock().unwrap() = false;
+    assert_eq!(active(&live(&world, &[wish("d3", 2)]).unwrap()), 2);
+}
+
+#[test]
+fn power_that_goes_while_the_disk_is_full_at_the_commit_starts_with_the_old_release() {
+    let world = device(&[(1, "active"), (2, "active")]);
+    *world.fills_up.lock().unwrap() = true;
+    let dry = world.on(world.disk.cut(Keeps::Everything));
+    live(&dry, &[wish("d2", 2)]).unwrap();
+    let steps = dry.disk.steps();
+    let at = steps.iter().position(|step| step == "settle").unwrap();
+    for keeps in [Keeps::Everything, Keeps::Synced, Keeps::NamesOnly] {
+        let cut = world.on(world.disk.cut(Keeps::Everything));
+        cut.disk.cut_after(at as u64);
+        assert!(live(&cut, &[wish("d2", 2)]).is_err());
+        *world.fills_up.lock().unwrap() = false;
+        let after = world.on(cut.disk.cut(keeps));
+        let Opened::Ready(book) = open(Arc::new(after.disk.clone()), Path::new(DIR), 0, &|_| true)
+        else {
+            panic!("our own schema");
+        };
+        assert_eq!(
+            (active(&book.record), book.record.phase()),
+            (1, Some(Phase::Staged))
+        );
+        *world.fills_up.lock().unwrap() = true;
+    }
 }
 
 #[test]

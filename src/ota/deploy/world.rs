@@ -101,5 +101,5 @@ pub trait World {
     fn keep_report(&mut self, _state: &State) {}
 
     /// A step between two others; tests cut the power here.
-    fn reached(&self, _point: &'static str) {}
+    fn reached(&self, _point: &str) {}
 }

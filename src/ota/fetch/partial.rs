@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use super::held::Held;
 use super::{FetchError, FileToFetch};
 use crate::ota::blobs::{BlobStore, HAVE_SUFFIX, digest_of, forget_pages};
+use crate::ota::crash;
 use crate::ota::name::{DIGEST_BYTES, Digest};
 
 /// First bytes of a bitmap file, then the SHA-256 of the table of pieces, then the bits.
@@ -176,9 +177,13 @@ impl Partial {
             .expect("a piece of this file");
         let full = |error: io::Error| self.disk_error(error, bytes.len() as u64);
         self.file.write_all_at(bytes, range.start).map_err(full)?;
+        crash::point("piece:written");
         self.file.sync_data().map_err(full)?;
+        crash::point("piece:synced");
         forget_pages(&self.file, range.start, bytes.len() as u64);
-        self.mark(piece_idx, true)
+        self.mark(piece_idx, true)?;
+        crash::point("piece:kept");
+        Ok(())
     }
 
     /// Sets or clears the bit of a piece.
@@ -202,6 +207,7 @@ impl Partial {
         let found = digest_of(&self.file, self.wanted.bytes(), &mut hashed).await;
         match found {
             Ok(found) if found == self.wanted.digest => {
+                crash::point("file:hashed");
                 self.store
                     .admit(&self.wanted.digest, &self.file)
                     .map_err(|error| FetchError::disk(&self.path(), error))?;

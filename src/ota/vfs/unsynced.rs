@@ -243,7 +243,7 @@ impl Vfs for Unsynced {
             .collect())
     }
 
-    fn reached(&self, point: &'static str) {
+    fn reached(&self, point: &str) {
         self.step(point.to_owned());
     }
 }

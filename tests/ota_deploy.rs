@@ -3,6 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "ota_deploy/crash.rs"]
+mod crash;
+#[path = "ota_deploy/fleet.rs"]
+mod fleet;
+#[path = "ota_deploy/hostile.rs"]
+mod hostile;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -26,14 +32,26 @@ struct Publisher {
     dir: tempfile::TempDir,
     server: Option<Child>,
     port: u16,
+    /// Its clock, when that is another than ours.
+    now: Option<&'static str>,
 }
 
 impl Publisher {
     fn new() -> Self {
+        Self::with_clock(None)
+    }
+
+    /// Somebody who signed at that time.
+    fn at(now: &'static str) -> Self {
+        Self::with_clock(Some(now))
+    }
+
+    fn with_clock(now: Option<&'static str>) -> Self {
         let publisher = Self {
             dir: tempfile::tempdir().unwrap(),
             server: None,
             port: free_port(),
+            now,
         };
         let (repo, keys) = (publisher.repo(), publisher.keys());
         publisher.run(&["init", &text(&repo), "--keys", &text(&keys)]);
@@ -49,7 +67,9 @@ impl Publisher {
     }
 
     fn run(&self, args: &[&str]) {
+        let now = self.now.map(|now| ["--now", now]);
         let output = Command::new(beside_orinoco("orinoco-ota"))
+            .args(now.iter().flatten())
             .args(args)
             .stdin(Stdio::null())
             .output()
@@ -63,12 +83,15 @@ impl Publisher {
 
     /// Takes a model in as the next release of the line, and signs.
     fn release(&self, model: &str, id: &str, golden: [&str; 2], health: &str) {
+        let health: serde_json::Value = serde_json::from_str(health).unwrap();
+        let manifest = serde_json::json!({"model": {"licence": "Apache-2.0"}, "health": health});
+        self.release_as(model, id, golden, &manifest);
+    }
+
+    /// The same, with what the publisher says of it.
+    fn release_as(&self, model: &str, id: &str, golden: [&str; 2], said: &serde_json::Value) {
         let manifest = self.dir.path().join(format!("{id}.json"));
-        std::fs::write(
-            &manifest,
-            format!(r#"{{"model":{{"licence":"Apache-2.0"}},"health":{health}}}"#),
-        )
-        .unwrap();
+        std::fs::write(&manifest, said.to_string()).unwrap();
         self.run(&[
             "add",
             &text(&self.repo()),

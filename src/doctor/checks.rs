@@ -8,6 +8,7 @@ mod memory;
 mod models;
 mod power;
 mod system;
+mod updates;
 
 use super::{Facts, Finding};
 
@@ -65,6 +66,11 @@ pub const CHECKS: &[Check] = &[
     check("models.present", models::present),
     check("models.intact", models::intact),
     check("models.fit", live::fit),
+    check("ota.root", updates::root),
+    check("ota.clock", updates::clock),
+    check("ota.sources", updates::sources),
+    check("ota.disk", updates::disk),
+    check("ota.last", updates::last),
     check("service.unit", system::unit),
     check("service.watchdog", system::watchdog),
     check("service.devices", system::devices),

@@ -4,6 +4,7 @@ pub mod host;
 pub mod libraries;
 pub mod models;
 pub mod service;
+pub mod updates;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use host::{Account, Clocks, Disk, Kernel, Secret};
 use libraries::{Libraries, Program};
 use models::ModelFile;
 use service::Service;
+use updates::Updates;
 
 /// The unit that starts the daemon, and the one for its broker with `broker.mode = "unit"`.
 const UNIT: &str = "orinoco.service";
@@ -75,6 +77,8 @@ pub struct Facts {
     pub n_cores: Option<u32>,
     /// The models, or why they cannot be listed.
     pub models: Result<Vec<ModelFile>, String>,
+    /// What there is to say about updates; `None`: the board takes none.
+    pub updates: Option<Updates>,
     /// The kernel.
     pub kernel: Kernel,
     /// Clocks.
@@ -123,6 +127,7 @@ impl Facts {
             libraries: libraries::read(root, &library_dirs),
             engine: libraries::program(root, &engine_path(root, unit, &config), &library_dirs),
             models: models::read(root, &config, with_digests),
+            updates: Updates::read(root, &config),
             arch: root.is_live().then_some(std::env::consts::ARCH),
             n_cores: power.caps.n_cores.or_else(|| n_cores(root)),
             kernel: Kernel::read(root),

@@ -20,6 +20,11 @@ macro_rules! reasons {
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text),* }
             }
+
+            /// What it means, a sentence for people.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*).trim_ascii()),* }
+            }
         }
     };
 }
@@ -120,6 +125,7 @@ mod tests {
     #[test]
     fn each_reason_is_its_word_in_json() {
         for reason in Reason::ALL {
+            assert!(reason.meaning().ends_with('.'), "{reason}");
             let json = serde_json::to_value(reason).unwrap();
             assert_eq!(json, reason.text());
             assert_eq!(serde_json::from_value::<Reason>(json).unwrap(), *reason);

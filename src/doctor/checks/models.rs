@@ -2,6 +2,7 @@
 
 use crate::doctor::facts::models::{ModelFile, RecordState};
 use crate::doctor::{Facts, Finding};
+use crate::ota::deploy::report::Line;
 
 /// Names told in one line.
 const NAMES_MAX: usize = 8;
@@ -19,11 +20,31 @@ pub(super) fn present(facts: &Facts) -> Finding {
         }
     };
     let add = "`orinoco models add FILE` lets a GGUF file in";
+    let told = facts
+        .updates
+        .as_ref()
+        .and_then(|updates| updates.told.as_ref());
+    let releases = told.map_or(&[][..], |told| &told.lines);
+    let by_line = |name: &str| {
+        let is_it = |line: &&Line| line.line == name || line.active.model == name;
+        releases.iter().find(is_it)
+    };
+    let active = facts.config.models.active.as_deref();
+    if let Some(release) = active.map_or(releases.first(), by_line) {
+        let (seq, line) = (release.active.release_seq, &release.line);
+        return Finding::ok(format!("release {seq} of {line}: {}", release.active.model));
+    }
+    if models.is_empty() && facts.updates.is_some() {
+        return Finding::warn(
+            format!("no model in {dir}, and no release yet"),
+            "the first release, which will serve",
+            format!("`orinoco ota status` says how far it is; or {add}"),
+        );
+    }
     if models.is_empty() {
         return Finding::fail(format!("no model in {dir}"), "at least one", add);
     }
     let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-    let active = facts.config.models.active.as_deref();
     if let Some(active) = active.filter(|active| !names.contains(active)) {
         return Finding::fail(
             format!("model.active = {active:?} is none of {}", listed(&names)),

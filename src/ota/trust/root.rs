@@ -11,6 +11,8 @@ pub struct RootFacts {
     pub version: u64,
     /// When it expires, e.g. `2029-11-20T00:00:00Z`. Devices follow newer roots before that.
     pub expires: String,
+    /// The same in seconds since 1970.
+    pub expires_s: u64,
     /// Keys that may sign the next one.
     pub n_keys: usize,
     /// How many of them must.
@@ -37,6 +39,7 @@ pub fn inspect(root: &[u8]) -> Result<RootFacts, TrustError> {
     Ok(RootFacts {
         version: root.version,
         expires: root.expires.to_string(),
+        expires_s: u64::try_from(root.expires.as_second()).unwrap_or(0),
         n_keys: role.map_or(0, |role| role.keyids.len()),
         threshold: role.map_or(0, |role| role.threshold),
     })

@@ -14,8 +14,9 @@ programs come from apt, clients and linters for Python and Node.js go to target/
 models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
-                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant,
-                 and cargo-deny is installed when missing
+                 and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant, a whole
+                 release, the device code for Orin by nvcc (half an hour), and cargo-deny is installed when
+                 missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -275,6 +276,7 @@ timed "build" build_orinoco
 timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ignored[@]}"
 timed "Debian packages" debian_packages
 [ -z "$full" ] || timed "a release" release_folder
+[ -z "$full" ] || timed "device code for Orin" scripts/cuda-sm87.sh
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes

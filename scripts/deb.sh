@@ -37,6 +37,7 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$target" ] || [ -z "$build" ] || die "--target goes with --no-build"
 cargo deb --version >/dev/null 2>&1 || die "cargo-deb is missing:  cargo install --locked --no-default-features cargo-deb"
+have dpkg-shlibdeps || die "dpkg-shlibdeps is missing, which says what libraries a package needs:  apt-get install dpkg-dev"
 cd "$repo_dir"
 mkdir -p "$out" target/deb
 

@@ -64,6 +64,7 @@ want nodejs "runs MQTT.js, the client inside Node-RED, and the judges of the pub
 want npm "fetches them" have npm
 want chromium "the flows of node-red/ are run in it; not on Ubuntu, whose package is an empty one" has_chromium
 want mmdebstrap "makes a clean Debian, in which the packages are installed and removed" have mmdebstrap
+want dpkg-dev "says which libraries a package needs" have dpkg-shlibdeps
 want lintian "Debian's judge of packages" have lintian
 want systemd "the units are verified and rated; 3 MB, and nothing of it is started" have systemd-analyze
 [ -z "$lint" ] || want shellcheck "checks these scripts" have shellcheck

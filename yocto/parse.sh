@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Parses meta-orinoco with the public layers and resolves the image, for each board; nothing is fetched or built.
+# Parses meta-orinoco with the public layers and resolves the image, for each board; nothing is built.
 set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: yocto/parse.sh LAYERS [BOARD...]
+Usage: yocto/parse.sh LAYERS [--deep] [BOARD...]
 
 LAYERS is a folder with clones of the layers, at the commits and under the names of yocto/kas/base.yml:
 bitbake, openembedded-core, meta-openembedded, meta-clang, meta-rust-bin, meta-tegra, and meta-rauc where the
 bundle is to be checked, too. `kas checkout yocto/kas/orin-nano.yml` makes such a folder.
 BOARD is a name in meta-orinoco/conf/boards; without one, all are checked. No network, no root needed; some
 minutes for each board, as each is parsed anew. WORK=DIR keeps what was parsed for the next time.
+
+--deep also fetches, unpacks, configures and installs the recipe orinoco, with cargo's registry of this machine as the
+download folder and a stand-in for cargo: the real one reads the lock file with the crates that bitbake unpacked and no
+others, and nothing is compiled. It needs cargo, and every crate of Cargo.lock in its registry (cargo fetch).
 
 Examples:
     yocto/parse.sh ~/layers
@@ -28,6 +32,8 @@ fail() {
 here=$(cd "$(dirname "$0")" && pwd)
 layers=$(realpath "$1")
 shift
+deep=
+[ "${1:-}" != --deep ] || { deep=1 && shift; }
 [ $# -gt 0 ] || set -- orin-nano orin-nx agx-orin
 wanted=(openembedded-core/meta meta-openembedded/meta-oe meta-openembedded/meta-python
     meta-openembedded/meta-networking meta-clang meta-rust-bin meta-tegra)
@@ -64,6 +70,34 @@ while read -r tool; do
 done < <(sed -n '/^HOSTTOOLS += " \\/,/^"/p' "$layers/openembedded-core/meta/conf/bitbake.conf" \
     | sed '1d;$d;s/\\//' | tr -s ' ' '\n' | sed '/^$/d')
 
+# Programs that stand in where nothing is compiled.
+if [ -n "$deep" ]; then
+    real_cargo=$(rustup which cargo 2>/dev/null || command -v cargo) || fail "--deep needs cargo"
+    mkdir -p "$work/downloads" "$work/stand-in"
+    ln -sf "${CARGO_HOME:-$HOME/.cargo}"/registry/cache/*/*.crate "$work/downloads/"
+    cat >"$work/stand-in/cargo" <<END
+#!/bin/sh
+set -e
+manifest= triple= previous=
+for word in "\$@"; do
+    case "\$previous" in --manifest-path) manifest=\$word ;; --target) triple=\$word ;; esac
+    case "\$word" in --manifest-path=*) manifest=\${word#*=} ;; --target=*) triple=\${word#*=} ;; --version) echo "cargo 0 (stand-in)" && exit 0 ;; esac
+    previous=\$word
+done
+HOME=$HOME PATH=$(dirname "$real_cargo"):\$PATH $real_cargo metadata --frozen --all-features --format-version 1 --manifest-path "\$manifest" >"$work/metadata.json"
+mkdir -p "\${CARGO_TARGET_DIR:-\$(dirname "\$manifest")/target}/\$triple/release"
+for program in orinoco orinoco-engine; do
+    printf '#!/bin/sh\n' >"\${CARGO_TARGET_DIR:-\$(dirname "\$manifest")/target}/\$triple/release/\$program"
+done
+END
+    printf '#!/bin/sh\necho "rustc 0 (stand-in)"\n' >"$work/stand-in/rustc"
+    # As root it would only note who owns what.
+    # shellcheck disable=SC2016 # for the script that is written
+    printf '#!/bin/sh\n[ "$1" != -S ] || exit 0\nexec "$@"\n' >"$work/stand-in/pseudo"
+    chmod +x "$work/stand-in"/*
+    export PATH=$work/stand-in:$PATH
+fi
+
 failed=
 # bb NAME ARGUMENTS...: bitbake, silent; a warning about our layer counts as an error.
 bb() {
@@ -77,6 +111,23 @@ bb() {
         printf 'FAILED  %s: bitbake %s\n' "$board" "$*"
         grep -E '^(ERROR|WARNING): |Nothing R?PROVIDES' "$log" | sort -u | head -20
     fi
+}
+
+# The recipe's own tasks, in a build folder that is clean; then what it put where.
+install_orinoco() {
+    local recipe=$here/meta-orinoco/recipes-orinoco/orinoco found image unit path
+    recipe=$(compgen -G "$recipe/orinoco_*.bb")
+    bb clean -b "$recipe" -c clean
+    bb install -b "$recipe" -c install
+    image=$(sed -n 's/^D="\(.*\)"/\1/p' "$build/environment.log")
+    found=$(cd "$image" 2>/dev/null && find . -type f | wc -l)
+    for unit in orinoco.service orinoco-broker.service; do
+        [ -n "$(find "$image" -name "$unit" 2>/dev/null)" ] || { echo "FAILED  $board: $unit is not installed" && failed=1; }
+    done
+    for path in usr/bin/orinoco usr/bin/orinoco-engine etc/orinoco/config.toml usr/lib/sysusers.d/orinoco.conf; do
+        [ -f "$image/$path" ] || { echo "FAILED  $board: $path is not installed" && failed=1; }
+    done
+    echo "        installed: $found files; $(python3 -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["packages"]))' "$work/metadata.json") packages in the lock file, all unpacked"
 }
 
 for board; do
@@ -101,6 +152,12 @@ BB_SIGNATURE_HANDLER = "OEBasicHash"
 BB_NUMBER_PARSE_THREADS ?= "2"
 HOSTTOOLS:remove = "$missing"
 CONF
+    [ -z "$deep" ] || cat >>conf/local.conf <<CONF
+DL_DIR = "$work/downloads"
+CARGO:forcevariable = "$work/stand-in/cargo"
+HOSTTOOLS_NONFATAL += "cargo rustc"
+FAKEROOTCMD = "$work/stand-in/pseudo"
+CONF
     bb parse -p
     for recipe in "${recipes[@]}"; do
         bb "graph-$recipe" -g "$recipe"
@@ -109,6 +166,7 @@ CONF
     # What the image is made for on this board.
     grep -hE '^(MACHINE|CUDA_ARCHITECTURES|CARGO_FEATURES|USE_REDUNDANT_FLASH_LAYOUT|PARTITION_LAYOUT_EXTERNAL|PV)="' \
         "$build/environment.log" | sed 's/^/        /'
+    [ -z "$deep" ] || install_orinoco
     grep -q '^CUDA_ARCHITECTURES="87"' "$build/environment.log" || { echo "FAILED  $board: not for sm_87" && failed=1; }
 done
 [ -z "$failed" ] || exit 1

@@ -5,8 +5,8 @@
 "use strict";
 
 const ENDS = new Set(["committed", "rolled_back", "failed"]);
-/** Before any byte is here, and after all of them are. */
-const BEFORE = new Set(["checking", "planned"]);
+/** Where nothing is said of bytes: before any is here, and after all of them are. */
+const BEFORE = new Set(["checking", "planned", "downloading"]);
 const AFTER = new Set(["verifying", "staged", "waiting", "switching", "probing", "committed"]);
 
 /** What `ota/state` says of progress: {percent of the download 0-100 or undefined, state, text}. */
@@ -19,7 +19,7 @@ function otaProgress(document) {
   else if (BEFORE.has(state)) percent = 0;
   else if (AFTER.has(state)) percent = 100;
   if (percent !== undefined) percent = Math.floor(Math.min(Math.max(percent, 0), 100));
-  const isMoving = percent !== undefined && percent < 100 && !BEFORE.has(state);
+  const isMoving = percent !== undefined && percent > 0 && percent < 100;
   return { percent, state, text: isMoving ? `${state} ${percent} %` : state.replaceAll("_", " ") };
 }
 

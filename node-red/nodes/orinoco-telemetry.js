@@ -21,7 +21,8 @@ module.exports = function (RED) {
     constructor(config) {
       RED.nodes.createNode(this, config);
       this.server = RED.nodes.getNode(config.server);
-      this.kinds = KINDS.filter((kind) => config[kind] === true);
+      // "status" is taken: the editor keeps what a node shows below itself there.
+      this.kinds = KINDS.filter((kind) => config[kind === "status" ? "presence" : kind] === true);
       this.key = (config.key || "").trim();
       // A pool has no numbers of its own: those of all nodes are sent.
       const target = this.server?.target;

@@ -331,6 +331,12 @@ describe("nodes", () => {
       await daemon.tell("tele/llm", "");
     });
 
+    it("sends when a node comes and goes", async () => {
+      const { out } = await ready({ type: "orinoco-telemetry", presence: true, key: "state" });
+      await daemon.tell("status", { state: "draining", boot: "b1", since_ms: 3 });
+      await until("it", () => out.h1.some((msg) => msg.payload === "draining" && msg.topic === "press-7/status/state"));
+    });
+
     it("sends how updates go", async () => {
       const { out } = await ready({ type: "orinoco-telemetry", ota: true, key: "update_percentage" });
       await daemon.tell("ota/state", wire("ota_state_downloading"));

@@ -137,7 +137,7 @@ impl HttpMirror {
             ("https", Some(ca_file)) => tls_config(authorities(ca_file).map_err(tls_error)?),
             _ => tls_config(RootCertStore::empty()),
         };
-        let pieces = client(&tls, terms).map_err(|error| tls_error(sentence(&error)))?;
+        let pieces = client(&tls, terms, 1).map_err(|error| tls_error(sentence(&error)))?;
         Ok(Self {
             name: address.trim_end_matches('/').to_owned(),
             base,
@@ -180,7 +180,9 @@ impl HttpMirror {
         limit_bytes: u64,
     ) -> Result<Option<Vec<u8>>, SourceError> {
         if self.metadata.is_none() {
-            let made = client(&self.tls, &self.terms).map_err(|error| sentence(&error));
+            // Nobody watches its connections between two looks: one that the server has closed meanwhile would
+            // fail the next look.
+            let made = client(&self.tls, &self.terms, 0).map_err(|error| sentence(&error));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -551,7 +553,8 @@ fn content_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
     Some((number(first)?, number(last)?, total))
 }
 
-fn client(tls: &ClientConfig, terms: &Terms) -> Result<Client, reqwest::Error> {
+/// `n_idle`: connections that are kept for the next request.
+fn client(tls: &ClientConfig, terms: &Terms, n_idle: usize) -> Result<Client, reqwest::Error> {
     Client::builder()
         .user_agent(concat!("orinoco/", env!("CARGO_PKG_VERSION")))
         .tls_backend_preconfigured(tls.clone())
@@ -561,7 +564,7 @@ fn client(tls: &ClientConfig, terms: &Terms) -> Result<Client, reqwest::Error> {
         .referer(false)
         .http1_only()
         .connect_timeout(terms.connect_timeout)
-        .pool_max_idle_per_host(1)
+        .pool_max_idle_per_host(n_idle)
         .build()
 }
 
@@ -614,6 +617,35 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_the_server_closed_between_two_looks_is_no_fault() {
+        use std::io::Write as _;
+        use std::net::TcpListener;
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                // It promises to stay, and goes.
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+                stream.write_all(answer).unwrap();
+            }
+        });
+        let mut mirror = HttpMirror::new(&address, &Terms::default()).unwrap();
+        for _ in 0..3 {
+            let got = mirror.get("metadata/timestamp.json", 100).unwrap();
+            assert_eq!(got.as_deref(), Some(&b"hi"[..]));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 
     #[test]
     fn a_content_range_is_read_strictly() {

@@ -625,6 +625,7 @@ mod tests {
 
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
+        let (gone, is_gone) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -637,13 +638,15 @@ mod tests {
                 // It promises to stay, and goes.
                 let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
                 stream.write_all(answer).unwrap();
+                drop(stream);
+                let _ = gone.send(());
             }
         });
         let mut mirror = HttpMirror::new(&address, &Terms::default()).unwrap();
         for _ in 0..3 {
             let got = mirror.get("metadata/timestamp.json", 100).unwrap();
             assert_eq!(got.as_deref(), Some(&b"hi"[..]));
-            std::thread::sleep(Duration::from_millis(50));
+            is_gone.recv().unwrap();
         }
     }
 

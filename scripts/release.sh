@@ -75,6 +75,12 @@ if [ -n "$build" ]; then
     export ORINOCO_CARGO_BUILD="auditable build"
 fi
 scripts/deb.sh "${deb_arguments[@]}" --revision "$revision" --out "$out" >&2
+# What JetPack 6 (Ubuntu 22.04) has; a newer system than Debian 12 would link against more.
+glibc_max=2.35
+wanted=$(dpkg-deb -f "$(compgen -G "$out/orinoco_*.deb")" Depends | sed -n 's/.*libc6 (>= \([0-9.]*\)).*/\1/p')
+[ -n "$wanted" ] || die "the package names no version of libc6"
+newer_or_same "$glibc_max" "$wanted" \
+    || die "the package wants glibc $wanted and JetPack 6 has $glibc_max: make releases on Debian 12 or Ubuntu 22.04"
 if [ -n "$build" ]; then
     for program in orinoco orinoco-engine; do
         objdump -h "target/deb/build/release/$program" | grep -q '\.dep-v0' \

@@ -8,7 +8,7 @@ usage() {
     cat <<'END'
 Usage: scripts/deb.sh [--no-build] [--out DIR] [--revision N] [--cpu] [--fast] [--target aarch64-unknown-linux-gnu]
 
-Builds Orinoco for this machine's GPU or processor, and packs it with cargo-deb into DIR (default: target/debian).
+Builds Orinoco for this machine's GPU or processor, and packs it with cargo-deb into DIR (default: target/packages).
 For Debian 12, Ubuntu 22.04 (JetPack 6) and newer; wants Rust, cargo-deb and llama.cpp's build tools.
 
     --no-build        pack what is in target/release, or target/TARGET/release, as it is
@@ -21,7 +21,7 @@ A package is for any board of its architecture, so a build here is not tuned to 
 END
 }
 
-build=1 out=$repo_dir/target/debian revision=1 cpu='' fast='' target=''
+build=1 out=$repo_dir/target/packages revision=1 cpu='' fast='' target=''
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) usage && exit 0 ;;
@@ -39,6 +39,7 @@ done
 cargo deb --version >/dev/null 2>&1 || die "cargo-deb is missing:  cargo install --locked --no-default-features cargo-deb"
 have dpkg-shlibdeps || die "dpkg-shlibdeps is missing, which says what libraries a package needs:  apt-get install dpkg-dev"
 cd "$repo_dir"
+# Not target/debian: cargo-deb works there, and empties it.
 mkdir -p "$out" target/deb
 
 if [ -n "$build" ]; then

@@ -13,7 +13,7 @@ worker with CUDA for sm_87, packs them (scripts/deb.sh), and installs the packag
 Ctrl-C: what was compiled is kept in target/deb/build, and it goes on from there.
 
     --dry-run        say what would be done, with disk, memory, swap and time, and change nothing
-    --no-install     stop when the packages are in target/debian
+    --no-install     stop when the packages are in target/packages
     --no-mosquitto   the broker that the daemon brings along instead of Mosquitto
     --no-swap        never make a swap file; the build then has fewer jobs
 
@@ -136,7 +136,7 @@ fi
 
 step "building with $jobs jobs; interrupted, it goes on from here when it is run again"
 export CMAKE_BUILD_PARALLEL_LEVEL=$jobs CARGO_BUILD_JOBS=$jobs NUM_JOBS=$jobs
-out=$repo_dir/target/debian
+out=$repo_dir/target/packages
 rm -f "$out"/*.deb
 "$repo_dir/scripts/deb.sh" --out "$out" >&2
 

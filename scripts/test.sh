@@ -234,7 +234,7 @@ debian_packages() {
     scripts/deb.sh --no-build --fast || return 1
     lintian --allow-root --fail-on error --suppress-tags \
         initial-upload-closes-no-bugs,no-manual-page,wrong-name-for-upstream-changelog,description-synopsis-starts-with-article \
-        target/debian/*.deb >&2 || return 1
+        target/packages/*.deb >&2 || return 1
     python3 tests/deb/lifecycle.py >&2
 }
 

@@ -96,13 +96,19 @@ expect wrong_model_is_still_there 0 '^garbage$' cat "$work/models/SmolLM2-135M-I
 
 # Installing on a board: the trees of real and made-up Orins, with a compiler of CUDA beside them.
 mkdir -p "$work/cuda/bin" && : >"$work/cuda/bin/nvcc" && chmod +x "$work/cuda/bin/nvcc"
+# What would change something: a dry run starts none of it.
+mkdir "$work/forbidden"
+for program in apt-get sudo cargo fallocate mkswap swapon; do
+    # shellcheck disable=SC2016 # the program's own name
+    printf '#!/bin/sh\necho "$0" >>%s/started\nexit 99\n' "$work" >"$work/forbidden/$program"
+    chmod +x "$work/forbidden/$program"
+done
 # jetson BOARD DISK_GIB ARGUMENT...: what the script would do there.
 jetson() {
     local tree=$PWD/tests/boards/$1
     [ -d "$tree" ] || tree=$work/$1
-    ROOT=$tree CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$(($2 << 30)) scripts/install-jetson.sh --dry-run "${@:3}"
+    PATH=$work/forbidden:$PATH ROOT=$tree CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$(($2 << 30)) scripts/install-jetson.sh --dry-run "${@:3}"
 }
-before=$(find target -newer "$work/cuda" 2>/dev/null | head -n 1)
 expect jetson_nano_gets_swap_and_fewer_jobs 0 'a swap file of 8.0 GiB .*until the build ends' jetson orin-nano-8gb 40
 expect jetson_nano_without_swap_builds_slowly 0 'no swap file' jetson orin-nano-8gb 40 --no-swap
 expect jetson_nano_counts_the_swap_file_as_disk 1 'the build takes 18.0 GiB' jetson orin-nano-8gb 12
@@ -124,7 +130,9 @@ expect jetson_takes_zram_for_no_memory 1 '1.9 GiB of memory are available.*takes
 expect jetson_with_swap_has_room_after_all 0 'jobs       3 at a time' jetson orin_starved 40
 printf '/swap file 8388608 0 -2\n' >>"$work/orin_starved/proc/swaps"
 expect jetson_uses_the_swap_that_is_there 0 '8.0 GiB of swap on disk; no swap file' jetson orin_starved 12
-expect jetson_dry_run_changes_nothing 0 "^$before\$" bash -c "find target -newer '$work/cuda' 2>/dev/null | head -n 1 | grep . || echo '$before'"
+expect jetson_dry_run_starts_nothing 1 '' test -e "$work/started"
+expect jetson_dry_run_would_have_been_seen 99 '' "$work/forbidden/cargo"
+expect jetson_dry_run_is_told_by_its_traces 0 forbidden/cargo cat "$work/started"
 
 printf 'scripts: %s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -213,7 +213,7 @@ const plays = {
     await publisher.release("SmolLM2-135M-Instruct.Q4_1", "smol-3", "What is the capital of France?", "xyzzy");
     await press("fleet-install");
     const why = await until("why not", async () => (await debug("errors"))[0], 90_000);
-    assert.match(why, /rolled back: .*xyzzy/);
+    assert.match(why, /rolled back: golden prompt 1/);
     assert.equal(await statusOf("fleet-installit"), "failed its trial");
     assert.equal(ota().installed_version, "gemma-2");
 

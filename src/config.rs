@@ -41,7 +41,7 @@ mod watchdog;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub use engine::{EngineConfig, ModelConfig, ModelsConfig};
+pub use engine::{EmbeddingsConfig, EngineConfig, ModelConfig, ModelsConfig};
 pub use environment::{Environment, OF_THE_ENGINE};
 pub use home_assistant::HomeAssistantConfig;
 pub use layers::{Flag, Place, Sources};

@@ -149,6 +149,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     ));
     let own_accounts = config.broker.mode != BrokerMode::External;
     let accounts = accounts::watch(own_accounts.then(|| config.paths.users_file()))?;
+    let embedder = settings::embedder(&config, &choice)?;
     let settings = settings::dispatcher(&config, names.clone(), &boot, &choice, accounts, watched);
     let parts = Parts {
         link: link.clone(),
@@ -167,6 +168,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         updates,
         busy,
         control,
+        embedder,
     };
     let mut dispatcher = tokio::spawn(dispatch::run(settings, parts));
 

@@ -18,6 +18,7 @@
 
 mod checked;
 mod durable;
+mod embed;
 mod energy;
 mod govern;
 mod intake;
@@ -55,6 +56,8 @@ use crate::wire::reply::Parked;
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::Report;
 use durable::StoreDone;
+pub use embed::EmbedSettings;
+use embed::Embedder;
 use energy::Energy;
 use job::{Cancel, Ending, Job, Phase};
 use pools::Pools;
@@ -124,6 +127,8 @@ pub struct Parts {
     pub busy: watch::Sender<bool>,
     /// The daemon's orders.
     pub control: mpsc::Receiver<Control>,
+    /// The model that makes vectors, if there is one.
+    pub embedder: Option<EmbedSettings>,
 }
 
 /// The task's state. See the module's picture.
@@ -173,6 +178,7 @@ struct Dispatch {
     node: Node,
     is_connected: bool,
     pools: Option<Pools>,
+    embedder: Option<Embedder>,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
 
@@ -228,6 +234,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         updates,
         busy,
         mut control,
+        embedder,
     } = parts;
     let mut dispatch = Dispatch::new(settings, link, store, clock, notices, busy);
     let mut dealt = None;
@@ -235,6 +242,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         dispatch.pools = Some(Pools::new(link));
         dealt = Some(inbox);
     }
+    dispatch.embedder = embedder.map(Embedder::new);
     dispatch.recover(recovered);
     let (mut ota_state, mut ota_told) = (None, None);
     if let Some(updates) = updates {
@@ -267,6 +275,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 }
                 None => return inbound,
             },
+            report = Embedder::report(&mut dispatch.embedder) => dispatch.on_embedder(report),
             Some(done) = dispatch.store_work.join_next() => match done {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
@@ -356,6 +365,7 @@ impl Dispatch {
             node,
             is_connected: false,
             pools: None,
+            embedder: None,
             draining: None,
         }
     }
@@ -600,6 +610,7 @@ impl Dispatch {
         self.store_finals(now);
         self.resend_undelivered();
         wake = earliest(wake, self.steer_pools(now));
+        wake = earliest(wake, self.rest_embedder(now));
         let node_wake = self.flush_reports(now);
         if !self.backlog.is_empty() {
             wake = earliest(wake, Some(now + RETRY));

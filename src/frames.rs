@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -42,6 +42,9 @@ pub enum Command {
     Probe(u64),
     /// Take this job. The supervisor never has more than [`Loaded::n_seq_max`] jobs in the worker.
     Submit(Box<Job>),
+    /// Turn these texts into vectors. Only to a worker that loaded a model for [`Task::Embed`]; answered by
+    /// [`Event::Embedded`], unless it is cancelled.
+    Embed(Box<EmbedJob>),
     /// Stop this job between two decodes; it still ends with [`Event::Done`]. Unknown jobs are ignored.
     Cancel(JobKey),
     /// Count and return the ids of a text; answered by [`Event::Tokenized`].
@@ -122,6 +125,13 @@ pub enum Event {
         /// The ids, or why not.
         ids: Result<Vec<Token>, JobError>,
     },
+    /// Answer to [`Command::Embed`].
+    Embedded {
+        /// As asked.
+        job: JobKey,
+        /// The vectors, or the first text that would not do.
+        outcome: Box<Result<Embedded, TextError>>,
+    },
     /// Answer to [`Command::Bench`].
     Bench(BenchReport),
     /// Answer to [`Command::Score`].
@@ -150,6 +160,9 @@ pub struct LoadSpec {
     pub name: String,
     /// The GGUF file.
     pub path: std::path::PathBuf,
+    /// What it is loaded for. With [`Task::Embed`] a text has at most `n_ubatch` tokens, and `n_ctx` and
+    /// `n_batch` are the same number.
+    pub task: Task,
     /// Tokens in the KV pool, shared by all sequences; 0: the model's training context, at most
     /// `n_ctx_auto_max`. The supervisor replaces 0 by the largest that fits.
     pub n_ctx: u32,
@@ -211,6 +224,15 @@ pub enum Speculation {
     Measured,
     /// In each step; for measurements.
     Always,
+}
+
+/// What a model is loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// To make text.
+    Generate,
+    /// To make one vector of each text.
+    Embed,
 }
 
 /// What the operator adds to the few things that every worker needs.
@@ -297,6 +319,8 @@ pub struct Loaded {
     pub size_bytes: u64,
     /// Vocabulary size.
     pub n_vocab: u32,
+    /// Length of the vectors of a model for [`Task::Embed`]; 0: it makes text.
+    pub n_dims: u32,
     /// Context the model was trained with.
     pub n_ctx_train: u32,
     /// KV pool, tokens.
@@ -366,6 +390,39 @@ pub struct Job {
     pub resume: Option<Resume>,
     /// What another model made of the answer.
     pub head: Option<Head>,
+}
+
+/// Texts to turn into vectors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmbedJob {
+    /// Its name on the socketpair.
+    pub job: JobKey,
+    /// At least one.
+    pub texts: Vec<String>,
+    /// Cut what is too long, instead of refusing all.
+    pub truncate: bool,
+}
+
+/// Outcome of an [`EmbedJob`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embedded {
+    /// Length of each vector.
+    pub n_dims: u32,
+    /// All vectors, one after the other, in the order of the texts; each has the length 1.
+    pub vectors: Vec<f32>,
+    /// Tokens of all texts, as far as they were read.
+    pub n_tokens: u32,
+    /// Texts that were cut.
+    pub n_truncated: u32,
+}
+
+/// What is wrong with a text of an [`EmbedJob`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextError {
+    /// Which one, from 0.
+    pub index: u32,
+    /// Why.
+    pub error: JobError,
 }
 
 /// What a prompt is made of.

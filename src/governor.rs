@@ -61,6 +61,8 @@ pub enum Notice {
     },
     /// Saved sequences take so many bytes now.
     Cached(u64),
+    /// The embedding model takes so many bytes now; it is unloaded when memory is short and nobody uses it.
+    Embedding(u64),
     /// An operator wants this model.
     Wish(Wish),
     /// A worker on trial is loaded, and shows that it works.
@@ -192,6 +194,8 @@ struct Governor {
     serving: Option<Serving>,
     /// What saved sequences take.
     cached_bytes: u64,
+    /// What the embedding model takes.
+    embedding_bytes: u64,
     /// What there was when a worker last served, or an order last came.
     models: Vec<Candidate>,
     follow: Follow,
@@ -242,6 +246,7 @@ pub async fn run(settings: Settings, parts: Parts) {
         is_small: false,
         serving: None,
         cached_bytes: 0,
+        embedding_bytes: 0,
         models: models(),
         find_models: models,
         follow: Follow::new(following),
@@ -468,7 +473,7 @@ impl Governor {
     fn relief(&self, level: Level) -> Relief {
         let served_bytes = self.serving.as_ref().map_or(0, |now| now.worker_bytes);
         Relief {
-            trim_bytes: self.cached_bytes,
+            trim_bytes: self.cached_bytes.saturating_add(self.embedding_bytes),
             // What runs lives inside the KV pool, which is taken when the model is loaded.
             park_bytes: 0,
             shrink_bytes: self.smaller().map_or(0, |(_, bytes)| bytes),
@@ -517,6 +522,10 @@ impl Governor {
             }
             Notice::Cached(bytes) => {
                 self.cached_bytes = bytes;
+                Ok(())
+            }
+            Notice::Embedding(bytes) => {
+                self.embedding_bytes = bytes;
                 Ok(())
             }
             Notice::NotServing => {

@@ -179,6 +179,7 @@ impl Receiver {
         let (attempt, seq, is_final, node) = match &answer {
             Answer::Failure(it) => (it.attempt, it.seq, true, &it.orinoco.node),
             Answer::Tokens(it) => (it.attempt, it.seq, true, &it.orinoco.node),
+            Answer::Embeddings(it) => (it.attempt, it.seq, true, &it.orinoco.node),
             Answer::Response(it) => (it.attempt, it.seq, it.is_final, &it.orinoco.node),
         };
         let node = Name::new(node).map_err(|error| HearError::Malformed {
@@ -272,6 +273,12 @@ impl Receiver {
                 usage: None,
                 details: tokens.orinoco,
                 model: tokens.model.into_owned(),
+            }),
+            Answer::Embeddings(embeddings) => Ok(Finished {
+                finish_reason: "stop".into(),
+                usage: None,
+                details: embeddings.orinoco,
+                model: embeddings.model.into_owned(),
             }),
             Answer::Response(response) => {
                 self.text.push_str(piece_of(&response));

@@ -5,6 +5,8 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "requests/embed.rs"]
+mod embed;
 mod support;
 
 use std::time::Duration;

@@ -27,12 +27,12 @@ use orinoco::{
     wire::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
-        reply::body::Answer,
+        reply::{Vectors, body::Answer},
         report::{
             Engine, Hardware, Info, Memory, Mode, Model, ModelCommand, Models, PoolIntake,
             Presence, PressureEvent, Proof, State, Status, SwitchEvent, Verdict,
         },
-        request,
+        request::{self, EmbedRequest, Encoding},
         telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
     },
 };
@@ -56,6 +56,7 @@ fn assert_sent(outgoing: &Outgoing, name: &str) {
     let written = match serde_json::from_str(sent).unwrap() {
         Answer::Failure(failure) => serde_json::to_string(&failure),
         Answer::Tokens(tokens) => serde_json::to_string(&tokens),
+        Answer::Embeddings(embeddings) => serde_json::to_string(&embeddings),
         Answer::Response(response) => serde_json::to_string(&response),
     };
     assert_eq!(written.unwrap(), sent, "{name} as a client reads it");
@@ -407,6 +408,35 @@ fn tokens() {
 }
 
 #[test]
+fn embeddings() {
+    let replier = Replier {
+        model: "minilm".to_owned(),
+        ..replier(Op::Embed, Form::Whole)
+    };
+    let mut vectors = Vectors {
+        n_dims: 2,
+        values: vec![0.6, 0.8, 1.0, 0.0],
+        dimensions: None,
+        encoding: Encoding::Float,
+        n_tokens: 11,
+        truncated: false,
+    };
+    assert_sent(&replier.vectors(&vectors), "embeddings.json");
+    (vectors.encoding, vectors.truncated) = (Encoding::Base64, true);
+    assert_sent(&replier.vectors(&vectors), "embeddings_base64.json");
+    let body = file("request_embed.json");
+    let found = request::parse_embed(body.as_bytes(), &Limits::default());
+    let expected = EmbedRequest {
+        model: Some("minilm".to_owned()),
+        texts: vec!["Pump 3 vibrates".to_owned(), "Belt is loose".to_owned()],
+        dimensions: Some(2),
+        encoding: Encoding::Float,
+        truncate: true,
+    };
+    assert_eq!(found, Ok(expected));
+}
+
+#[test]
 fn errors() {
     let again = Replier {
         attempt: 2,
@@ -504,6 +534,7 @@ fn loaded() -> Loaded {
         n_params: 134_515_008,
         size_bytes: 98_304_000,
         n_vocab: 49_152,
+        n_dims: 0,
         n_ctx_train: 8192,
         n_ctx: 8192,
         n_ctx_seq: 4096,

@@ -7,6 +7,7 @@
 //! `sandbox` holds the process in before a model is opened; `budget` holds hostile templates in.
 
 pub mod budget;
+pub mod embed;
 pub mod llama;
 pub mod model;
 pub mod pipe;

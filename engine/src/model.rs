@@ -139,6 +139,32 @@ pub trait Decoder {
     fn synchronize(&mut self);
 }
 
+/// What an encoder can take; constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Length of a vector.
+    pub n_dims: u32,
+    /// Tokens of one text, at most `n_batch`.
+    pub n_tokens_max: u32,
+    /// Tokens of all texts in one batch.
+    pub n_batch: u32,
+    /// Texts in one batch.
+    pub n_seq_max: u32,
+}
+
+/// A loaded embedding model. Lives and dies on one thread.
+pub trait Encoder {
+    /// What it can take.
+    fn shape(&self) -> Shape;
+
+    /// Ids of `text` with the marks of its begin and end; nothing in it is read as a control token. The error
+    /// is a sentence.
+    fn tokenize(&self, text: &str) -> Result<Vec<Token>, String>;
+
+    /// One vector for each of `texts`, one after the other; not normalised.
+    fn encode(&mut self, texts: &[&[Token]]) -> Result<Vec<f32>, DecodeError>;
+}
+
 /// Why a model cannot be served; the text goes to a technician.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -154,6 +180,14 @@ pub trait Loader {
         spec: &LoadSpec,
         progress: &mut dyn FnMut(f32) -> bool,
         serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+    ) -> Result<(), LoadError>;
+
+    /// As [`Loader::with_model`], of a model that makes vectors ([`Task::Embed`](orinoco::frames::Task)).
+    fn with_encoder(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(f32) -> bool,
+        serve: &mut dyn FnMut(&mut dyn Encoder, Loaded),
     ) -> Result<(), LoadError>;
 
     /// Lays the model of `spec` out without memory behind it and lends it to `answer`.

@@ -211,6 +211,9 @@ impl Run<'_> {
                     "a serving worker plans nothing: that is for one that is thrown away"
                 );
             }
+            Command::Embed(_) => {
+                tracing::warn!("this worker makes text; vectors are made by one of their own");
+            }
             Command::Submit(job) => self.submit(&job),
             Command::Cancel(job) => self.cancel(job),
             Command::Tokenize { job, input } => {

@@ -28,6 +28,7 @@
 //! `!weights-bytes N`, `!mapped` (these weights are), `!plan-fail MESSAGE` and `!plan-abort`.
 
 mod attempts;
+mod encoder;
 mod script;
 
 use std::collections::BTreeMap;
@@ -37,12 +38,13 @@ use std::time::Duration;
 
 use orinoco::frames::{
     Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, SandboxSpec,
-    Speculation, Switch, Token,
+    Speculation, Switch, Task, Token,
 };
 
+pub use self::encoder::ScriptedEncoder;
 use self::script::Script;
 use crate::model::{
-    DecodeError, Decoder, Limits, LoadError, Loader, Planner, Row, SeqId, TemplateSource,
+    DecodeError, Decoder, Encoder, Limits, LoadError, Loader, Planner, Row, SeqId, TemplateSource,
 };
 
 const BOS: Token = 256;
@@ -356,6 +358,22 @@ impl Loader for ScriptedLoader {
         Ok(())
     }
 
+    fn with_encoder(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(f32) -> bool,
+        serve: &mut dyn FnMut(&mut dyn Encoder, Loaded),
+    ) -> Result<(), LoadError> {
+        let mut encoder = ScriptedEncoder::new(spec);
+        let mut loaded = encoder.loaded(spec);
+        if self.reads_file {
+            script::load(&spec.path, progress)?;
+            loaded.buffers = script::PlanHooks::read(&spec.path)?.loaded();
+        }
+        serve(&mut encoder, loaded);
+        Ok(())
+    }
+
     fn with_outline(
         &mut self,
         spec: &LoadSpec,
@@ -451,6 +469,7 @@ pub(crate) fn loaded(spec: &LoadSpec, limits: Limits) -> Loaded {
         n_params: 0,
         size_bytes: 0,
         n_vocab: limits.n_vocab,
+        n_dims: 0,
         n_ctx_train: N_CTX_TRAIN,
         n_ctx: limits.n_ctx,
         n_ctx_seq: limits.n_ctx_seq,
@@ -472,6 +491,7 @@ pub fn load_spec() -> LoadSpec {
     LoadSpec {
         name: "test".to_owned(),
         path: "test.gguf".into(),
+        task: Task::Generate,
         n_ctx: 2048,
         n_ctx_auto_max: 8192,
         n_ctx_seq: 0,

@@ -8,12 +8,12 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use orinoco::frames::codec::{read_frame, write_frame};
-use orinoco::frames::{Command, Event, Hello, LoadSpec, PROTOCOL};
+use orinoco::frames::{Command, Event, Hello, LoadSpec, PROTOCOL, Task};
 use tracing_subscriber::EnvFilter;
 
 use crate::model::{LoadError, Loader, Planner};
 use crate::process::{Arguments, adopt, arguments, die_with_parent, offer_to_oom_killer};
-use crate::{pipe, run, sandbox};
+use crate::{embed, pipe, run, sandbox};
 
 /// Set when the supervisor is gone.
 static CLOSED: AtomicBool = AtomicBool::new(false);
@@ -100,6 +100,14 @@ fn serve<L: Loader>(
         }
     };
     let served = loader.and_then(|mut loader| match &order {
+        Order::Serve(spec) if spec.task == Task::Embed => {
+            let mut progress = Progress::new(&pipe.events);
+            loader.with_encoder(
+                spec,
+                &mut |fraction| progress.report(fraction),
+                &mut |encoder, loaded| embed::run(encoder, loaded, &pipe.commands, &pipe.events),
+            )
+        }
         Order::Serve(spec) => {
             let mut ran = Ok(());
             let mut progress = Progress::new(&pipe.events);

@@ -11,6 +11,8 @@
 mod common;
 #[path = "real/decoder.rs"]
 mod decoder;
+#[path = "real/encoder.rs"]
+mod encoder;
 #[path = "real/plan.rs"]
 mod plan;
 #[path = "real/samplers.rs"]

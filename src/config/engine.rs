@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Speculation, Switch};
+use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Speculation, Switch, Task};
 
 use super::PathsConfig;
 use super::node::check_name;
@@ -33,6 +33,8 @@ pub(super) const KV_TYPE: &[(&str, KvType)] = &[
 /// Largest chat template, bytes; the same bound as for one inside a GGUF.
 const TEMPLATE_BYTES_MAX: u64 = 256 * 1024;
 
+/// Texts that share a batch.
+const EMBED_TEXTS_MAX: u32 = 32;
 /// Other names of one model.
 const ALIASES_MAX: usize = 16;
 /// In requests, whatever serves.
@@ -159,6 +161,32 @@ pub struct ModelsConfig {
     pub default: ModelConfig,
     /// Models with a table of their own.
     pub by_name: BTreeMap<String, ModelConfig>,
+    /// The one that makes vectors.
+    pub embeddings: EmbeddingsConfig,
+}
+
+/// `[embeddings]`: the model for op `embed`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EmbeddingsConfig {
+    /// Its name; `None`: there is none.
+    pub model: Option<String>,
+    /// It is unloaded when nobody asked for so long; `None`: never.
+    pub idle: Option<Duration>,
+}
+
+impl EmbeddingsConfig {
+    fn read(root: &mut Root<'_>) -> Self {
+        let mut section = root.section("embeddings");
+        let model = section.checked("model", |name| match name {
+            "" => Ok(None),
+            name => check_name(name).map(|()| Some(name.to_owned())),
+        });
+        let idle = section.seconds("idle_seconds", 0..=86_400);
+        Self {
+            model: model.flatten(),
+            idle: Some(idle).filter(|idle| !idle.is_zero()),
+        }
+    }
 }
 
 impl ModelsConfig {
@@ -199,6 +227,7 @@ impl ModelsConfig {
             active: active.flatten(),
             default,
             by_name,
+            embeddings: EmbeddingsConfig::read(root),
         }
     }
 
@@ -290,11 +319,31 @@ impl ModelConfig {
         config
     }
 
+    /// What a worker is told to load for op `embed`. A text is read in one piece, so that nothing is kept from
+    /// one batch to the next.
+    pub fn embed_spec(&self, engine: &EngineConfig, name: &str, path: &Path) -> LoadSpec {
+        LoadSpec {
+            task: Task::Embed,
+            n_ctx: self.n_ubatch,
+            n_ctx_seq: 0,
+            n_batch: self.n_ubatch.max(EMBED_TEXTS_MAX),
+            n_ubatch: self.n_ubatch.max(EMBED_TEXTS_MAX),
+            n_seq_max: EMBED_TEXTS_MAX,
+            kv_type_k: KvType::F16,
+            kv_type_v: KvType::F16,
+            prefix_cache_bytes: 0,
+            speculation: Speculation::Off,
+            chat_template: None,
+            ..self.load_spec(engine, name, path)
+        }
+    }
+
     /// What a worker is told to load: this model under `name` from `path`.
     pub fn load_spec(&self, engine: &EngineConfig, name: &str, path: &Path) -> LoadSpec {
         LoadSpec {
             name: name.to_owned(),
             path: path.to_owned(),
+            task: Task::Generate,
             n_ctx: self.n_ctx,
             n_ctx_auto_max: self.n_ctx_auto_max,
             n_ctx_seq: self.n_ctx_seq,

@@ -34,7 +34,11 @@ pub(super) const MESSAGES: &[Message] = &[
         content_type: JSON,
         schema: "ChatRequest",
         headers: Some(REQUEST_HEADERS),
-        examples: pinned!("request_chat_small", "request_chat"),
+        examples: pinned!(
+            "request_chat_small",
+            "request_chat",
+            "request_chat_logprobs"
+        ),
     },
     Message {
         name: "completeRequest",
@@ -53,6 +57,15 @@ pub(super) const MESSAGES: &[Message] = &[
         schema: "TokenizeRequest",
         headers: None,
         examples: pinned!("request_tokenize"),
+    },
+    Message {
+        name: "embedRequest",
+        title: "Texts to turn into vectors",
+        summary: "OpenAI's body for embeddings.",
+        content_type: JSON,
+        schema: "EmbedRequest",
+        headers: None,
+        examples: pinned!("request_embed"),
     },
     Message {
         name: "textRequest",
@@ -88,7 +101,7 @@ pub(super) const MESSAGES: &[Message] = &[
         content_type: JSON,
         schema: "Response",
         headers: Some(ANSWER_HEADERS),
-        examples: pinned!("chunk_chat", "chunk_complete"),
+        examples: pinned!("chunk_chat", "chunk_complete", "chunk_chat_logprobs"),
     },
     Message {
         name: "final",
@@ -116,6 +129,15 @@ pub(super) const MESSAGES: &[Message] = &[
         schema: "Tokens",
         headers: Some(ANSWER_HEADERS),
         examples: pinned!("tokens"),
+    },
+    Message {
+        name: "embeddings",
+        title: "Vectors",
+        summary: "The one answer to op embed.",
+        content_type: JSON,
+        schema: "Embeddings",
+        headers: Some(ANSWER_HEADERS),
+        examples: pinned!("embeddings", "embeddings_base64"),
     },
     Message {
         name: "failure",

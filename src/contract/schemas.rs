@@ -11,7 +11,7 @@ use crate::ota::deploy as ota;
 use crate::ota::deploy::orders::{Desired, OtaCommand};
 use crate::wire::{
     Limits, Op,
-    reply::body::{Failure, Response, Tokens},
+    reply::body::{Embeddings, Failure, Response, Tokens},
     report::{Info, ModelCommand, Models, PressureEvent, State, Status, SwitchEvent},
     request::schema::{json_body, text_body},
     telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
@@ -25,10 +25,12 @@ pub(super) const PUBLISHED: &[&str] = &[
     "ChatRequest",
     "CompleteRequest",
     "TokenizeRequest",
+    "EmbedRequest",
     "TextRequest",
     "Response",
     "Failure",
     "Tokens",
+    "Embeddings",
     "Status",
     "Info",
     "Models",
@@ -56,6 +58,7 @@ pub(super) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<Response<'_>>,
         SchemaGenerator::subschema_for::<Failure<'_>>,
         SchemaGenerator::subschema_for::<Tokens<'_>>,
+        SchemaGenerator::subschema_for::<Embeddings<'_>>,
         SchemaGenerator::subschema_for::<Status>,
         SchemaGenerator::subschema_for::<Info>,
         SchemaGenerator::subschema_for::<Models>,
@@ -81,6 +84,7 @@ pub(super) fn definitions() -> Map<String, Value> {
             let name = match op {
                 Op::Chat => "ChatRequest",
                 Op::Complete => "CompleteRequest",
+                Op::Embed => "EmbedRequest",
                 _ => "TokenizeRequest",
             };
             body["description"] = format!(

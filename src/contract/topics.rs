@@ -86,6 +86,15 @@ const QUESTIONS: &[Question] = &[
         messages: &["tokenizeRequest", "textRequest"],
         replies: &["tokens", "failure"],
     },
+    Question {
+        op: Op::Embed,
+        name: "embed",
+        name_in_pool: "poolEmbed",
+        title: "Ask for vectors",
+        description: "JSON with one text or many, or plain text as the one text. Nothing is stored; one answer. Needs embeddings.model on the node.",
+        messages: &["embedRequest", "textRequest"],
+        replies: &["embeddings", "failure"],
+    },
 ];
 
 /// Stand for parameters in addresses, as no fixed level has capital letters.

@@ -115,7 +115,7 @@ impl Lineup {
         }
         self.read_at = Instant::now();
         self.rows = rows(&self.power);
-        match Catalogue::read(&self.models, &self.models_dir) {
+        match Catalogue::of_answers(&self.models, &self.models_dir) {
             Ok(catalogue) => self.here = here(&catalogue),
             Err(error) => warn!(%error, "the models cannot be listed"),
         }

@@ -20,7 +20,7 @@ use crate::config::{
     BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
 };
 use crate::dispatch::{
-    self, Accounts, Discovery, Settings, UserEntry, UserSettings, UsersSettings,
+    self, Accounts, Discovery, EmbedSettings, Settings, UserEntry, UserSettings, UsersSettings,
 };
 use crate::frames::LoadSpec;
 use crate::governor::{self, Lineup as _, Moment};
@@ -286,7 +286,7 @@ pub(super) fn choose_with(config: &Config, releases: Option<Releases>) -> anyhow
 
 fn catalogue(config: &Config) -> anyhow::Result<Catalogue> {
     let dir = &config.paths.models_dir;
-    Catalogue::read(&config.models, dir)
+    Catalogue::of_answers(&config.models, dir)
         .with_context(|| format!("failed to list the models in {}", dir.display()))
 }
 
@@ -325,6 +325,36 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
     })
 }
 
+/// How the embedding model's worker is started, when somebody asks for it; `None` where none is configured.
+///
+/// # Errors
+/// The model is not here.
+pub(super) fn embedder(config: &Config, choice: &Choice) -> anyhow::Result<Option<EmbedSettings>> {
+    let Some(name) = &config.models.embeddings.model else {
+        return Ok(None);
+    };
+    let dir = &config.paths.models_dir;
+    let all = Catalogue::read(&config.models, dir)
+        .with_context(|| format!("failed to list the models in {}", dir.display()))?;
+    let entry = all.get(name).with_context(|| {
+        format!(
+            "embeddings.model is `{name}`, which is not in {}; add it with `orinoco models add FILE`",
+            dir.display()
+        )
+    })?;
+    let model = config.models.get(name);
+    let load = model.embed_spec(&config.engine, name, &entry.path);
+    let mut worker = worker(config, choice)?;
+    worker.load = Some(load);
+    // None of those that talk would do instead.
+    worker.admission.models.clear();
+    Ok(Some(EmbedSettings {
+        name: name.clone(),
+        worker,
+        idle: config.models.embeddings.idle,
+    }))
+}
+
 /// The session for pools, beside `own`; `None` for a node that is in none.
 pub(super) fn pool_link(own: &LinkConfig, names: &Names) -> Option<LinkConfig> {
     if names.pools().is_empty() {
@@ -355,7 +385,7 @@ pub(super) fn governor(
     let dir = config.paths.models_dir.clone();
     let known = releases.clone();
     let candidates = move || {
-        let catalogue = match Catalogue::read(&models, &dir) {
+        let catalogue = match Catalogue::of_answers(&models, &dir) {
             Ok(catalogue) => catalogue,
             Err(error) => {
                 warn!(%error, "the models cannot be listed");
@@ -442,7 +472,7 @@ pub(super) fn dispatcher(
             Ok(first) => Ok(first.line.model.clone()),
             Err(why) => Err(why.clone()),
         },
-        models: choice.all.clone(),
+        models: with_embeddings(config, choice),
         aliases: config.models.aliases(),
         releases,
         backend: config.engine.backend,
@@ -467,6 +497,19 @@ pub(super) fn dispatcher(
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
     }
+}
+
+/// The models that answer, and the one that makes vectors.
+fn with_embeddings(config: &Config, choice: &Choice) -> Vec<Model> {
+    let mut models = choice.all.clone();
+    let name = config.models.embeddings.model.as_ref();
+    models.extend(name.map(|name| Model {
+        name: name.clone(),
+        aliases: config.models.get(name).aliases.clone(),
+        embeds: Some(true),
+        ..Model::default()
+    }));
+    models
 }
 
 /// Where it is remembered that Home Assistant was told of this node, and has to be told when that ends.

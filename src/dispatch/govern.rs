@@ -37,6 +37,7 @@ impl Dispatch {
                 stale,
             } => {
                 self.level = level;
+                self.press_embedder();
                 let since_ms = match self.node.pressure() {
                     Some(known) if known.level == level => known.since_ms,
                     _ => self.clock.now_ms(),

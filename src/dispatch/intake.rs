@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::durable::StoreDone;
+use super::embed;
 use super::energy::Spent;
 use super::job::{Address, Cancel, Ending, Job, Phase};
 use super::logprobs::Logprobs;
@@ -103,7 +104,7 @@ impl Dispatch {
             return self.refuse_excess(&address, &replier, &excess.to_error(), message.ack);
         }
         let refusal = if let Some(name) = unknown {
-            let ops = "chat, complete, text, text-stream, tokenize, cancel";
+            let ops = "chat, complete, text, text-stream, tokenize, embed, cancel";
             Some(ApiError::new(
                 Code::UnknownOp,
                 format!("no op `{name}`: known are {ops}"),
@@ -120,11 +121,8 @@ impl Dispatch {
                      levels and control characters"
                 ),
             ))
-        } else if op == Op::Embed {
-            Some(ApiError::new(
-                Code::NotSupported,
-                "no embedding model is installed on this node",
-            ))
+        } else if op == Op::Embed && self.embedder.is_none() {
+            Some(embed::not_served())
         } else if !self.settings.user(&address.user).allows(op) {
             Some(ApiError::new(
                 Code::NotAllowed,
@@ -158,6 +156,16 @@ impl Dispatch {
             1,
             self.clock.now_ms(),
         );
+        if op == Op::Embed {
+            let pool_refusal = match self.is_of_pool(&message.ack) {
+                true => self.pool_refusal(),
+                false => None,
+            };
+            return match pool_refusal {
+                Some(error) => self.refuse(&address, &replier, &error, Some(message.ack)),
+                None => self.embed(address, replier, message),
+            };
+        }
         let digest = digest_of(op.as_str(), &message.payload);
         if let Some(repeat) = self.repeat_of(&asked, &digest) {
             return self.on_repeat(asked, repeat, &address, &replier, message);
@@ -480,6 +488,9 @@ impl Dispatch {
     }
 
     fn cancel(&mut self, asked: Asked) {
+        if self.cancel_embedding(&asked) {
+            return;
+        }
         let Some(key) = self.open.get(&asked) else {
             debug!(user = %asked.0, id = %asked.1, "nothing to cancel");
             return;

@@ -21,7 +21,7 @@ use crate::telemetry::Reading;
 use crate::wire::report::{
     Engine, Info, Mode, Model, Models, Power, Presence, Pressure, Proof, State, Status,
 };
-use crate::wire::topic::Name;
+use crate::wire::topic::{Name, Op};
 use crate::worker::{Cause, Checked, Down, Report};
 
 /// Load progress is published at most this often.
@@ -55,6 +55,8 @@ pub(super) struct Node {
     twin_until: Option<Instant>,
     /// What serves, or did last; `None` before the first.
     model: Option<String>,
+    /// What the embedding model takes.
+    embedding_bytes: u64,
     /// What the board was seen to have, for Home Assistant.
     sensed: Sensed,
     clock: Clock,
@@ -100,6 +102,7 @@ impl Node {
             announced: Vec::new(),
             twin_until: None,
             model: settings.model.clone().ok(),
+            embedding_bytes: 0,
             sensed: Sensed::default(),
         }
     }
@@ -146,6 +149,14 @@ impl Node {
     /// The model that serves, or did last; before the first what requests call whichever serves.
     pub(super) fn model(&self) -> &str {
         self.model.as_deref().unwrap_or(DEFAULT)
+    }
+
+    /// What the embedding model takes from now on; whether that is new.
+    pub(super) fn set_embedding_bytes(&mut self, bytes: u64) -> bool {
+        let is_new = std::mem::replace(&mut self.embedding_bytes, bytes) != bytes;
+        self.dirty.state |= is_new;
+        self.dirty.models |= is_new;
+        is_new
     }
 
     /// Why no model will serve soon, if so.
@@ -376,6 +387,9 @@ impl Dispatch {
             );
             let pools = self.settings.names.pools().iter();
             info.pools = pools.map(Name::to_string).collect();
+            if self.embedder.is_some() {
+                info.ops.push(Op::Embed);
+            }
             info.engine = self.node.hello.as_ref().map(|hello| {
                 Engine::of(
                     hello,
@@ -410,6 +424,10 @@ impl Dispatch {
         if dirty.state {
             let mut state = self.node.state.clone();
             state.pools = self.pools.as_ref().map(Pools::report);
+            let embedding_bytes = self.node.embedding_bytes;
+            if let (Some(memory), 1..) = (&mut state.memory, embedding_bytes) {
+                memory.embedding_bytes = Some(embedding_bytes);
+            }
             if self.node.twin_until.is_some() {
                 state.reasons.push(format!(
                     "the broker gave this node's connection to another client: a second daemon with \
@@ -471,7 +489,8 @@ impl Dispatch {
             ..Model::default()
         }));
         let loaded = self.node.loaded.as_ref().map(Model::of);
-        if let Some(loaded) = &loaded {
+        let embeds = self.embedder.as_ref().and_then(|it| it.loaded());
+        for loaded in loaded.iter().chain(embeds.map(Model::of).as_ref()) {
             match models.iter_mut().find(|model| model.name == loaded.name) {
                 Some(model) => {
                     let known = std::mem::take(model);

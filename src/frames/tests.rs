@@ -222,6 +222,26 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(step, pieces)| Event::Step { step, pieces }),
         done.prop_map(|done| Event::Done(Box::new(done))),
         (job_key(), ids()).prop_map(|(job, ids)| Event::Tokenized { job, ids: Ok(ids) }),
+        (job_key(), error(), any::<u32>()).prop_map(|(job, error, index)| Event::Embedded {
+            job,
+            outcome: Box::new(Err(TextError { index, error })),
+        }),
+        (
+            job_key(),
+            proptest::collection::vec(-1.0_f32..1.0, 0..9),
+            any::<[u32; 3]>()
+        )
+            .prop_map(
+                |(job, vectors, [n_dims, n_tokens, n_truncated])| Event::Embedded {
+                    job,
+                    outcome: Box::new(Ok(Embedded {
+                        n_dims,
+                        vectors,
+                        n_tokens,
+                        n_truncated,
+                    })),
+                }
+            ),
         any::<u64>().prop_map(Event::Pong),
         any::<u64>().prop_map(|bytes| Event::Cached { bytes }),
         plan().prop_map(|plan| Event::Planned(Ok(Box::new(plan)))),
@@ -304,6 +324,7 @@ fn a_load_and_its_answer_pass_whole() {
     let spec = LoadSpec {
         name: "m".into(),
         path: "/models/m.gguf".into(),
+        task: Task::Embed,
         n_ctx_auto_max: 8192,
         n_ctx: 4096,
         n_ctx_seq: 2048,

@@ -7,13 +7,14 @@ use tokio::time::timeout;
 
 use super::follow::tests::{Fakes, following};
 use super::*;
-use crate::frames::{Backend, KvType, Speculation, Switch};
+use crate::frames::{Backend, KvType, Speculation, Switch, Task};
 use crate::wire::report::ChosenBy;
 
 pub(super) fn spec() -> LoadSpec {
     LoadSpec {
         name: "large".into(),
         path: PathBuf::from("large.gguf"),
+        task: Task::Generate,
         n_ctx: 8192,
         n_ctx_auto_max: 8192,
         n_ctx_seq: 0,

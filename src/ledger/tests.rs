@@ -180,6 +180,7 @@ fn loaded(buffers: Vec<BufferUse>, devices: Vec<Device>) -> Loaded {
         n_params: 0,
         size_bytes: 0,
         n_vocab: 0,
+        n_dims: 0,
         n_ctx_train: 8192,
         n_ctx: 8192,
         n_ctx_seq: 8192,

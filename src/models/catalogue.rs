@@ -75,6 +75,19 @@ impl Catalogue {
         Ok(Self { entries })
     }
 
+    /// As [`Catalogue::read`], without the model that makes vectors: what prompts can be answered with.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn of_answers(config: &ModelsConfig, dir: &Path) -> io::Result<Self> {
+        let mut catalogue = Self::read(config, dir)?;
+        let embeds = config.embeddings.model.as_deref();
+        catalogue
+            .entries
+            .retain(|entry| Some(entry.name.as_str()) != embeds);
+        Ok(catalogue)
+    }
+
     /// All of them, sorted by name.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

@@ -448,12 +448,13 @@ impl Metadata {
             });
         }
         let arch = ascii(KEY, arch)?;
-        match limits::ARCHITECTURES.contains(&arch.as_str()) {
+        let known = [limits::ARCHITECTURES, limits::ENCODERS];
+        match known.iter().any(|list| list.contains(&arch.as_str())) {
             true => Ok(arch),
             false => Err(Reason::Unserved {
                 key: KEY,
                 found: arch,
-                served: "decoders of text in wide use are",
+                served: "decoders of text and embedding models in wide use are",
             }),
         }
     }
@@ -466,7 +467,7 @@ impl Metadata {
             Some(found) => Err(Reason::Unserved {
                 key: KEY,
                 found,
-                served: "\"gemma4\", \"gpt2\" and \"llama\" are",
+                served: "\"bert\", \"gemma4\", \"gpt2\" and \"llama\" are",
             }),
         }
     }

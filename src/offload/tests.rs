@@ -34,6 +34,7 @@ fn good() -> Loaded {
         n_params: 3_212_749_888,
         size_bytes: 1918 * MIB,
         n_vocab: 128_256,
+        n_dims: 0,
         n_ctx_train: 131_072,
         n_ctx: 8192,
         n_ctx_seq: 8192,

@@ -27,9 +27,11 @@ pub mod body;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 use body::{Choice, Delta, Failure, Logprobs, Message, Orinoco, Response, Tokens, Usage};
 pub use body::{Parked, Part};
+pub use vectors::Vectors;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";

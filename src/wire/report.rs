@@ -275,6 +275,12 @@ pub struct Model {
     /// Its number in that line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_seq: Option<u64>,
+    /// True of the model for op embed, which answers no prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embeds: Option<bool>,
+    /// Length of its vectors, of the model for op embed; known once it was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<u32>,
     /// Further values for `model` in requests, as the node's configuration has them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
@@ -304,6 +310,8 @@ impl Model {
             sha256: None,
             line: None,
             release_seq: None,
+            embeds: (loaded.n_dims > 0).then_some(true),
+            dimensions: (loaded.n_dims > 0).then_some(loaded.n_dims),
             aliases: Vec::new(),
             description: Some(loaded.description.clone()),
             n_params: Some(loaded.n_params),
@@ -515,6 +523,9 @@ pub struct Memory {
     pub available_after_bytes: Option<u64>,
     /// Bytes left free whatever is loaded.
     pub reserve_bytes: u64,
+    /// Bytes taken by the embedding model beside all this; absent while it is not loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_bytes: Option<u64>,
 }
 
 /// What a node does.

@@ -8,6 +8,7 @@
 //!
 //! A body that is no JSON object is plain text: one user message, or the prompt.
 
+mod embed;
 mod fields;
 mod json;
 mod keys;
@@ -22,6 +23,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::embed::{EmbedRequest, Encoding, parse_embed};
 pub use self::sampling::SamplingOverrides;
 use self::{fields::Fields, messages::Message};
 use super::{
@@ -189,7 +191,7 @@ impl Default for Defaults {
     }
 }
 
-/// Reads the payload of a request.
+/// Reads the payload of a request; that of op `embed` is for [`parse_embed`].
 ///
 /// The op decides what a body may be: `text` and `text-stream` take plain text alone; `chat`,
 /// `complete` and `tokenize` take a JSON object, or plain text when the first character that is no
@@ -215,7 +217,7 @@ pub fn parse(op: Op, payload: &[u8], limits: &Limits) -> Result<Request, ApiErro
     match op {
         Op::Embed => Err(ApiError::new(
             Code::NotSupported,
-            "op embed is not served by this version",
+            "op embed has bodies of its own",
         )),
         Op::Chat | Op::Complete | Op::Tokenize if is_object => {
             json::check_bounds(text, limits)?;

@@ -160,6 +160,7 @@ fn name_of(channel: &str, message: &Heard) -> String {
         _ if body.is_string() => "bareText",
         _ if body["error"].is_object() => "failure",
         Some("tokenize") => "tokens",
+        Some("list") => "embeddings",
         _ if body["seq"] == 0 => "accepted",
         _ if body["final"] == false => "chunk",
         _ if body["orinoco"]["n_chunks"].is_u64() => "final",
@@ -333,6 +334,11 @@ async fn every_op_in_every_form(tap: &mut Tap) {
             Props::default(),
         ),
         (
+            to_node("embed", "v1"),
+            r#"{"input": ["a", "b"]}"#,
+            Props::default(),
+        ),
+        (
             to_node("text", "t1"),
             "!count !tokens 2000",
             Props::default(),
@@ -345,6 +351,7 @@ async fn every_op_in_every_form(tap: &mut Tap) {
         (to_pool("chat", "pc"), "!count !tokens 9", Props::default()),
         (to_pool("complete", "pp"), whole, Props::default()),
         (to_pool("tokenize", "pk"), "abc", Props::default()),
+        (to_pool("embed", "pv"), "abc", Props::default()),
         (to_pool("text", "pt"), "!count !tokens 9", Props::default()),
         (
             to_pool("text-stream", "ps"),
@@ -412,7 +419,7 @@ async fn refused_and_failed(tap: &mut Tap) {
         ("chat", "e8", with_tools, Props::default()),
         ("tokenize", "e9", b"\xff", Props::default()),
         ("text", "e10", b"a\0b", Props::default()),
-        ("embed", "e11", b"x", Props::default()),
+        ("embed", "e11", br#"{"input": 7}"#, Props::default()),
         ("fly", "e12", b"x", Props::default()),
         ("chat", "e13", &[b'x'; 140_000], Props::default()),
         ("chat", "e14", b"x", foreign),
@@ -428,6 +435,7 @@ async fn all_that_a_daemon_says_is_what_the_document_says() {
     let mut tap = Tap::on(broker.port()).await;
     let site = Site::with_broker_on(broker.port(), Engine::Scripted)
         .set("engine.n_seq_max=1")
+        .set("embeddings.model=gemma-3-270m-q4_k_m")
         .set("requests.queue_jobs_max=2")
         .set("model.n_ctx=2048")
         .set("pools.names=hall2")

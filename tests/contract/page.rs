@@ -136,7 +136,12 @@ fn the_table_of_keys_is_complete() {
     let schemas = contract::json_schemas();
     let rows = table("key");
     let mut known = BTreeSet::new();
-    for name in ["chat-request", "complete-request", "tokenize-request"] {
+    for name in [
+        "chat-request",
+        "complete-request",
+        "tokenize-request",
+        "embed-request",
+    ] {
         for (key, schema) in schemas[name]["properties"].as_object().unwrap() {
             known.insert(key.as_str());
             let is_unserved = schema["description"]

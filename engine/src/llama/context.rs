@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
-use orinoco::frames::{BufferUse, KvType, LoadSpec, Speculation, Switch, Token};
+use orinoco::frames::{BufferUse, KvType, LoadSpec, Speculation, Switch, Task, Token};
 
 use super::log;
 use super::model::Model;
@@ -52,6 +52,8 @@ pub struct ContextSpec {
     /// Whether sliding-window layers keep all positions. `true` costs memory and lets every prefix be
     /// reused; with `false` only what is still inside the window of the last position can be.
     pub swa_full: bool,
+    /// For [`Task::Embed`]: vectors instead of logits.
+    pub embeds: bool,
 }
 
 impl ContextSpec {
@@ -125,6 +127,7 @@ impl ContextSpec {
             kv_type_v: spec.kv_type_v,
             flash_attn,
             swa_full: true,
+            embeds: spec.task == Task::Embed,
         })
     }
 
@@ -139,6 +142,12 @@ impl ContextSpec {
         // What a step can use: with the default the compute buffers hold n_batch rows of logits, which for a
         // vocabulary of 262k is half a GiB.
         params.n_outputs_max = self.n_seq_max * (1 + self.n_draft);
+        if self.embeds {
+            // How a text becomes one vector stands in the file, as does whether its tokens look ahead. All
+            // tokens are outputs on the way to it.
+            params.embeddings = true;
+            params.n_outputs_max = self.n_batch;
+        }
         params.n_threads = self.n_threads as i32;
         params.n_threads_batch = self.n_threads_batch as i32;
         params.flash_attn_type = match self.flash_attn {
@@ -372,13 +381,13 @@ unsafe extern "C" fn is_closed(flag: *mut c_void) -> bool {
 }
 
 /// An owned `llama_batch` of tokens with one sequence a row.
-struct Batch {
+pub(super) struct Batch {
     raw: sys::llama_batch,
     n_rows_max: usize,
 }
 
 impl Batch {
-    fn new(n_rows_max: u32) -> Self {
+    pub(super) fn new(n_rows_max: u32) -> Self {
         // SAFETY: allocates; the fields are written before they are read.
         let raw = unsafe { sys::llama_batch_init(n_rows_max as i32, 0, 1) };
         Self {
@@ -387,7 +396,11 @@ impl Batch {
         }
     }
 
-    fn fill(&mut self, rows: &[Row]) {
+    pub(super) fn raw(&self) -> sys::llama_batch {
+        self.raw
+    }
+
+    pub(super) fn fill(&mut self, rows: &[Row]) {
         assert!(
             rows.len() <= self.n_rows_max,
             "{} rows in a batch of {}: llama.cpp would abort",

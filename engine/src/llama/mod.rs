@@ -7,6 +7,7 @@
 mod canary;
 pub mod context;
 pub mod device;
+pub mod encoder;
 mod judged;
 pub mod log;
 pub mod model;
@@ -18,12 +19,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use llama_cpp_2::llama_backend::LlamaBackend;
-use orinoco::frames::{Backend, LoadSpec, Loaded};
+use orinoco::frames::{Backend, BufferUse, LoadSpec, Loaded};
 
 use self::context::{Context, ContextSpec};
+use self::encoder::EncoderContext;
 use self::model::Model;
 use self::plan::Outlined;
-use crate::model::{Decoder, LoadError, Loader, Planner, Row};
+use crate::model::{Decoder, Encoder, LoadError, Loader, Planner, Row};
 
 /// The llama.cpp that is linked, for [`orinoco::frames::Hello`].
 pub const VERSION: &str = "llama-cpp-sys-2 0.1.161";
@@ -88,34 +90,49 @@ impl Loader for LlamaLoader {
             ContextSpec::of(spec, model.n_ctx_train(), device::on_gpu(spec.backend))?;
         let mut context = Context::new(&model, &context_spec, self.closed)?;
         let facts = log::take();
-        let (n_layers_gpu, n_layers) = match (spec.backend, facts.offloaded) {
-            (Backend::Auto, Some(pair)) => pair,
-            (Backend::Cpu, _) | (_, None) => (0, model.n_layers()),
-        };
         warm_up(&mut context)?;
         let load_ms = start.elapsed().as_millis() as u64;
         let canary = canary::sing(&mut context, spec)?;
         let limits = context.limits();
         let loaded = Loaded {
-            name: spec.name.clone(),
-            arch: model.arch(),
-            description: model.description(),
-            n_params: model.n_params(),
-            size_bytes: model.size_bytes(),
-            n_vocab: limits.n_vocab,
-            n_ctx_train: model.n_ctx_train(),
             n_ctx: limits.n_ctx,
             n_ctx_seq: limits.n_ctx_seq,
             n_seq_max: limits.n_seq_max,
-            chat_template: String::new(), // filled by the loop, which compiles the template
-            n_layers,
-            n_layers_gpu,
-            n_graph_splits: facts.n_graph_splits.unwrap_or(0),
-            buffers: context.breakdown(),
-            devices: device::used(spec.backend),
-            input_bytes: device::input_bytes(model.file()),
             canary,
             load_ms,
+            ..loaded(spec, &model, &facts, context.breakdown())
+        };
+        serve(&mut context, loaded);
+        Ok(())
+    }
+
+    fn with_encoder(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(f32) -> bool,
+        serve: &mut dyn FnMut(&mut dyn Encoder, Loaded),
+    ) -> Result<(), LoadError> {
+        let start = Instant::now();
+        log::take();
+        let model = Model::load(spec, progress)?;
+        let context_spec = ContextSpec::of(spec, model.n_ctx_train())?;
+        let mut context = EncoderContext::new(&model, &context_spec, self.closed)?;
+        let facts = log::take();
+        // The first batch, so that lazily loaded kernels and pages are there.
+        let first = (context.tokenize("a"))
+            .map_err(|reason| LoadError(format!("load {}: {reason}", spec.path.display())))?;
+        context.encode(&[&first]).map_err(|error| {
+            LoadError(format!("first batch: {error}; {}", log::take().reason()))
+        })?;
+        let shape = context.shape();
+        let loaded = Loaded {
+            n_dims: shape.n_dims,
+            n_ctx: shape.n_batch,
+            n_ctx_seq: shape.n_tokens_max,
+            n_seq_max: shape.n_seq_max,
+            chat_template: "none".to_owned(),
+            load_ms: start.elapsed().as_millis() as u64,
+            ..loaded(spec, &model, &facts, context.breakdown())
         };
         serve(&mut context, loaded);
         Ok(())
@@ -129,6 +146,41 @@ impl Loader for LlamaLoader {
         log::take();
         answer(&mut Outlined::open(spec)?);
         Ok(())
+    }
+}
+
+/// What is known of any loaded model; the sizes of its context are still to be filled in.
+fn loaded(
+    spec: &LoadSpec,
+    model: &Model,
+    facts: &log::LogFacts,
+    buffers: Vec<BufferUse>,
+) -> Loaded {
+    let (n_layers_gpu, n_layers) = match (spec.backend, facts.offloaded) {
+        (Backend::Auto, Some(pair)) => pair,
+        (Backend::Cpu, _) | (_, None) => (0, model.n_layers()),
+    };
+    Loaded {
+        name: spec.name.clone(),
+        arch: model.arch(),
+        description: model.description(),
+        n_params: model.n_params(),
+        size_bytes: model.size_bytes(),
+        n_vocab: model.n_vocab(),
+        n_dims: 0,
+        n_ctx_train: model.n_ctx_train(),
+        n_ctx: 0,
+        n_ctx_seq: 0,
+        n_seq_max: 0,
+        chat_template: String::new(), // filled by the loop, which compiles the template
+        n_layers,
+        n_layers_gpu,
+        n_graph_splits: facts.n_graph_splits.unwrap_or(0),
+        buffers,
+        devices: device::used(spec.backend),
+        input_bytes: device::input_bytes(model.file()),
+        canary: None,
+        load_ms: 0,
     }
 }
 

@@ -5,12 +5,13 @@
     reason = "llama-cpp-2 hides its raw model, and the context needs one"
 )]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
-use orinoco::frames::{Backend, LoadSpec, Switch, Token};
+use orinoco::frames::{Backend, LoadSpec, Switch, Task, Token};
+use orinoco::models::gguf;
 
 use super::judged::Judged;
 use super::{device, log};
@@ -86,12 +87,45 @@ impl Model {
         if tensors == Tensors::Loaded && !maps_file(spec) {
             model.file.drop_from_page_cache();
         }
-        model.check_kind(&spec.path)?;
+        model.check_kind(&spec.path, spec.task)?;
         Ok(model)
     }
 
-    /// Only plain decoders are served.
-    fn check_kind(&self, path: &Path) -> Result<(), LoadError> {
+    /// Plain decoders make text; what makes one vector of a text says so in its header.
+    fn check_kind(&self, path: &Path, task: Task) -> Result<(), LoadError> {
+        let arch = self.arch();
+        let is_encoder = gguf::limits::ENCODERS.contains(&arch.as_str());
+        match task {
+            Task::Generate if is_encoder => {
+                return Err(LoadError(format!(
+                    "load {}: architecture {arch} makes vectors and no text; embeddings.model is the place for it",
+                    path.display()
+                )));
+            }
+            Task::Embed if self.meta(&format!("{arch}.pooling_type")).is_none() => {
+                return Err(LoadError(format!(
+                    "load {}: its header has no {arch}.pooling_type, so it makes no vector of a text; an embedding model is needed",
+                    path.display()
+                )));
+            }
+            _ => {}
+        }
+        // SAFETY: the vocabulary is live; these only read.
+        let (kind, bos, sep) = unsafe {
+            let vocab = self.vocab();
+            (
+                sys::llama_vocab_type(vocab),
+                sys::llama_vocab_bos(vocab),
+                sys::llama_vocab_sep(vocab),
+            )
+        };
+        if kind == sys::LLAMA_VOCAB_TYPE_WPM && (bos < 0 || sep < 0) {
+            // llama.cpp ends the process when it tokenizes with such a vocabulary.
+            return Err(LoadError(format!(
+                "load {}: a WordPiece vocabulary without the tokens for begin and end of a text",
+                path.display()
+            )));
+        }
         // SAFETY: the model is live; these only read.
         let (encoder, decoder, diffusion) = unsafe {
             let raw = self.raw();
@@ -190,20 +224,24 @@ impl Model {
 
     /// `general.architecture`.
     pub fn arch(&self) -> String {
+        let arch = self.meta("general.architecture");
+        arch.unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    /// A value of the header as text, at most 127 bytes of it.
+    fn meta(&self, key: &str) -> Option<String> {
+        let key = CString::new(key).ok()?;
         let mut buffer = [0_u8; 128];
         // SAFETY: the key is NUL-terminated; at most `buffer.len()` bytes are written, NUL included.
         let length = unsafe {
             sys::llama_model_meta_val_str(
                 self.raw(),
-                c"general.architecture".as_ptr(),
+                key.as_ptr(),
                 buffer.as_mut_ptr().cast::<c_char>(),
                 buffer.len(),
             )
         };
-        if length < 0 {
-            return "unknown".to_owned();
-        }
-        text_until_nul(&buffer)
+        (length >= 0).then(|| text_until_nul(&buffer))
     }
 
     /// The template and the texts around it.

@@ -21,6 +21,7 @@ use orinoco::frames::{
 use orinoco_engine::scripted;
 
 pub const SMOLLM: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+pub const MINILM: &str = "all-MiniLM-L6-v2.F16.gguf";
 pub const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
 
 /// Nothing a test waits for takes longer.

@@ -12,6 +12,7 @@ fn loaded() -> Loaded {
         n_params: 134_515_008,
         size_bytes: 100_000_000,
         n_vocab: 49_152,
+        n_dims: 0,
         n_ctx_train: 8192,
         n_ctx: 4096,
         n_ctx_seq: 4096,

@@ -123,9 +123,11 @@ pub const ARCHITECTURES: &[&str] = &[
     "step35",
     "xverse",
 ];
-/// Values of `tokenizer.ggml.model`: SentencePiece and byte pairs. The others have code of their own in
-/// llama.cpp, and none of the architectures above needs it.
-pub const TOKENIZERS: &[&str] = &["gemma4", "gpt2", "llama"];
+/// Architectures that make one vector of a text, and no text: MiniLM, E5, BGE, GTE and Nomic are these.
+pub const ENCODERS: &[&str] = &["bert", "modern-bert", "nomic-bert"];
+/// Values of `tokenizer.ggml.model`: WordPiece, SentencePiece and byte pairs. The others have code of their own
+/// in llama.cpp, and none of the architectures above needs it.
+pub const TOKENIZERS: &[&str] = &["bert", "gemma4", "gpt2", "llama"];
 /// Alignment of tensors, bytes; a power of two.
 pub const ALIGNMENT: RangeInclusive<u64> = 8..=4096;
 

@@ -368,6 +368,69 @@ pub struct Tokens<'a> {
     pub orinoco: Orinoco<'a>,
 }
 
+/// The answer to `embed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Embeddings<'a> {
+    /// The request's id.
+    #[schemars(regex(pattern = ID_PATTERN))]
+    pub id: Cow<'a, str>,
+    /// Always `list`.
+    #[schemars(extend("const" = "list"))]
+    pub object: Cow<'a, str>,
+    /// Unix seconds.
+    pub created: u64,
+    /// Model that made them.
+    pub model: Cow<'a, str>,
+    /// One for each text, in their order.
+    #[schemars(length(min = 1))]
+    pub data: Vec<Embedding<'a>>,
+    /// Counts of tokens.
+    pub usage: EmbedUsage,
+    /// Always 0.
+    #[schemars(extend("const" = 0))]
+    pub seq: u64,
+    /// Always true.
+    #[serde(rename = "final")]
+    #[schemars(extend("const" = true))]
+    pub is_final: bool,
+    /// From 1; rises when the node began the answer anew.
+    #[schemars(range(min = 1))]
+    pub attempt: u32,
+    /// The node, and whether a text was cut.
+    pub orinoco: Orinoco<'a>,
+}
+
+/// The vector of one text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Embedding<'a> {
+    /// Always `embedding`.
+    #[schemars(extend("const" = "embedding"))]
+    pub object: Cow<'a, str>,
+    /// Number of the text, from 0.
+    pub index: u32,
+    /// Its length is 1.
+    pub embedding: Values,
+}
+
+/// The numbers of a vector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Values {
+    /// As they are.
+    Float(Vec<f32>),
+    /// 32-bit floats, little endian, in base64.
+    Base64(String),
+}
+
+/// Counts of tokens that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EmbedUsage {
+    /// Tokens of all texts.
+    pub prompt_tokens: u64,
+    /// The same.
+    pub total_tokens: u64,
+}
+
 /// Any body on a response topic, as a client reads it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
@@ -376,6 +439,8 @@ pub enum Answer<'a> {
     Failure(Failure<'a>),
     /// Ids.
     Tokens(Tokens<'a>),
+    /// Vectors.
+    Embeddings(Embeddings<'a>),
     /// Chunk or whole answer.
     Response(Response<'a>),
 }

@@ -6,7 +6,8 @@ use super::{
     Limits, invalid,
     json::{Object, Value},
     keys::{
-        Boolean, FlagOrInteger, Integer, Key, NameText, Neutral, Real, Stops, Text, Unserved, Word,
+        Boolean, FlagOrInteger, Inputs, Integer, Key, NameText, Neutral, Real, Stops, Text,
+        Unserved, Word,
     },
 };
 use crate::wire::{
@@ -262,6 +263,36 @@ impl<'a> Fields<'a> {
             ));
         }
         Ok(())
+    }
+
+    /// A string, or an array of strings; required.
+    pub(super) fn inputs(&self, key: &Key<Inputs>) -> Result<Vec<String>, ApiError> {
+        const EXPECTED: &str = "a string or an array of strings";
+        let (name, allowed) = (key.name(), key.takes().0);
+        let bytes = 1..=self.limits.payload_bytes;
+        let items = match self.get(key) {
+            None => return Err(self.error(name, format_args!("is missing, expected {EXPECTED}"))),
+            Some(Value::Text(_)) => return Ok(self.string(key, &bytes)?.into_iter().collect()),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(self.wrong_type(name, other, EXPECTED)),
+        };
+        if items.is_empty() || items.len() > allowed {
+            let found = items.len();
+            return Err(self.error(
+                name,
+                format_args!("has {found} texts, allowed are 1 to {allowed}"),
+            ));
+        }
+        let mut texts = Vec::with_capacity(items.len());
+        for (at, item) in items.iter().enumerate() {
+            let name = format!("{name}[{at}]");
+            let Value::Text(text) = item else {
+                return Err(self.wrong_type(&name, item, "a string"));
+            };
+            self.checked(&name, text, &bytes)?;
+            texts.push(text.clone());
+        }
+        Ok(texts)
     }
 
     /// A string, or an array of strings.

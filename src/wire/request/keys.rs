@@ -90,6 +90,10 @@ pub(super) struct NameText;
 #[derive(Debug)]
 pub(super) struct Stops;
 
+/// A string that is not empty, or an array of so many of them.
+#[derive(Debug)]
+pub(super) struct Inputs(pub(super) usize);
+
 /// An object from token ids to numbers.
 #[derive(Debug)]
 pub(super) struct Biases(pub(super) RangeInclusive<f64>);
@@ -143,6 +147,27 @@ keys! {
         "The conversation so far.";
     PROMPT = "prompt" Text(|limits| 1..=limits.payload_bytes),
         "Text that is continued or tokenized as it stands, without a chat template.";
+}
+
+/// Texts in one request for vectors: their answer is one packet.
+const EMBED_TEXTS_MAX: usize = 256;
+
+keys! {
+    /// Of op embed, which must be there.
+    EMBED_INPUT:
+    INPUTS = "input" Inputs(EMBED_TEXTS_MAX),
+        "A text, or up to 256 texts, to turn into vectors.";
+}
+
+keys! {
+    /// Of op embed, beside [`MODEL`].
+    EMBED:
+    DIMENSIONS = "dimensions" Integer(|_| 1..=65_536),
+        "Length of the vectors: their first numbers, of length 1 again. Absent: as the model makes them.";
+    ENCODING_FORMAT = "encoding_format" Word(&["float", "base64"]),
+        "float: arrays of numbers; base64: 32-bit floats, little endian, less than half as long. Absent: float.";
+    TRUNCATE = "truncate" Boolean,
+        "true: a text that is too long for the model is cut, and orinoco.truncated says so; false: it is refused. Absent: false.";
 }
 
 /// As with OpenAI.

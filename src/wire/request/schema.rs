@@ -34,7 +34,12 @@ pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
             ]);
             body
         }
-        Op::Text | Op::TextStream | Op::Embed => return None,
+        Op::Embed => {
+            let mut body = object(keys::EMBED_INPUT, keys::EMBED, limits);
+            add(&mut body, &[&keys::MODEL], limits);
+            return Some(body);
+        }
+        Op::Text | Op::TextStream => return None,
     };
     add(&mut body, keys::BODY, limits);
     add_unserved(&mut body, keys::UNSERVED, limits);
@@ -156,6 +161,18 @@ impl Kind for keys::Stops {
         schema["type"] = json!(["string", "array"]);
         schema["items"] = text;
         schema["maxItems"] = limits.stop.into();
+        schema
+    }
+}
+
+impl Kind for keys::Inputs {
+    fn schema(&self, limits: &Limits) -> Value {
+        let text = json!({"type": "string", "minLength": 1, "maxLength": limits.payload_bytes, "pattern": NO_NUL});
+        let mut schema = text.clone();
+        schema["type"] = json!(["string", "array"]);
+        schema["items"] = text;
+        schema["minItems"] = 1.into();
+        schema["maxItems"] = self.0.into();
         schema
     }
 }

@@ -147,6 +147,9 @@ impl Run<'_> {
     /// One batch, and the answers that are whole with it.
     fn step(&mut self) -> bool {
         let batch = self.pack();
+        if batch.is_empty() {
+            return self.answer(); // of jobs without a text
+        }
         let rows = Vec::from_iter(batch.iter().map(|(_, _, tokens)| tokens.as_slice()));
         match self.encoder.encode(&rows) {
             Ok(vectors) => self.take(&batch, &vectors),

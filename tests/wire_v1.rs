@@ -677,6 +677,7 @@ fn state() {
         available_bytes: 6_395_490_304,
         available_after_bytes: Some(2_374_201_344),
         reserve_bytes: 805_306_368,
+        embedding_bytes: None,
     };
     let loaded = State {
         memory: Some(memory),

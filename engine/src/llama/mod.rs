@@ -115,7 +115,7 @@ impl Loader for LlamaLoader {
         let start = Instant::now();
         log::take();
         let model = Model::load(spec, progress)?;
-        let context_spec = ContextSpec::of(spec, model.n_ctx_train())?;
+        let context_spec = ContextSpec::of(spec, model.n_ctx_train(), false)?;
         let mut context = EncoderContext::new(&model, &context_spec, self.closed)?;
         let facts = log::take();
         // The first batch, so that lazily loaded kernels and pages are there.

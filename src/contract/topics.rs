@@ -185,7 +185,7 @@ pub(super) fn topics() -> Vec<Topic> {
             description: "What is sent depends on the request: see the replies of the operations. A Response \
                           Topic of MQTT 5 may name another topic below the requester's own."
                 .to_owned(),
-            messages: &["accepted", "chunk", "final", "whole", "tokens", "failure", "bareText"],
+            messages: &["accepted", "chunk", "final", "whole", "tokens", "embeddings", "failure", "bareText"],
             replies: &[],
         },
         report(

@@ -148,6 +148,7 @@ const KINDS: &[(&str, &str)] = &[
     ("final", "response"),
     ("whole", "response"),
     ("tokens", "tokens"),
+    ("embeddings", "embeddings"),
     ("error", "failure"),
     ("status", "status"),
     ("info", "info"),
@@ -263,7 +264,7 @@ fn keys_that_come_later_break_no_reader() {
     for (name, message) in pinned() {
         let text = with_more(&message).to_string();
         let read = match name.split('_').next().unwrap() {
-            "accepted" | "chunk" | "final" | "whole" | "tokens" => {
+            "accepted" | "chunk" | "final" | "whole" | "tokens" | "embeddings" => {
                 serde_json::from_str::<Answer<'_>>(&text).map(drop)
             }
             "status" => serde_json::from_str::<report::Status>(&text).map(drop),
@@ -272,7 +273,7 @@ fn keys_that_come_later_break_no_reader() {
             "state" => serde_json::from_str::<report::State>(&text).map(drop),
             "request" => {
                 let op = Op::from_level(name.split('_').nth(1).unwrap()).unwrap();
-                request::parse(op, text.as_bytes(), &Limits::default()).unwrap();
+                assert!(is_taken(op, &text), "{name}");
                 Ok(())
             }
             _ => Ok(()),
@@ -294,5 +295,14 @@ fn examples_are_what_their_schemas_say() {
         for example in examples {
             judge.assert_right(&example["payload"], name);
         }
+    }
+}
+
+/// Whether the node takes this as a body of the op.
+fn is_taken(op: Op, body: &str) -> bool {
+    let limits = Limits::default();
+    match op {
+        Op::Embed => request::parse_embed(body.as_bytes(), &limits).is_ok(),
+        op => request::parse(op, body.as_bytes(), &limits).is_ok(),
     }
 }

@@ -64,11 +64,11 @@ pack() {
 
     step "packing llama.cpp b$peers_build, the benchmarks and a vocabulary"
     (cd "$peers/src" && tar -cJf "$folder/llama.cpp.tar.xz" \
-        --exclude=./docs --exclude=./models --exclude=./media --exclude=./tests --exclude=./examples --exclude=./tools/ui \
+        --exclude=./docs --exclude=./models --exclude=./media --exclude=./tests --exclude=./examples \
         --exclude='./ggml/src/ggml-'{vulkan,opencl,sycl,hexagon,metal,webgpu,openvino,et,cann,musa,zdnn,virtgpu} .)
     [ -e "$repo_dir/models/SmolLM2-135M-Instruct.Q4_1.gguf" ] || "$repo_dir/scripts/fetch-models.sh" smollm2
-    python3 -c 'import numpy' 2>/dev/null || die "numpy is needed to read a vocabulary:  apt-get install python3-numpy"
-    PYTHONPATH=$peers/src/gguf-py python3 "$repo_dir/benches/gpu_model.py" vocabulary \
+    python3 -m pip --disable-pip-version-check -q install --upgrade --target "$target/python" gguf==0.19.0 >&2
+    PYTHONPATH=$target/python python3 "$repo_dir/benches/gpu_model.py" vocabulary \
         "$repo_dir/models/SmolLM2-135M-Instruct.Q4_1.gguf" "$folder/vocabulary.json.gz"
     cp "$repo_dir"/benches/{peers,report,vs_llama_cpp,gpu_model}.py "$folder/benches/"
     python3 -m pip --disable-pip-version-check -q install --no-deps --upgrade --require-hashes --target "$folder/python" \

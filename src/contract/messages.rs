@@ -295,7 +295,7 @@ pub(super) const MESSAGES: &[Message] = &[
         headers: None,
         examples: &[(
             "at night",
-            r#"{"desired_seq":7,"deployment":"d-2026-11-21-3","line":"assistant","release_seq":12,"when":"window","window":"22:00-05:00","max_kbit_s":20000,"force":false}"#,
+            r#"{"desired_seq":7,"deployment":"d-2026-11-21-3","line":"assistant","release_seq":12,"when":"window","window":"22:00-05:00","max_kbit_s":20000,"force":false,"percent":25}"#,
         )],
     },
     Message {

@@ -139,8 +139,8 @@ impl Dispatch {
             tokens_count: meters.n_tokens,
             prompt_tokens_count: meters.n_prompt,
             cached_tokens_count: meters.n_cached,
-            guessed_tokens_count: meters.n_guessed,
-            guessed_right_count: meters.n_right,
+            guessed_tokens_count: (meters.n_guessed > 0).then_some(meters.n_guessed),
+            guessed_right_count: (meters.n_guessed > 0).then_some(meters.n_right),
             ttft_ms: quantiles(&mut meters.ttft),
             itl_ms: quantiles(&mut meters.itl),
             energy_mj_tok: energy

@@ -101,12 +101,12 @@ pub struct TeleLlm {
     pub prompt_tokens_count: u64,
     /// Of those, found in the KV cache, a count.
     pub cached_tokens_count: u64,
-    /// Tokens that were guessed and read along since the daemon started, a count.
-    #[serde(default)]
-    pub guessed_tokens_count: u64,
+    /// Tokens that were guessed and read along since the daemon started, a count; absent where none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guessed_tokens_count: Option<u64>,
     /// Of those, chosen: each spared a step; a count.
-    #[serde(default)]
-    pub guessed_right_count: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guessed_right_count: Option<u64>,
     /// From acceptance to the first token, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttft_ms: Option<QuantilesMs>,

@@ -34,12 +34,17 @@ pub struct Desired {
     pub force: bool,
     /// Opened to this share of the group, in percent; a node finds its own place from its name and the release.
     /// 0: nobody begins any more. Absent: all.
-    #[serde(default = "all")]
+    #[serde(default = "all", skip_serializing_if = "is_all")]
     pub percent: u8,
 }
 
 const fn all() -> u8 {
     100
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_all(percent: &u8) -> bool {
+    *percent == all()
 }
 
 impl Desired {

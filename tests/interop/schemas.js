@@ -19,19 +19,26 @@ for (const file of list('docs', 'contract', 'schemas')) {
   judges[path.basename(file, '.json')] = ajv().compile(read('docs', 'contract', 'schemas', file))
 }
 
-const kinds = {
-  accepted: 'response', chunk: 'response', final: 'response', whole: 'response',
-  tokens: 'tokens', error: 'failure', status: 'status', info: 'info', models: 'models', state: 'state'
-}
+// What a message is named after where that is not its schema.
+const kinds = { accepted: 'response', chunk: 'response', final: 'response', whole: 'response', error: 'failure' }
 const lists = ['bare', 'error_codes', 'requests_refused', 'topics', 'topics_pool']
+
+// By the longest run of words that names one: ota_state_probing is an ota-state.
+function judgeOf (name) {
+  const words = name.split('_')
+  if (words[0] === 'request') return judges[`${words[1]}-request`]
+  for (let n = words.length; n > 0; n--) {
+    const kind = words.slice(0, n).join('-')
+    if (judges[kinds[kind] ?? kind]) return judges[kinds[kind] ?? kind]
+  }
+}
 
 let failed = 0
 let judged = 0
 for (const file of list('tests', 'wire', 'v1')) {
   const name = path.basename(file, '.json')
   if (lists.includes(name)) continue
-  const [word, op] = name.split('_')
-  const judge = judges[word === 'request' ? `${op}-request` : kinds[word]]
+  const judge = judgeOf(name)
   judged += 1
   if (!judge) {
     failed += 1

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Speculation, Switch, Task};
 
 use super::PathsConfig;
+use super::layers;
 use super::node::check_name;
 use super::reader::{Root, Section};
 
@@ -193,6 +194,9 @@ impl ModelsConfig {
     pub(super) fn read(root: &mut Root<'_>, paths: &PathsConfig) -> Self {
         let mut inherited = root.copy("model");
         inherited.remove("active");
+        // Names of its own are what no model inherits, and most have none.
+        let none = ::config::Value::new(Some(&layers::DEFAULT.to_owned()), Vec::<String>::new());
+        inherited.insert("aliases".to_owned(), none);
         let mut section = root.section("model");
         let active = section.checked("active", |name| match name {
             "" => Ok(None),

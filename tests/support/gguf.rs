@@ -582,8 +582,8 @@ pub fn malformed() -> Vec<(&'static str, Gguf, &'static str)> {
         ),
         (
             "architecture without text",
-            good().with("general.architecture", STRING, text("bert")),
-            "general.architecture is \"bert\", which this version does not serve;",
+            good().with("general.architecture", STRING, text("t5encoder")),
+            "general.architecture is \"t5encoder\", which this version does not serve;",
         ),
         (
             "architecture with known holes",

@@ -228,20 +228,36 @@ fn before_min_tokens_no_end_of_generation_is_chosen_also_after_a_resume() {
     let play = Play::new(&spec());
     let mut job = chat(1, "!tokens 3 hello", 40);
     assert_eq!(play.ask(&job).n_output, 3);
-    (job.job, job.min_tokens) = (JobKey(2), 10);
-    let whole = play.ask(&job);
-    assert_eq!(whole.n_output, 10);
-    assert_eq!(whole.end, Some(Ok(Finish::Stop)));
-    play.submit(&job);
-    let (_, prompt_ids, _) = play.started();
-    play.answer(2);
-    job.job = JobKey(3);
-    job.resume = Some(Resume {
+    job.min_tokens = 10;
+    // The script ends at its third token and nowhere else.
+    let (barred, prompt_ids) = ask_anew(&play, &mut job, 2, None);
+    assert_eq!(
+        (barred.n_output, barred.end),
+        (40, Some(Ok(Finish::Length)))
+    );
+    let resume = |prompt_ids: Vec<Token>, made: &[Token]| Resume {
         prompt_ids,
-        output_ids: whole.ids[..7].to_vec(),
-        text_bytes: 7,
-    });
-    assert_eq!(play.ask(&job).n_output, 10);
+        output_ids: made.to_vec(),
+        text_bytes: made.len() as u64,
+    };
+    let again = resume(prompt_ids, &barred.ids[..2]);
+    assert_eq!(ask_anew(&play, &mut job, 3, Some(again)).0.n_output, 40);
+
+    let mut later = chat(4, "!tokens 12 hello", 40);
+    later.min_tokens = 10;
+    let (ended, prompt_ids) = ask_anew(&play, &mut later, 5, None);
+    assert_eq!((ended.n_output, ended.end), (12, Some(Ok(Finish::Stop))));
+    // What the worker before made counts.
+    let again = resume(prompt_ids, &ended.ids[..11]);
+    assert_eq!(ask_anew(&play, &mut later, 6, Some(again)).0.n_output, 12);
+}
+
+/// The answer to the same job under another key, and the ids of its prompt.
+fn ask_anew(play: &Play, job: &mut Job, key: u64, resume: Option<Resume>) -> (Answer, Vec<Token>) {
+    (job.job, job.resume) = (JobKey(key), resume);
+    play.submit(job);
+    let (_, prompt_ids, _) = play.started();
+    (play.answer(key), prompt_ids)
 }
 
 #[test]

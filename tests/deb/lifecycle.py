@@ -161,7 +161,9 @@ def secrets_are_nowhere(root, when):
     secret = root.at("/etc/orinoco/mqtt.password").read_text().strip()
     expect(f"no secret is in an argument, an environment or a log {when}", leaks(root, secret, "secret-of-plc-3"), [])
     # The same with a process that does tell, or it would show nothing.
-    teller = subprocess.Popen(["sleep", "60"], env={"PASSWORD": secret})
+    # It speaks first: /proc shows no environment of a program that has only just been started.
+    teller = subprocess.Popen(["/bin/sh", "-c", "echo; read line"], env={"PASSWORD": secret}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    teller.stdout.readline()
     expect("a secret in an environment would be found", leaks(root, secret), [f"environ of {teller.pid}"])
     teller.kill()
     teller.wait()

@@ -190,7 +190,8 @@ async fn plans(facts: &Facts) -> Asked<Vec<Planned>> {
     let mut plans = Vec::new();
     for model in models
         .iter()
-        .filter(|model| model.header.is_ok())
+        // One that makes vectors is planned by its own worker, which asks the memory when it is started.
+        .filter(|model| (model.header.as_ref()).is_ok_and(|header| !header.makes_vectors()))
         .take(PLANS_MAX)
     {
         let spec = config.models.get(&model.name);

@@ -57,6 +57,13 @@ pub struct Header {
     pub file_bytes: u64,
 }
 
+impl Header {
+    /// Whether it makes vectors of texts, and no text.
+    pub fn makes_vectors(&self) -> bool {
+        limits::ENCODERS.contains(&self.arch.as_str())
+    }
+}
+
 /// Judges the header of the file at `path`.
 ///
 /// # Errors

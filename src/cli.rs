@@ -27,6 +27,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, Environment, LogConfig, LogFormat, Place, Sources};
@@ -250,6 +251,14 @@ impl Cli {
             ExitCode::from(exit::FAILURE)
         })
     }
+}
+
+/// For a command that talks to a broker or an engine: one thread, as the daemon has.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")
 }
 
 #[cfg(test)]

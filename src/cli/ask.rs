@@ -84,10 +84,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
         is_terminal: std::io::stdout().is_terminal(),
         at_line_start: true,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = super::runtime()?;
     let end = runtime.block_on(session::ask(asked, &mut page))?;
     page.end_line();
     Ok(match end {

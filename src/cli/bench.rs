@@ -61,10 +61,7 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
         ..Plan::default()
     };
     // One thread, the main one: the engine is its child.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = super::runtime()?;
     let report = runtime.block_on(run::run(config, plan, |what, done| {
         bar.set_message(what.to_owned());
         bar.set_position((done * 100.0) as u64);
@@ -85,10 +82,7 @@ fn write_table(args: &Args, config: &Config, bar: &ProgressBar) -> anyhow::Resul
     // Before a measurement of minutes: can what is there be added to?
     let known = read_table(path)?;
     let models = models(args, config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = super::runtime()?;
     let measuring = table::measure_models(config, &models, args.runs.into(), |model, done| {
         bar.set_message(model.to_owned());
         bar.set_position((done * 100.0) as u64);

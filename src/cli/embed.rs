@@ -58,10 +58,7 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     if let Some(dimensions) = args.dimensions {
         body["dimensions"] = dimensions.into();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = super::runtime()?;
     let limit = Duration::from_secs(args.timeout);
     let Some(answer) = runtime.block_on(ask(&target, &body.to_string(), limit))? else {
         output::say(&format!(

@@ -51,10 +51,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     let target = Target::find(&args.reach, None, config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = super::runtime()?;
     if !args.once && !stdout().is_terminal() {
         anyhow::bail!("standard output is no terminal: use --once for one frame");
     }

@@ -171,10 +171,7 @@ fn ask(program: &Path, loads: &[LoadSpec], site: &Site) -> anyhow::Result<Vec<An
             .expect("the template is a constant"),
     );
     // One thread, the main one: the engine is its child.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = crate::cli::runtime()?;
     let mut answers = Vec::new();
     for (n, load) in loads.iter().enumerate() {
         bar.set_message(load.name.clone());

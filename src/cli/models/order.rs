@@ -39,10 +39,7 @@ enum End {
 }
 
 pub(super) fn run(order: &Order) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = crate::cli::runtime()?;
     let ticket = getrandom::u64().context("failed to make an id")?;
     let topic = (order.target.names).command("model", &format!("cli-{ticket:016x}"));
     let (end, model) = runtime.block_on(give(order, &topic))?;

@@ -51,10 +51,7 @@ enum End {
 pub(super) fn run(order: &Order, common: &Common, config: &Config) -> anyhow::Result<ExitCode> {
     let target = Target::find(&common.reach, None, config)?;
     let limit = Duration::from_secs(common.wait_seconds);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = crate::cli::runtime()?;
     let node = target.names.node();
     Ok(match runtime.block_on(give(order, &target, limit))? {
         End::Taken => return output::answer(&format!("{node}: {}\n", order.taken)),

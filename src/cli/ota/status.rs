@@ -45,10 +45,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     let target = Target::find(&args.reach, None, config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
+    let runtime = crate::cli::runtime()?;
     runtime.block_on(tell(args, &target))
 }
 

@@ -283,13 +283,23 @@ impl<'a> Fields<'a> {
                 format_args!("has {found} texts, allowed are 1 to {allowed}"),
             ));
         }
+        self.texts(name, items, &bytes)
+    }
+
+    /// The strings of an array; an error names the place.
+    fn texts(
+        &self,
+        name: &str,
+        items: &[Value],
+        bytes: &RangeInclusive<usize>,
+    ) -> Result<Vec<String>, ApiError> {
         let mut texts = Vec::with_capacity(items.len());
         for (at, item) in items.iter().enumerate() {
             let name = format!("{name}[{at}]");
             let Value::Text(text) = item else {
                 return Err(self.wrong_type(&name, item, "a string"));
             };
-            self.checked(&name, text, &bytes)?;
+            self.checked(&name, text, bytes)?;
             texts.push(text.clone());
         }
         Ok(texts)
@@ -316,16 +326,7 @@ impl<'a> Fields<'a> {
                 format_args!("has {found} strings, at most {n_max} are allowed"),
             ));
         }
-        let mut texts = Vec::with_capacity(items.len());
-        for (at, item) in items.iter().enumerate() {
-            let name = format!("{name}[{at}]");
-            let Value::Text(text) = item else {
-                return Err(self.wrong_type(&name, item, "a string"));
-            };
-            self.checked(&name, text, &bytes)?;
-            texts.push(text.clone());
-        }
-        Ok(texts)
+        self.texts(name, items, &bytes)
     }
 
     pub(super) fn object<T>(&self, key: &Key<T>) -> Result<Option<Fields<'a>>, ApiError> {

@@ -223,6 +223,11 @@ pub(super) fn choose_with(config: &Config, releases: Option<Releases>) -> anyhow
                 false => bail!("{found}: add one with `orinoco models add FILE`"),
             }
         }
+        (Some(name), _) if catalogue.get(name).is_none() && is_here(config, name) => bail!(
+            "model.active is `{name}`, which makes vectors and no text: name it in embeddings.model instead; \
+             those that talk are: {}",
+            known()
+        ),
         (Some(name), _) if catalogue.get(name).is_none() && !is_release(name) => {
             let found = format!(
                 "model.active is `{name}`, but {} has: {}",
@@ -288,6 +293,12 @@ fn catalogue(config: &Config) -> anyhow::Result<Catalogue> {
     let dir = &config.paths.models_dir;
     Catalogue::of_answers(&config.models, dir)
         .with_context(|| format!("failed to list the models in {}", dir.display()))
+}
+
+/// Whether a file of this name is here, also one that answers no prompts.
+fn is_here(config: &Config, name: &str) -> bool {
+    let all = Catalogue::read(&config.models, &config.paths.models_dir);
+    all.is_ok_and(|all| all.get(name).is_some())
 }
 
 /// What serves best in the power mode of this moment; `None` when no model's file is here.

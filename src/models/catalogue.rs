@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::gguf;
 use crate::config::ModelsConfig;
 use crate::wire::topic::{NAME_BYTES_MAX, Name};
 
@@ -75,16 +76,16 @@ impl Catalogue {
         Ok(Self { entries })
     }
 
-    /// As [`Catalogue::read`], without the model that makes vectors: what prompts can be answered with.
+    /// As [`Catalogue::read`], without those that make vectors: what prompts can be answered with.
     ///
     /// # Errors
     /// The directory cannot be read.
     pub fn of_answers(config: &ModelsConfig, dir: &Path) -> io::Result<Self> {
         let mut catalogue = Self::read(config, dir)?;
         let embeds = config.embeddings.model.as_deref();
-        catalogue
-            .entries
-            .retain(|entry| Some(entry.name.as_str()) != embeds);
+        catalogue.entries.retain(|entry| {
+            Some(entry.name.as_str()) != embeds && !gguf::makes_vectors(&entry.path)
+        });
         Ok(catalogue)
     }
 
@@ -199,6 +200,8 @@ fn gguf_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
     use crate::config::{Sources, load};
+    use crate::models::gguf::STRING;
+    use crate::models::gguf::tests::writer::{Gguf, text};
 
     fn dir_with(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -249,6 +252,27 @@ mod tests {
         let config = load(&sources).unwrap();
         let catalogue = Catalogue::read(&config.models, dir.path()).unwrap();
         assert_eq!(catalogue.get("small").unwrap().file_bytes, None);
+    }
+
+    #[test]
+    fn prompts_are_answered_by_models_that_make_text_whatever_else_is_in_the_folder() {
+        let dir = dir_with(&["unreadable.gguf"]);
+        for (name, arch) in [
+            ("chat", "llama"),
+            ("vectors", "bert"),
+            ("other", "nomic-bert"),
+        ] {
+            let (raw, _) = Gguf::good()
+                .with("general.architecture", STRING, text(arch))
+                .bytes();
+            std::fs::write(dir.path().join(format!("{name}.gguf")), raw).unwrap();
+        }
+        let config = load(&Sources::defaults()).unwrap();
+        let answers = Catalogue::of_answers(&config.models, dir.path()).unwrap();
+        let names: Vec<_> = answers.entries().iter().map(|e| &e.name).collect();
+        assert_eq!(names, ["chat", "unreadable"]);
+        let all = Catalogue::read(&config.models, dir.path()).unwrap();
+        assert_eq!(all.entries().len(), 4);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct Header {
 impl Header {
     /// Whether it makes vectors of texts, and no text.
     pub fn makes_vectors(&self) -> bool {
-        limits::ENCODERS.contains(&self.arch.as_str())
+        is_encoder(self.arch.as_bytes())
     }
 }
 
@@ -138,24 +138,36 @@ pub fn vocabulary_digest(path: &Path) -> Result<[u8; 32], GgufError> {
     }
 }
 
+/// Whether the file at `path` makes vectors of texts, and no text: by its architecture alone, which files name
+/// first, so that this may be asked of a folder again and again. One that does not come so far makes none.
+pub fn makes_vectors(path: &Path) -> bool {
+    let read = |file: File| -> Result<bool, Reason> {
+        let mut bytes = Bounded::new(file, limits::HEADER_BYTES_MAX);
+        let (_, n_kv) = opening(&mut bytes)?;
+        let mut meta = Metadata::default();
+        for _ in 0..n_kv {
+            meta.pair(&mut bytes)?;
+            if let Some(arch) = &meta.arch {
+                return Ok(is_encoder(arch));
+            }
+        }
+        Ok(false)
+    };
+    // A pipe would be waited for.
+    path.is_file() && File::open(path).is_ok_and(|file| read(file).unwrap_or(false))
+}
+
+fn is_encoder(arch: &[u8]) -> bool {
+    limits::ENCODERS.iter().any(|name| name.as_bytes() == arch)
+}
+
 /// The header and its metadata, which begins as `meta`.
 fn header(
     bytes: &mut Bounded<impl Read>,
     file_bytes: u64,
     meta: Metadata,
 ) -> Result<(Header, Metadata), Reason> {
-    let magic = bytes.array()?;
-    if &magic != b"GGUF" {
-        return Err(Reason::Magic { found: magic });
-    }
-    match bytes.u32()? {
-        2 | 3 => {}
-        swapped if matches!(swapped.swap_bytes(), 2 | 3) => return Err(Reason::BigEndian),
-        found => return Err(Reason::Version { found }),
-    }
-    let n_tensors = count("tensors", bytes.u64()?, 1, limits::TENSORS_MAX)?;
-    let n_kv = count("metadata keys", bytes.u64()?, 1, limits::KEYS_MAX)?;
-
+    let (n_tensors, n_kv) = opening(bytes)?;
     let meta = meta.read(bytes, n_kv)?;
     let alignment = meta.alignment()?;
     let tensors = Tensors::read(bytes, n_tensors, alignment)?;
@@ -200,6 +212,22 @@ fn header(
     Ok((header, meta))
 }
 
+/// What every file begins with; how many tensors and how many metadata keys follow.
+fn opening(bytes: &mut Bounded<impl Read>) -> Result<(u64, u64), Reason> {
+    let magic = bytes.array()?;
+    if &magic != b"GGUF" {
+        return Err(Reason::Magic { found: magic });
+    }
+    match bytes.u32()? {
+        2 | 3 => {}
+        swapped if matches!(swapped.swap_bytes(), 2 | 3) => return Err(Reason::BigEndian),
+        found => return Err(Reason::Version { found }),
+    }
+    let n_tensors = count("tensors", bytes.u64()?, 1, limits::TENSORS_MAX)?;
+    let n_kv = count("metadata keys", bytes.u64()?, 1, limits::KEYS_MAX)?;
+    Ok((n_tensors, n_kv))
+}
+
 fn count(what: &'static str, found: u64, min: u64, max: u64) -> Result<u64, Reason> {
     match (min..=max).contains(&found) {
         true => Ok(found),
@@ -224,7 +252,7 @@ fn printable(bytes: &[u8]) -> Option<String> {
 }
 
 /// GGUF value types, by their numbers.
-const STRING: u32 = 8;
+pub(crate) const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 const VALUE_TYPES: [(&str, u64); 13] = [
     ("u8", 1),
@@ -270,19 +298,23 @@ impl Metadata {
     fn read(self, bytes: &mut Bounded<impl Read>, n_kv: u64) -> Result<Self, Reason> {
         let mut meta = self;
         for _ in 0..n_kv {
-            let key = bytes.string("a key", limits::KEY_BYTES_MAX)?;
-            let key = ascii("the key", key)?;
-            let value_type = bytes.u32()?;
-            if meta.types.insert(key.clone(), value_type).is_some() {
-                return Err(Reason::DuplicateKey { key });
-            }
-            match value_type {
-                STRING => meta.string(bytes, &key)?,
-                ARRAY => meta.array(bytes, &key)?,
-                other => meta.scalar(bytes, &key, other)?,
-            }
+            meta.pair(bytes)?;
         }
         Ok(meta)
+    }
+
+    fn pair(&mut self, bytes: &mut Bounded<impl Read>) -> Result<(), Reason> {
+        let key = bytes.string("a key", limits::KEY_BYTES_MAX)?;
+        let key = ascii("the key", key)?;
+        let value_type = bytes.u32()?;
+        if self.types.insert(key.clone(), value_type).is_some() {
+            return Err(Reason::DuplicateKey { key });
+        }
+        match value_type {
+            STRING => self.string(bytes, &key),
+            ARRAY => self.array(bytes, &key),
+            other => self.scalar(bytes, &key, other),
+        }
     }
 
     fn string(&mut self, bytes: &mut Bounded<impl Read>, key: &str) -> Result<(), Reason> {

@@ -226,7 +226,7 @@ impl Cli {
     pub fn run(self, config: Config, environment: &Environment) -> ExitCode {
         let sources = self.sources(Sources::new(environment.clone()));
         let done = match self.command {
-            Command::Run(_) => run::run(config),
+            Command::Run(_) => run::run(config, &sources),
             Command::Ask(args) => ask::run(*args, &config),
             Command::Embed(args) => embed::run(&args, &config),
             Command::Models(args) => models::run(args, &config),

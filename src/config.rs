@@ -5,7 +5,7 @@
 //! 1. **fragments** (`layers`): each source as it stands, values with their origin, merged key by key:
 //!
 //! ```text
-//!    default.toml (embedded) < /etc/orinoco/config.toml < config.d/*.toml < ORINOCO__SECTION__KEY < --set, flags
+//!    default.toml (embedded) < policy of the fleet < /etc/orinoco/config.toml < config.d/*.toml < ORINOCO__SECTION__KEY < --set, flags
 //! ```
 //!
 //! 2. **reading** (`reader`): every key is asked for once, with its type and what is allowed. What nobody

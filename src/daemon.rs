@@ -15,10 +15,12 @@ mod hardware;
 mod lineup;
 mod service;
 mod settings;
+mod tuning;
 mod updates;
 mod vigil;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -27,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::board::Root;
-use crate::config::{BrokerMode, Config};
+use crate::config::{BrokerMode, Config, Sources};
 use crate::dispatch::{self, Control, Parts};
 use crate::link::{self, Inbox};
 use crate::notify::Notifier;
@@ -42,6 +44,7 @@ use service::Service;
 pub use settings::{
     Choice, broker as broker_config, choose as choose_model, worker as worker_config,
 };
+use tuning::Tuner;
 
 /// Words and notices between governor and dispatcher that wait; both are rare.
 const GOVERNOR_QUEUE: usize = 64;
@@ -52,21 +55,21 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Everything after the drain: the last messages, the ends of worker, broker and store.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs until a signal.
+/// Runs until a signal. `sources`: what `config` was read from; settings of the fleet are laid into it.
 ///
 /// # Errors
 /// What keeps it from starting: a taken state directory, a broker that does not start, no place to write.
-pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub fn run(config: Config, sources: &Sources) -> anyhow::Result<ExitCode> {
     // One thread: children are spawned on it and the kernel ends them with it; and nothing here computes.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, sources))
 }
 
 /// The parts, in the order in which they are stopped.
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+async fn serve(mut config: Config, sources: &Sources) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::new()?;
     let mut notifier = Notifier::from_environment();
     notifier.status("opening the job store");
@@ -77,7 +80,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let node = Name::new(&config.node.name).context("node.name is no valid name")?;
     let pools = config.pools.names.iter().map(|name| Name::new(name));
     let pools = pools.collect::<Result<_, _>>();
-    let found = updates::open(&config);
+    let found = updates::open(&mut config, sources);
     let mut names = Names::new(&config.node.root, node)
         .context("node.root is no valid name")?
         .with_pools(pools.context("pools.names has an invalid name")?)
@@ -130,7 +133,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let (releases, watched) = watch::channel(choice.releases.clone());
     let (busy, runs) = watch::channel(false);
     let running = match found {
-        Some(found) => updates::start(&config, found, releases, runs.clone())?,
+        Some(found) => {
+            let (tuner, tuned) = Tuner::new(sources.clone(), Arc::new(config.clone()));
+            let running = updates::start(&config, found, releases, runs.clone(), tuner)?;
+            if let Some(running) = &running {
+                let (governor, dispatcher) = (running.governor.clone(), orders.clone());
+                tokio::spawn(tuning::hand_on(tuned, governor, dispatcher));
+            }
+            running
+        }
         None => None,
     };
     let (updates, offers, stopper) = match running.map(updates::Running::split) {

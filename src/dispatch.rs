@@ -35,7 +35,7 @@ mod tele;
 mod tokens;
 mod updates;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -67,7 +67,7 @@ use quotas::Quotas;
 use refusals::Ignored;
 use report::Node;
 pub use report::{Overview, retained};
-pub use settings::{Accounts, Discovery, Settings, UserEntry, UserSettings, UsersSettings};
+pub use settings::{Accounts, Discovery, Settings, Tuning, UserEntry, UserSettings, UsersSettings};
 use tele::Meters;
 use tokens::Tokenizing;
 pub use updates::Updates;
@@ -95,6 +95,8 @@ pub enum Control {
         /// Told when it is done.
         done: oneshot::Sender<()>,
     },
+    /// Other limits are in force.
+    Tune(Box<Tuning>),
     /// Say how it goes. The answer comes from the loop itself, so it is proof that this turns.
     Tell(oneshot::Sender<Overview>),
 }
@@ -147,6 +149,11 @@ struct Dispatch {
     small_context: bool,
     /// What is told of updates, and who takes orders about them.
     updates: Option<(watch::Receiver<ota::State>, mpsc::Sender<ota::Order>)>,
+    /// Events about updates on their way to the broker: their numbers, by delivery token, which rise. The last few
+    /// hundred: one that is forgotten here is said again after the next start.
+    ota_events: BTreeMap<u64, u64>,
+    /// The number of the fleet's settings that `info` told last.
+    told_policy: Option<u64>,
     /// A release is being tried, and is expected to serve by then.
     parks_until: Option<Instant>,
     /// Tokens that one request might use while that was not so.
@@ -244,6 +251,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
     }
     dispatch.embedder = embedder.map(Embedder::new);
     dispatch.recover(recovered);
+    let mut releases = Some(dispatch.settings.releases.clone());
     let (mut ota_state, mut ota_told) = (None, None);
     if let Some(updates) = updates {
         (ota_state, ota_told) = (Some(updates.state.clone()), Some(updates.told));
@@ -281,6 +289,8 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 Err(error) => error!(%error, "store task failed"),
             },
             () = updates::changed(&mut ota_state) => dispatch.publish_ota_state(),
+            // A release that was loaded on trial is one of the device's own from its commit on.
+            () = updates::changed(&mut releases) => dispatch.node.models_changed(),
             Some(told) = received(&mut ota_told) => dispatch.on_ota_told(told),
             Some(heard) = received(&mut readings) => dispatch.on_telemetry(heard),
             word = words.recv() => match word {
@@ -289,6 +299,10 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
             },
             order = control.recv() => match order {
                 Some(Control::Drain { limit, done }) => dispatch.drain(limit, done),
+                Some(Control::Tune(tuning)) => {
+                    dispatch.settings.tune(&tuning);
+                    dispatch.node.info_changed();
+                }
                 // Who asked may have ended.
                 Some(Control::Tell(asked)) => drop(asked.send(dispatch.overview())),
                 None => return inbound,
@@ -343,6 +357,8 @@ impl Dispatch {
             level: Level::Ok,
             small_context: false,
             updates: None,
+            ota_events: BTreeMap::new(),
+            told_policy: None,
             parks_until: None,
             n_ctx_full: 0,
             jobs: HashMap::new(),
@@ -415,6 +431,7 @@ impl Dispatch {
                 );
             }
             Inbound::Delivered { token } => {
+                self.on_event_delivered(token);
                 if let Some(asked) = self.delivering.remove(&token) {
                     self.on_delivered(asked);
                 }
@@ -551,6 +568,9 @@ impl Dispatch {
             true => self.queue.worker_left(),
             false => self.queue.worker_died(down.cause.by_itself()),
         };
+        if down.cause.by_itself() {
+            self.tell_updates_of_death();
+        }
         let parks_until = self.parks_until;
         for (key, verdict) in verdicts {
             let Some(job) = self.jobs.get_mut(&key) else {

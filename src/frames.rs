@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -210,6 +210,18 @@ pub struct LoadSpec {
     pub draft_tokens: u32,
     /// What the worker may still touch once the sandbox is closed; `None`: no sandbox, for debugging.
     pub sandbox: Option<SandboxSpec>,
+    /// A smaller model of the same vocabulary that is there to draft for this one. This version of the engine
+    /// leaves it aside.
+    pub draft: Option<Draft>,
+}
+
+/// A model that drafts for another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// Its name.
+    pub name: String,
+    /// Its GGUF file.
+    pub path: std::path::PathBuf,
 }
 
 /// Whether what a sequence says next is guessed from what it said before and read along in the same batch.

@@ -36,7 +36,7 @@ use follow::{Before, Follow};
 pub use follow::{Following, Lineup, Moment};
 pub use heat::watch_heat;
 pub use shrink::{Candidate, Serving};
-pub use trial::{Offer, Update, Verdict};
+pub use trial::{Offer, Tuned, Update, Verdict};
 
 /// How often power and heat are looked at; a change of the mode is looked at when it comes.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
@@ -44,6 +44,9 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 const NOTHING_SERVES: &str = "no model was to serve";
 /// An order to let the power mode choose, instead of a model's name.
 pub const AUTO: &str = "auto";
+
+/// From all memory that the board has, in bytes, to when something is done.
+pub type FindThresholds = Box<dyn Fn(u64) -> Thresholds + Send + Sync>;
 
 /// What the governor hears.
 #[derive(Debug)]
@@ -157,7 +160,7 @@ pub struct Settings {
     /// Where /proc/meminfo is read.
     pub root: Root,
     /// When to do what; `None`: memory is not watched.
-    pub thresholds: Option<Box<dyn Fn(u64) -> Thresholds + Send + Sync>>,
+    pub thresholds: Option<FindThresholds>,
     /// What the worker was started with; `None`: no model is here yet.
     pub first: Option<LoadSpec>,
     /// Reads which models there are.
@@ -170,7 +173,7 @@ struct Governor {
     parts: Parts,
     probe: MemoryProbe,
     started: Instant,
-    find_thresholds: Option<Box<dyn Fn(u64) -> Thresholds + Send + Sync>>,
+    find_thresholds: Option<FindThresholds>,
     find_models: Box<dyn Fn() -> Vec<Candidate> + Send + Sync>,
     /// `None`: memory is not watched.
     ladder: Option<Ladder>,

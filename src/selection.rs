@@ -84,6 +84,11 @@ impl Selection {
         }
     }
 
+    /// Other patience and limits, from the next step on.
+    pub fn tune(&mut self, config: &PowerConfig) {
+        self.config = config.clone();
+    }
+
     /// What serves now, as far as this module was told.
     pub fn current(&self) -> Option<&Choice> {
         self.current.as_ref()

@@ -7,8 +7,14 @@
 mod crash;
 #[path = "ota_deploy/fleet.rs"]
 mod fleet;
+#[path = "ota_deploy/health.rs"]
+mod health;
 #[path = "ota_deploy/hostile.rs"]
 mod hostile;
+#[path = "ota_deploy/kept.rs"]
+mod kept;
+#[path = "support/proxy.rs"]
+mod proxy;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -108,6 +114,14 @@ impl Publisher {
             golden[0],
             golden[1],
         ]);
+        self.run(&["sign", &text(&self.repo()), "--keys", &text(&self.keys())]);
+    }
+
+    /// Publishes settings for the fleet.
+    fn policy(&self, settings: &str) {
+        let path = self.dir.path().join("policy.toml");
+        std::fs::write(&path, format!("schema = 1\n{settings}")).unwrap();
+        self.run(&["policy", &text(&self.repo()), &text(&path)]);
         self.run(&["sign", &text(&self.repo()), "--keys", &text(&self.keys())]);
     }
 
@@ -324,9 +338,13 @@ struct Device {
 
 impl Device {
     async fn of(publisher: &Publisher) -> Self {
+        Self::with(publisher, |site| site).await
+    }
+
+    async fn with(publisher: &Publisher, change: impl FnOnce(Site) -> Site) -> Self {
         let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
         let broker = Mosquitto::start().await;
-        let site = scripted(publisher, &broker, &board, models.path());
+        let site = change(scripted(publisher, &broker, &board, models.path()));
         let daemon = site.start();
         let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
         let watcher = Watcher::new(broker.port()).await;

@@ -514,6 +514,7 @@ pub fn load_spec() -> LoadSpec {
         prefix_cache_bytes: 1 << 20,
         speculation: Speculation::Off,
         draft_tokens: 4,
+        draft: None,
         sandbox: Some(SandboxSpec::default()),
     }
 }

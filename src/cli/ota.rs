@@ -78,11 +78,15 @@ EXAMPLES
     #[command(after_help = "\
 EXAMPLES
   orinoco ota rollback
-  orinoco ota rollback --line assistant")]
+  orinoco ota rollback --line assistant
+  orinoco ota rollback --policy                 the settings of the fleet, not a model")]
     Rollback {
         /// The line [default: the one deployed last]
         #[arg(long)]
         line: Option<String>,
+        /// The fleet's settings (policy.toml) instead of a model
+        #[arg(long, conflicts_with = "line")]
+        policy: bool,
         #[command(flatten)]
         common: Box<Common>,
     },
@@ -121,7 +125,15 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
             (order.line, order.release_seq) = (line.clone(), *release);
             (order, common)
         }
-        Command::Rollback { line, common } => {
+        Command::Rollback {
+            policy: true,
+            common,
+            ..
+        } => (
+            order(Action::RollbackPolicy, "went back to the settings before"),
+            common,
+        ),
+        Command::Rollback { line, common, .. } => {
             let mut order = order(Action::Rollback, "goes back to the release before");
             order.line.clone_from(line);
             (order, common)

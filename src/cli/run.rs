@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::{daemon, process};
 
 /// Run the daemon: take prompts from MQTT and answer them, until SIGTERM or Ctrl-C
@@ -38,8 +38,8 @@ impl Args {
     }
 }
 
-pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<ExitCode> {
     // `orinoco bench` starts daemons; started by systemd or a person, this does nothing.
     process::die_with_parent()?;
-    daemon::run(config)
+    daemon::run(config, sources)
 }

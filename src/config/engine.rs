@@ -359,6 +359,7 @@ impl ModelConfig {
             prefix_cache_bytes: engine.prefix_cache_bytes,
             speculation: engine.speculation,
             draft_tokens: engine.draft_tokens,
+            draft: None,
             n_threads: engine.n_threads,
             n_threads_batch: engine.n_threads_batch,
             n_gpu_layers: self.n_gpu_layers,

@@ -19,6 +19,8 @@ const DROP_INS_MAX: usize = 256;
 
 /// Origin of values in the embedded file.
 pub(super) const DEFAULT: &str = "default";
+/// Origin of settings that the fleet signed.
+pub(super) const FLEET: &str = "policy of the fleet";
 const ENVIRONMENT: &str = "environment variable ";
 
 /// Where configuration files are looked for.
@@ -37,6 +39,8 @@ pub enum Place {
 pub struct Sources {
     /// Files.
     pub place: Place,
+    /// Settings that the fleet signed for all its nodes: above the defaults, below the node's own files.
+    pub fleet: Option<toml::Table>,
     /// Environment, captured.
     pub environment: Environment,
     /// Settings from the command line in their order: `section.key`, value, and the flag as typed.
@@ -61,6 +65,7 @@ impl Sources {
     pub fn new(environment: Environment) -> Self {
         Self {
             place: Place::System,
+            fleet: None,
             environment,
             flags: Vec::new(),
             // Only a deleted working directory has no name; then relative paths have no meaning either.
@@ -117,6 +122,16 @@ pub(super) fn merge(sources: &Sources, report: &mut Report) -> Map<String, Value
         .collect();
 
     let mut builder = config::Config::builder().add_source(Fragment(default));
+    if let Some(settings) = &sources.fleet {
+        let text = toml::to_string(settings).map_err(Into::into);
+        match text.and_then(|text| parse(FLEET, &text)) {
+            Ok(table) => {
+                let table = known_sections(FLEET, table, &sections, report);
+                builder = builder.add_source(Fragment(table));
+            }
+            Err(error) => report.problem(Problem::file(FLEET, error.to_string())),
+        }
+    }
     for path in files(&sources.place, report) {
         let origin = path.display().to_string();
         let fragment = read_bounded(&path, FILE_BYTES_MAX)

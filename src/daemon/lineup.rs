@@ -15,7 +15,7 @@ use crate::config::{
     Choose, Config, EngineConfig, ModelConfig, ModelsConfig, PowerConfig, ProfileConfig, Threshold,
     shipped_profiles,
 };
-use crate::frames::{KvType, LoadSpec, Switch};
+use crate::frames::{Draft, KvType, LoadSpec, Switch};
 use crate::governor::{self, Moment};
 use crate::models::release;
 use crate::models::{Catalogue, Entry, Release, Releases};
@@ -51,11 +51,7 @@ impl Lineup {
     ) -> Self {
         let root = Root::new(&config.paths.board_root);
         let identity = identity::read(&root, &mut Faults::default());
-        let mut profiles = identity
-            .kind
-            .profiles()
-            .map_or_else(BTreeMap::new, shipped_profiles);
-        profiles.extend(config.profiles.clone());
+        let profiles = all_profiles(&identity, &config.profiles);
         Self {
             rows: rows(&config.power),
             here: here(catalogue),
@@ -83,8 +79,16 @@ impl Lineup {
         let config = loaded_as(self.config_of(&line.model), line);
         LoadSpec {
             n_seq_max: line.n_seq_max,
+            draft: self.draft_of(&line.model),
             ..config.load_spec(&self.engine, &line.model, path)
         }
+    }
+
+    /// What drafts for a model; files that somebody put on the board have nothing.
+    fn draft_of(&self, model: &str) -> Option<Draft> {
+        let releases = self.releases();
+        let release = releases.iter().find(|release| release.name == model);
+        release.and_then(|release| release.draft.clone())
     }
 
     /// A model's own table; of a release that of its line, with what its publisher says.
@@ -218,6 +222,15 @@ impl governor::Lineup for Lineup {
         self.considered = release.cloned();
     }
 
+    fn tune(&mut self, power: &PowerConfig, profiles: &BTreeMap<String, ProfileConfig>) {
+        // Who chooses is decided at the start.
+        self.power = PowerConfig {
+            choose: self.power.choose,
+            ..power.clone()
+        };
+        self.profiles = all_profiles(&self.identity, profiles);
+    }
+
     fn knows(&self, name: &str) -> bool {
         let releases = self.releases.borrow();
         let is_it = |release: &Release| release.line == name || release.name == name;
@@ -240,6 +253,17 @@ pub(super) fn release_config(models: &ModelsConfig, release: &Release) -> ModelC
         config.chat_template = Some(template.clone());
     }
     config
+}
+
+/// The configured profiles over those that are shipped for the board.
+fn all_profiles(
+    identity: &Identity,
+    configured: &BTreeMap<String, ProfileConfig>,
+) -> BTreeMap<String, ProfileConfig> {
+    let shipped = identity.kind.profiles();
+    let mut profiles = shipped.map_or_else(BTreeMap::new, shipped_profiles);
+    profiles.extend(configured.clone());
+    profiles
 }
 
 /// A model's own table, with what the choice says instead.

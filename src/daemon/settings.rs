@@ -390,8 +390,6 @@ pub(super) fn governor(
     choice: &Choice,
     releases: watch::Receiver<Releases>,
 ) -> anyhow::Result<governor::Settings> {
-    let watchdog = config.watchdog.clone();
-    let thresholds = move |total_bytes| watchdog.thresholds(total_bytes);
     let (models, engine) = (config.models.clone(), config.engine.clone());
     let dir = config.paths.models_dir.clone();
     let known = releases.clone();
@@ -412,7 +410,10 @@ pub(super) fn governor(
             })
         };
         let release = |release: &crate::models::Release| governor::Candidate {
-            load: release_config(&models, release).load_spec(&engine, &release.name, &release.path),
+            load: LoadSpec {
+                draft: release.draft.clone(),
+                ..release_config(&models, release).load_spec(&engine, &release.name, &release.path)
+            },
             file_bytes: release.file_bytes,
         };
         let files = entries.filter_map(candidate);
@@ -420,11 +421,25 @@ pub(super) fn governor(
     };
     Ok(governor::Settings {
         root: Root::new(&config.paths.board_root),
-        thresholds: config.watchdog.enabled.then(|| Box::new(thresholds) as _),
+        thresholds: config.watchdog.enabled.then(|| thresholds(config)),
         first: choice.first().map(|first| first.load.clone()),
         models: Box::new(candidates),
         following: following(config, choice, releases)?,
     })
+}
+
+fn thresholds(config: &Config) -> governor::FindThresholds {
+    let watchdog = config.watchdog.clone();
+    Box::new(move |total_bytes| watchdog.thresholds(total_bytes))
+}
+
+/// What the governor takes while it runs.
+pub(super) fn tuned(config: &Config) -> governor::Tuned {
+    governor::Tuned {
+        power: config.power.clone(),
+        profiles: config.profiles.clone(),
+        thresholds: thresholds(config),
+    }
 }
 
 fn following(
@@ -521,6 +536,20 @@ fn with_embeddings(config: &Config, choice: &Choice) -> Vec<Model> {
         ..Model::default()
     }));
     models
+}
+
+/// What the dispatcher takes while it runs.
+pub(super) fn tuning(config: &Config) -> dispatch::Tuning {
+    let requests = &config.requests;
+    dispatch::Tuning {
+        payload_bytes: requests.payload_bytes_max,
+        text_bytes: requests.text_bytes_max,
+        queue_jobs_max: requests.queue_jobs_max,
+        queue_bytes_max: requests.queue_bytes_max,
+        output_pending_bytes_max: requests.output_pending_bytes_max,
+        coalesce: requests.coalesce,
+        coalesce_bytes: requests.coalesce_bytes,
+    }
 }
 
 /// Where it is remembered that Home Assistant was told of this node, and has to be told when that ends.

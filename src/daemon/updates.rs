@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::tuning::{self, Tuner};
 use crate::board::{Root, memory};
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::dispatch::Updates;
 use crate::governor::Update;
 use crate::models::Releases;
@@ -18,13 +19,14 @@ use crate::ota::deploy::site::{self, Site, SiteConfig};
 use crate::ota::deploy::{self, Book, Command, Opened, Order, Policy, State};
 use crate::ota::fetch::FetchConfig;
 use crate::ota::fetch::standing::Patience;
+use crate::ota::reason::Reason;
 use crate::ota::source::Terms;
 use crate::ota::vfs::Disk;
 
 /// A root of trust is no longer than this.
 const ROOT_BYTES_MAX: u64 = 64 << 10;
-/// Orders that wait. An operator's next one finds room when the first was read.
-const ORDERS: usize = 16;
+/// Orders that wait, and confirmations of events. An operator's next one finds room when the first was read.
+const ORDERS: usize = 64;
 /// Events that wait for the dispatcher; beyond it the engine waits.
 const TOLD: usize = 64;
 /// Releases offered to the governor that wait: there is one at a time.
@@ -42,9 +44,9 @@ pub(super) struct Found {
 
 /// Reads what is on the device and does what a start means for it, before any model is chosen. `None`: the
 /// device has no root of trust, and takes no updates.
-pub(super) fn open(config: &Config) -> Option<Found> {
+pub(super) fn open(config: &mut Config, sources: &Sources) -> Option<Found> {
     use crate::ota::vfs::Vfs as _;
-    let dir = &config.ota.deploy.dir;
+    let dir = &config.ota.deploy.dir.clone();
     let path = &config.ota.root_file;
     let root = match Disk.read(path, ROOT_BYTES_MAX) {
         Ok(Some(root)) => root,
@@ -59,7 +61,8 @@ pub(super) fn open(config: &Config) -> Option<Found> {
         blobs.is_ok_and(|blobs| blobs.has(&release.weights, release.weights_bytes))
     };
     let (book, record) = match deploy::open(Arc::new(Disk), dir, 0, &is_here) {
-        Opened::Ready(book) => {
+        Opened::Ready(mut book) => {
+            with_policy(config, sources, &mut book);
             let record = book.record.clone();
             (Some(*book), record)
         }
@@ -72,12 +75,44 @@ pub(super) fn open(config: &Config) -> Option<Found> {
     })
 }
 
+/// Lays the fleet's settings below the device's own. Those that cannot be had any more are given up, as the
+/// device's own may have changed meanwhile.
+fn with_policy(config: &mut Config, sources: &Sources, book: &mut Book) {
+    while let Some(active) = book.record.policies.active {
+        let kept = site::kept_policy(&config.ota.deploy.dir, &active);
+        let loaded = kept.and_then(|policy| tuning::load_with(sources, Some(&policy.settings)));
+        match loaded {
+            Ok(loaded) => {
+                info!(
+                    policy_seq = active.policy_seq,
+                    "settings of the fleet are in force"
+                );
+                // The command line has had its word on that one.
+                let log = config.log.clone();
+                *config = Config { log, ..loaded };
+                return;
+            }
+            Err(why) => {
+                error!(
+                    policy_seq = active.policy_seq,
+                    why, "settings of the fleet are given up"
+                );
+                book.record.policies.take_back(Reason::BadCatalog, &why);
+                // One that cannot be written is given up at the next start again.
+                book.save(0, 0);
+            }
+        }
+    }
+}
+
 /// The engine's ends.
 pub(super) struct Running {
     /// For the dispatcher.
     pub(super) updates: Updates,
     /// For the governor.
     pub(super) offers: mpsc::Receiver<Update>,
+    /// The governor's ear, for settings that change.
+    pub(super) governor: mpsc::Sender<Update>,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
 }
@@ -91,6 +126,7 @@ pub(super) fn start(
     found: Found,
     releases: watch::Sender<Releases>,
     busy: watch::Receiver<bool>,
+    tuner: Tuner,
 ) -> anyhow::Result<Option<Running>> {
     let Some(book) = found.book else {
         return Ok(None);
@@ -101,6 +137,7 @@ pub(super) fn start(
         // As in the topic of the fleet's wish.
         group: config.ota.group.clone().unwrap_or_else(|| "all".into()),
         check_every: config.ota.deploy.check,
+        scrub_every: config.ota.scrub.interval,
         probation: config.ota.deploy.probation,
         requests: Some(config.ota.deploy.dir.clone()),
     };
@@ -112,6 +149,7 @@ pub(super) fn start(
     let (state_sender, state) = watch::channel(State::default());
     let (told, told_queue) = mpsc::channel(TOLD);
     let (offer_sender, offers) = mpsc::channel(OFFERS);
+    let governor = offer_sender.clone();
     let parts = deploy::Parts {
         orders: order_queue,
         state: state_sender,
@@ -126,7 +164,7 @@ pub(super) fn start(
             Err(error) => return error!(%error, "updates are off: no runtime"),
         };
         // Opened here: it reads and syncs files.
-        let site = match Site::open(site, releases, offer_sender, hold) {
+        let site = match Site::open(site, releases, offer_sender, hold, Box::new(tuner)) {
             Ok(site) => site,
             Err(reason) => return error!(reason, "updates are off"),
         };
@@ -144,6 +182,7 @@ pub(super) fn start(
             orders: orders.clone(),
         },
         offers,
+        governor,
         orders,
         thread,
     }))

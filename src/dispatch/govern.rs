@@ -229,10 +229,21 @@ impl Dispatch {
     }
 
     pub(super) fn event<T: serde::Serialize>(&mut self, kind: &str, event: &T) {
+        self.event_with_token(kind, event, None);
+    }
+
+    /// The same; its delivery is told by the token.
+    pub(super) fn event_with_token<T: serde::Serialize>(
+        &mut self,
+        kind: &str,
+        event: &T,
+        token: Option<u64>,
+    ) {
         let topic = self.settings.names.event(kind);
         let document = retained(topic, event);
         self.send(Publish {
             retain: false,
+            token,
             props: Props {
                 message_expiry_s: Some(EVENT_EXPIRY_SECONDS),
                 ..document.props

@@ -179,6 +179,16 @@ impl Node {
         self.dirty.state = true;
     }
 
+    /// Something that `models` tells and this does not know.
+    pub(super) fn models_changed(&mut self) {
+        self.dirty.models = true;
+    }
+
+    /// Something that `info` tells and this does not know.
+    pub(super) fn info_changed(&mut self) {
+        self.dirty.info = true;
+    }
+
     /// A new session: everything is said again.
     pub(super) fn publish_all(&mut self) {
         self.dirty = Dirty {
@@ -401,6 +411,7 @@ impl Dispatch {
             if let (Some(offload), Some(checked)) = (offload, &self.node.checked) {
                 offload.proof = Some(Proof::of(&checked.proof));
             }
+            info.policy_seq = self.policy_seq();
             info.no_model = self.node.no_model().map(|why| why.reason.clone());
             self.retain(self.settings.names.info(), &info);
         }
@@ -486,6 +497,7 @@ impl Dispatch {
             line: Some(release.line.clone()),
             aliases: self.settings.aliases_of(&release.name, &release.line),
             release_seq: Some(release.release_seq),
+            draft: release.draft.as_ref().map(|draft| draft.name.clone()),
             ..Model::default()
         }));
         let loaded = self.node.loaded.as_ref().map(Model::of);
@@ -500,6 +512,7 @@ impl Dispatch {
                         line: known.line,
                         release_seq: known.release_seq,
                         aliases: known.aliases,
+                        draft: known.draft,
                         ..loaded.clone()
                     };
                 }

@@ -146,7 +146,39 @@ pub struct Settings {
     pub coalesce_bytes: usize,
 }
 
+/// Limits that change while the dispatcher runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Largest body of a request.
+    pub payload_bytes: usize,
+    /// Cap of the answer to op `text`, bytes.
+    pub text_bytes: usize,
+    /// Jobs that may wait or run.
+    pub queue_jobs_max: usize,
+    /// Bytes of their bodies.
+    pub queue_bytes_max: usize,
+    /// Text of one job that may wait for the broker.
+    pub output_pending_bytes_max: usize,
+    /// Text is joined this long.
+    pub coalesce: Duration,
+    /// Or until this many bytes.
+    pub coalesce_bytes: usize,
+}
+
 impl Settings {
+    /// Other limits, for requests that come from now on.
+    pub fn tune(&mut self, tuning: &Tuning) {
+        self.limits.payload_bytes = tuning.payload_bytes;
+        self.limits.text_bytes = tuning.text_bytes;
+        self.queue_jobs_max = tuning.queue_jobs_max;
+        self.queue_bytes_max = tuning.queue_bytes_max;
+        self.pools.jobs_max = tuning.queue_jobs_max;
+        self.pools.bytes_max = tuning.queue_bytes_max;
+        self.output_pending_bytes_max = tuning.output_pending_bytes_max;
+        self.coalesce = tuning.coalesce;
+        self.coalesce_bytes = tuning.coalesce_bytes;
+    }
+
     /// How the publisher of this model wants it run; `None` for files that somebody put on the board.
     pub fn runtime_of(&self, model: &str) -> Option<Runtime> {
         let releases = self.releases.borrow();

@@ -12,6 +12,8 @@ use crate::wire::topic::Ordered;
 
 /// Bytes of an order that are looked at.
 const ORDER_BYTES_MAX: usize = 4096;
+/// Events on their way to the broker that are remembered: as many as are kept on the disk.
+const OTA_EVENTS_MAX: usize = 256;
 
 /// Ends of the channels to the owner of updates.
 pub struct Updates {
@@ -23,13 +25,13 @@ pub struct Updates {
     pub orders: mpsc::Sender<Order>,
 }
 
-/// Waits for another state; for ever where there are no updates.
-pub(super) async fn changed(state: &mut Option<watch::Receiver<State>>) {
-    if let Some(receiver) = state {
+/// Waits for another value; for ever where nobody gives one, or gives one any more.
+pub(super) async fn changed<T>(value: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = value {
         if receiver.changed().await.is_ok() {
             return;
         }
-        *state = None;
+        *value = None;
     }
     std::future::pending().await
 }
@@ -40,14 +42,58 @@ impl Dispatch {
             return;
         };
         let document = retained(self.settings.names.ota_state(), &*state.borrow());
+        if self.told_policy != self.policy_seq() {
+            self.told_policy = self.policy_seq();
+            self.node.info_changed();
+        }
         if self.is_connected {
             self.send(document);
         }
     }
 
+    /// The number of the fleet's settings in force.
+    pub(super) fn policy_seq(&self) -> Option<u64> {
+        let (state, _) = self.updates.as_ref()?;
+        state.borrow().policy.as_ref()?.policy_seq
+    }
+
+    /// The broker has an event: it need not be said again.
+    pub(super) fn on_event_delivered(&mut self, token: u64) {
+        let event_seq = self.ota_events.remove(&token);
+        if let (Some(event_seq), Some((_, orders))) = (event_seq, &self.updates) {
+            // Where it finds no room, the event is said again after the next start, under the same number.
+            let _ = orders.try_send(Order {
+                command: Command::Heard(event_seq),
+                ticket: None,
+            });
+        }
+    }
+
+    /// A worker died by itself: a release that has yet to show that it stays up may be the cause.
+    pub(super) fn tell_updates_of_death(&self) {
+        if let Some((_, orders)) = &self.updates {
+            let command = Command::WorkerDied(self.node.model().to_owned());
+            // With so many orders waiting, one death more or less decides nothing.
+            let _ = orders.try_send(Order {
+                command,
+                ticket: None,
+            });
+        }
+    }
+
     pub(super) fn on_ota_told(&mut self, told: Told) {
         match told {
-            Told::Event(event) => self.event("ota", &*event),
+            Told::Event(event) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                if let Some(event_seq) = event.event_seq {
+                    self.ota_events.insert(token, event_seq);
+                }
+                if self.ota_events.len() > OTA_EVENTS_MAX {
+                    self.ota_events.pop_first();
+                }
+                self.event_with_token("ota", &*event, Some(token));
+            }
             Told::Answer { ticket, outcome } => {
                 let (status, deployment, reason) = match outcome {
                     Ok(deployment) => (Status::Successful, deployment, None),

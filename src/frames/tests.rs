@@ -347,6 +347,7 @@ fn a_load_and_its_answer_pass_whole() {
         chat_template: Some("{{ x }}".into()),
         canary_tokens: 0,
         prefix_cache_bytes: 1 << 27,
+        draft: None,
         sandbox: Some(SandboxSpec {
             read: vec!["/srv/cuda".into()],
             write: Some("/var/cache/cuda".into()),

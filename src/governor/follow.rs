@@ -4,13 +4,14 @@
 //! until another one or `auto`; where the power mode chooses the model, also until the mode changes: who
 //! changes the mode wants what goes with it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::board::caps::Caps;
 use crate::board::power::Present;
-use crate::config::PowerConfig;
+use crate::config::{PowerConfig, ProfileConfig};
 use crate::frames::LoadSpec;
 use crate::models::Release;
 use crate::selection::{Change, Choice, HeatReading, Line, Selection, Source};
@@ -29,6 +30,8 @@ pub trait Lineup: Send + Sync {
     fn plain(&self, model: &str) -> Line;
     /// From now on candidates are as if this release were the one in service; or, with `None`, no more.
     fn consider(&mut self, _release: Option<&Release>) {}
+    /// Other settings, from the next look on.
+    fn tune(&mut self, _power: &PowerConfig, _profiles: &BTreeMap<String, ProfileConfig>) {}
     /// Whether there is a model, or a line of releases, of this name.
     fn knows(&self, _name: &str) -> bool {
         false
@@ -196,6 +199,14 @@ impl Follow {
             self.go_back(before);
         }
         change
+    }
+
+    /// Other settings, from the next look on.
+    pub(super) fn tune(&mut self, power: PowerConfig, profiles: &BTreeMap<String, ProfileConfig>) {
+        self.selection.tune(&power);
+        self.parts.lineup.tune(&power, profiles);
+        self.parts.config = power;
+        self.failed.clear();
     }
 
     pub(super) fn knows(&self, name: &str) -> bool {

@@ -8,13 +8,15 @@
 //! A release that passed serves already while its owner writes down that it is the active one. Until that is
 //! told, nothing else is chosen; where it could not be written, what served before is put back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 use super::follow::Before;
-use super::{Closed, Errand, Governor, Word};
+use super::{Closed, Errand, FindThresholds, Governor, Word};
+use crate::config::{PowerConfig, ProfileConfig};
 use crate::frames::LoadSpec;
 use crate::models::Release;
 use crate::pressure::Level;
@@ -28,6 +30,18 @@ pub enum Update {
     Offer(Box<Offer>),
     /// Which releases are in service has changed without a trial: what should serve is chosen anew, at once.
     Changed,
+    /// Other settings, from the next look on.
+    Tuned(Box<Tuned>),
+}
+
+/// Settings that change while the governor runs.
+pub struct Tuned {
+    /// How patiently the power mode and heat are followed.
+    pub power: PowerConfig,
+    /// What serves in which power mode.
+    pub profiles: BTreeMap<String, ProfileConfig>,
+    /// When memory is short; nothing changes where memory is not watched.
+    pub thresholds: FindThresholds,
 }
 
 /// A release to be tried.
@@ -98,7 +112,22 @@ impl Governor {
         match update {
             Update::Offer(offer) => self.offered(*offer).await,
             Update::Changed => self.renew().await,
+            Update::Tuned(tuned) => self.tune(*tuned).await,
         }
+    }
+
+    async fn tune(&mut self, tuned: Tuned) -> Result<(), Closed> {
+        info!(
+            profiles = tuned.profiles.len(),
+            "other settings are in force"
+        );
+        self.follow.tune(tuned.power, &tuned.profiles);
+        if self.find_thresholds.is_some() {
+            self.find_thresholds = Some(tuned.thresholds);
+            // Found anew at the next reading, which knows how much memory there is.
+            self.thresholds = None;
+        }
+        self.look().await
     }
 
     async fn offered(&mut self, offer: Offer) -> Result<(), Closed> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::frames::KvType;
+use crate::frames::{Draft, KvType};
 
 /// The releases in service, as they change; the owner of updates writes it.
 pub type Releases = Arc<Vec<Release>>;
@@ -27,6 +27,8 @@ pub struct Release {
     pub is_first: bool,
     /// How it is run.
     pub runtime: Runtime,
+    /// The release that drafts for it, where its publisher names one.
+    pub draft: Option<Draft>,
 }
 
 /// How a release is run; what is not said is as the board is configured.

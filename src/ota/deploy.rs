@@ -13,10 +13,13 @@
 
 mod book;
 pub mod orders;
+mod policy;
 pub mod report;
+mod scrub;
 pub mod site;
 #[cfg(test)]
 mod tests;
+mod unsent;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +31,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::catalog::{Catalog, ReleaseState};
-use super::name::LineName;
+use super::name::{Digest, LineName};
 use super::probe::No;
 use super::reason::Reason;
 use super::state::{DeploymentId, Heard, Origin, Phase, Record, Want, When};
@@ -73,6 +76,12 @@ pub enum Command {
     Activate,
     /// Back to the release before.
     Rollback(Option<LineName>),
+    /// The fleet's settings before those in force, or the device's own.
+    RollbackPolicy,
+    /// A worker with this model died by itself.
+    WorkerDied(String),
+    /// The broker has the event of this number.
+    Heard(u64),
     /// Read all files again.
     Scrub,
     /// The daemon ends in order.
@@ -114,6 +123,8 @@ pub struct Policy {
     pub group: String,
     /// Time between two looks at the sources; zero: only by command.
     pub check_every: Duration,
+    /// Time between two readings of all files; `None`: only by command.
+    pub scrub_every: Option<Duration>,
     /// How long a new release must stay up.
     pub probation: Duration,
     /// Where somebody on the device leaves requests; `None`: nowhere.
@@ -141,9 +152,13 @@ pub async fn run<W: World>(book: Book, world: W, policy: Policy, parts: Parts) {
         failed_check: None,
         next_check: Instant::now() + Duration::from_secs(1),
         steady_at: None,
+        scrub_at: None,
+        to_mend: Vec::new(),
         told_phase: None,
         request: None,
     };
+    deploy.scrub_at = deploy.next_scrub();
+    deploy.to_mend = deploy.missing();
     deploy.steady_at = Some(Instant::now() + deploy.policy.probation);
     deploy.world.in_service(&deploy.book.record, false);
     // What a cut between a commit and its sweep has left. Where nothing is known to be in service, nothing goes.
@@ -151,6 +166,7 @@ pub async fn run<W: World>(book: Book, world: W, policy: Policy, parts: Parts) {
         deploy.sweep();
     }
     deploy.tell();
+    deploy.tell_events().await;
     deploy.serve().await;
 }
 
@@ -166,6 +182,10 @@ struct Deploy<W> {
     next_check: Instant,
     /// The release in service has stayed up by then.
     steady_at: Option<Instant>,
+    /// All files are read again by then.
+    scrub_at: Option<Instant>,
+    /// Found damaged, or missing.
+    to_mend: Vec<Digest>,
     told_phase: Option<(DeploymentId, Phase)>,
     /// A stick that was put in while something else was under way.
     request: Option<Request>,
@@ -193,12 +213,18 @@ impl<W: World> Deploy<W> {
             self.apply(request).await;
             return Ok(());
         }
+        if let Some(digest) = self.to_mend.pop() {
+            self.book.record.damaged(&digest);
+            self.save().await;
+            return Ok(());
+        }
         // What was put in may be pulled now.
         self.world.use_stick(None);
         let is_periodic = !self.policy.check_every.is_zero();
-        let steady_at = self
-            .steady_at
-            .filter(|_| self.book.record.probation.is_some());
+        let steady_at = self.steady_at.filter(|_| {
+            let record = &self.book.record;
+            record.probation.is_some() || record.policies.n_starts.is_some()
+        });
         tokio::select! {
             order = self.parts.orders.recv() => self.obey(order.ok_or(Closed)?).await,
             () = sleep_until(self.next_check), if is_periodic => {
@@ -211,6 +237,7 @@ impl<W: World> Deploy<W> {
                 self.request = Some(request);
                 Ok(())
             }
+            () = until(self.scrub_at) => self.scrub().await,
             () = until(steady_at) => {
                 self.book.record.stayed_up(true);
                 self.save().await;
@@ -275,6 +302,7 @@ impl<W: World> Deploy<W> {
             }
         };
         self.failed_check = None;
+        self.hear_policy().await;
         let want = self.recall(&catalog).or_else(|| self.turn(&catalog));
         self.catalog = Some(catalog);
         match want {
@@ -414,6 +442,7 @@ impl<W: World> Deploy<W> {
         let no = |reason, detail: String| No { reason, detail };
         let catalog = self.world.check(Some(want)).await?;
         self.catalog = Some(catalog.clone());
+        self.hear_policy().await;
         let line = catalog.line(&want.line).ok_or_else(|| {
             no(
                 Reason::NotInCatalog,
@@ -474,6 +503,7 @@ impl<W: World> Deploy<W> {
             return Ok(());
         };
         let mut last_told = Instant::now();
+        let give_up_at = self.mends_by();
         let outcome = {
             let mut progress = self.world.progress();
             let mut work = pin!(self.world.download(&release, max_kbit_s));
@@ -482,6 +512,10 @@ impl<W: World> Deploy<W> {
                     outcome = &mut work => break Some(outcome),
                     order = self.parts.orders.recv() => {
                         let order = order.ok_or(Closed)?;
+                        if let Command::Heard(event_seq) = order.command {
+                            self.book.heard(event_seq);
+                            continue;
+                        }
                         let before = self.book.record.clone();
                         let answer = obey(&mut self.book.record, &order.command, &self.policy);
                         self.book.answer(&self.parts.told, order.ticket, answer).await;
@@ -489,6 +523,10 @@ impl<W: World> Deploy<W> {
                             break None;
                         }
                     }
+                    () = until(give_up_at) => break Some(Err(No {
+                        reason: Reason::SourceUnreachable,
+                        detail: "no source had what is damaged in time".into(),
+                    })),
                     request = request(self.policy.requests.as_deref()) => {
                         // It may hold the rest of what is under way.
                         self.request = Some(request);
@@ -525,6 +563,10 @@ impl<W: World> Deploy<W> {
         };
         let line = self.line();
         match self.world.verify(&line, &release).await {
+            Ok(()) if self.book.record.mended() => {
+                self.save().await;
+                Ok(())
+            }
             Ok(()) => self.go(Phase::Staged).await,
             Err(no) => self.fail(no.reason, &no.detail).await,
         }
@@ -669,6 +711,10 @@ impl<W: World> Deploy<W> {
 
     /// An order while nothing runs that it could disturb.
     async fn obey(&mut self, order: Order) -> Result<(), Closed> {
+        if let Command::Heard(event_seq) = order.command {
+            self.book.heard(event_seq);
+            return Ok(());
+        }
         let answer = match order.command {
             Command::Check => {
                 self.look().await;
@@ -677,7 +723,11 @@ impl<W: World> Deploy<W> {
                     Some(no) => Err(format!("{}: {}", no.reason, no.detail)),
                 }
             }
-            Command::Scrub => self.scrub().await.map(|()| None),
+            Command::Scrub => {
+                self.scrub_at = Some(Instant::now());
+                Ok(None)
+            }
+            Command::RollbackPolicy => self.take_policy_back().await.map(|()| None),
             command => obey(&mut self.book.record, &command, &self.policy),
         };
         self.book
@@ -685,14 +735,6 @@ impl<W: World> Deploy<W> {
             .await;
         self.save().await;
         Ok(())
-    }
-
-    async fn scrub(&mut self) -> Result<(), String> {
-        let rotten = self.world.scrub().await?;
-        match rotten.is_empty() {
-            true => Ok(()),
-            false => Err(format!("damaged and set aside: {}", rotten.join(", "))),
-        }
     }
 
     fn under_way(&self) -> Option<(super::state::Release, u32)> {
@@ -718,7 +760,11 @@ impl<W: World> Deploy<W> {
 
     async fn fail(&mut self, reason: Reason, detail: &str) -> Result<(), Closed> {
         warn!(%reason, detail, "update failed");
+        let damaged = self.damaged();
         self.book.record.fail(reason, detail);
+        if let Some(line) = damaged {
+            self.leave_damaged(&line, detail);
+        }
         self.save().await;
         self.sweep();
         Ok(())
@@ -726,19 +772,29 @@ impl<W: World> Deploy<W> {
 
     /// Has the record on the disk, and tells of it. Where it cannot be written, what was written last holds.
     async fn save(&mut self) -> bool {
+        let is_written = self.write().await;
+        self.tell();
+        is_written
+    }
+
+    /// The same, for who has more to do before the state is told.
+    async fn write(&mut self) -> bool {
         let here = self.under_way();
         let bytes = here.map_or(0, |(release, _)| self.world.bytes_here(&release));
         let is_written = self.book.save(bytes, self.world.now_s());
         if is_written {
-            for event in self.book.take_events() {
-                // The dispatcher's end is the daemon's.
-                let _ = self.parts.told.send(Told::Event(Box::new(event))).await;
-            }
+            self.tell_events().await;
         } else {
             sleep(WRITE_RETRY).await;
         }
-        self.tell();
         is_written
+    }
+
+    async fn tell_events(&mut self) {
+        for event in self.book.take_events() {
+            // The dispatcher's end is the daemon's.
+            let _ = self.parts.told.send(Told::Event(Box::new(event))).await;
+        }
     }
 
     fn tell(&mut self) {
@@ -829,7 +885,14 @@ fn obey(record: &mut Record, command: &Command, policy: &Policy) -> Taken {
             record.stayed_up(false);
             Ok(None)
         }
-        Command::Check | Command::Scrub => Err("another update is under way".to_owned()),
+        Command::Heard(_) => Ok(None),
+        Command::WorkerDied(model) => {
+            record.worker_died(model);
+            Ok(None)
+        }
+        Command::Check | Command::Scrub | Command::RollbackPolicy => {
+            Err("another update is under way".to_owned())
+        }
     }
 }
 

@@ -49,13 +49,16 @@ pub const ALLOWED: &[&str] = &[
 
 const CHECK: Check = Check("policy");
 
+/// What a policy sets: sections of the configuration.
+pub type Settings = toml::Table;
+
 /// Settings for the fleet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// Rises with each policy.
     pub policy_seq: u64,
     /// What it sets: sections of the configuration.
-    pub settings: toml::Table,
+    pub settings: Settings,
 }
 
 #[derive(Deserialize)]

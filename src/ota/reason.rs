@@ -90,6 +90,8 @@ reasons! {
     PreviousMissing = "previous_missing",
     /// The device could not read or write its own state.
     DeviceError = "device_error",
+    /// A file that was whole is damaged on the disk; it is fetched again, or the release before serves.
+    FileDamaged = "file_damaged",
     /// Somebody called it off.
     Cancelled = "cancelled",
     /// A newer command took its place.

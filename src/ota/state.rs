@@ -21,6 +21,7 @@
 //! the daemon start again and again is taken back by another ([`Record::started`]).
 
 mod installed;
+mod policies;
 #[cfg(test)]
 mod tests;
 mod want;
@@ -33,6 +34,7 @@ use super::name::{Digest, LineName};
 use super::reason::Reason;
 
 pub use installed::{Installed, Probation, Release};
+pub use policies::{Accepted, Offered, Policies, Refused};
 pub use want::{DeploymentId, Origin, Want, When, Window};
 
 /// Of the meaning of the state file.
@@ -43,6 +45,9 @@ pub const ATTEMPTS_MAX: u32 = 2;
 pub const SAVES_MAX: u32 = 28;
 /// Starts of the daemon in a release's first minutes before it is taken back.
 pub const STARTS_MAX: u32 = 3;
+/// Deaths of the worker in a release's first minutes before it is taken back: one more than a request has that
+/// is known as poison, and one more.
+pub const DEATHS_MAX: u32 = 3;
 /// Releases that are remembered as having failed here.
 const FAILED_MAX: usize = 32;
 /// Releases whose first sight is remembered.
@@ -218,8 +223,12 @@ pub struct Record {
     pub seen: Vec<(LineName, u64, u64)>,
     /// The release that was put into service last has yet to show that it stays up.
     pub probation: Option<Probation>,
-    /// The fleet's settings in force: number and digest.
-    pub policy: Option<(u64, Digest)>,
+    /// The fleet's settings.
+    #[serde(default)]
+    pub policies: Policies,
+    /// When all files were read again, in seconds of the device's trusted time.
+    #[serde(default)]
+    pub scrubbed_s: u64,
 }
 
 impl Default for Record {
@@ -235,7 +244,8 @@ impl Default for Record {
             failed: Vec::new(),
             seen: Vec::new(),
             probation: None,
-            policy: None,
+            policies: Policies::default(),
+            scrubbed_s: 0,
         }
     }
 }
@@ -401,6 +411,7 @@ impl Record {
             self.probation = Some(Probation {
                 line: line.clone(),
                 n_starts: 0,
+                n_deaths: 0,
             });
             self.failed
                 .retain(|(failed, seq)| (failed, *seq) != (&line, release.release_seq));
@@ -529,6 +540,7 @@ impl Record {
 
     /// Counts a start of the daemon with a release on probation; takes the release back after too many.
     pub fn started(&mut self) {
+        self.policies.started();
         let Some(probation) = &mut self.probation else {
             return;
         };
@@ -542,8 +554,29 @@ impl Record {
         self.take_back(&line, Reason::CrashLoop, &detail);
     }
 
+    /// A worker with this model died by itself. Takes the release back when that happens again and again in its
+    /// first minutes; a single request that kills whatever model it meets is not enough for that.
+    pub fn worker_died(&mut self, model: &str) {
+        let Some(probation) = &mut self.probation else {
+            return;
+        };
+        let installed = self.lines.get(&probation.line);
+        if installed.is_none_or(|installed| installed.active.id.as_str() != model) {
+            return;
+        }
+        probation.n_deaths += 1;
+        let (line, n_deaths) = (probation.line.clone(), probation.n_deaths);
+        if n_deaths <= DEATHS_MAX {
+            return;
+        }
+        self.probation = None;
+        let detail = format!("{n_deaths} deaths of the worker in the release's first minutes");
+        self.take_back(&line, Reason::CrashLoop, &detail);
+    }
+
     /// The daemon ends in order, or the release has been up for long enough.
     pub fn stayed_up(&mut self, for_good: bool) {
+        self.policies.stayed_up(for_good);
         match for_good {
             true => self.probation = None,
             false => {
@@ -572,6 +605,52 @@ impl Record {
         }
     }
 
+    /// A file was found damaged: the release that it belongs to is fetched again. It begins with what is known of
+    /// it, and needs no catalogue.
+    pub fn damaged(&mut self, digest: &Digest) {
+        let found = self.lines.iter().find_map(|(line, installed)| {
+            let both = [Some(&installed.active), installed.previous.as_ref()];
+            let mut both = both.into_iter().flatten();
+            let release = both.find(|release| release.weights == *digest)?;
+            Some((line.clone(), release.clone()))
+        });
+        let Some((line, release)) = found else {
+            return; // It belonged to nothing that is in use.
+        };
+        let id: String = format!("repair-{line}-{}-{}", release.release_seq, self.scrubbed_s);
+        let Ok(deployment) = DeploymentId::new(&id.chars().take(64).collect::<String>()) else {
+            return;
+        };
+        let mut want = Want::rollback("", line, None);
+        (want.deployment, want.origin) = (deployment, Origin::Repair);
+        want.release_seq = Some(release.release_seq);
+        if self.want(want) == Heard::Begun
+            && let Some(now) = &mut self.deployment
+        {
+            now.phase = Phase::Planned;
+            now.furthest = (Phase::Planned, 0);
+            now.bytes_total = release.weights_bytes;
+            now.reason = Some(Reason::FileDamaged);
+            now.release = Some(release);
+        }
+    }
+
+    /// A repair of a release that does not serve is over when its file is whole. False for every other deployment.
+    pub fn mended(&mut self) -> bool {
+        let is_kept = self.deployment.as_ref().is_some_and(|now| {
+            let installed = self.lines.get(&now.want.line);
+            let previous = installed.and_then(|installed| installed.previous.as_ref());
+            now.want.origin == Origin::Repair && now.release.as_ref() == previous
+        });
+        match self.deployment.take_if(|_| is_kept) {
+            Some(now) => {
+                self.over(now, Phase::Committed, None);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Digests of all files that must stay: of what is active, of what it can go back to, and of what is under
     /// way.
     pub fn kept(&self) -> BTreeSet<Digest> {
@@ -582,7 +661,8 @@ impl Record {
             .as_ref()
             .and_then(|now| now.release.as_ref());
         let releases = installed.chain([under_way]).flatten();
-        releases.flat_map(Release::files).collect()
+        let policies = self.policies.kept();
+        releases.flat_map(Release::files).chain(policies).collect()
     }
 
     /// Seconds since a release was seen first; notes the time where that is now.

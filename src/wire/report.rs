@@ -63,6 +63,9 @@ pub struct Info {
     /// Why no model can be served, a sentence; absent while one can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_model: Option<String>,
+    /// Number of the fleet's settings that are in force; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_seq: Option<u64>,
 }
 
 impl Info {
@@ -78,6 +81,7 @@ impl Info {
             hardware,
             engine: None,
             no_model: None,
+            policy_seq: None,
         }
     }
 }
@@ -284,6 +288,9 @@ pub struct Model {
     /// Further values for `model` in requests, as the node's configuration has them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// The model on this node that its publisher means to draft for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<String>,
     /// Architecture, size and quantization in llama.cpp's words, e.g. `llama 135M Q4_1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -313,6 +320,7 @@ impl Model {
             embeds: (loaded.n_dims > 0).then_some(true),
             dimensions: (loaded.n_dims > 0).then_some(loaded.n_dims),
             aliases: Vec::new(),
+            draft: None,
             description: Some(loaded.description.clone()),
             n_params: Some(loaded.n_params),
             n_ctx_seq: Some(loaded.n_ctx_seq),

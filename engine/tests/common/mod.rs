@@ -52,6 +52,7 @@ pub fn real_spec(name: &str) -> LoadSpec {
         n_ubatch: 512,
         n_threads: 1,
         prefix_cache_bytes: 1 << 28,
+        draft: None,
         ..scripted::load_spec()
     }
 }

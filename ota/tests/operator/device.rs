@@ -110,6 +110,7 @@ impl Device {
             device: self.name.clone(),
             group: "hall2".into(),
             check_every: self.check_every,
+            scrub_every: None,
             probation: Duration::from_secs(600),
             requests: Some(self.dir.clone()),
         };
@@ -119,7 +120,7 @@ impl Device {
             told: told_sender,
         };
         let hold = watch::channel(false).1;
-        let site = Site::open(config, in_service_sender, offers, hold).unwrap();
+        let site = Site::open(config, in_service_sender, offers, hold, Box::new(())).unwrap();
         tokio::task::spawn_local(govern(offer_queue, self.answers));
         tokio::task::spawn_local(deploy::run(book, site, policy, parts));
         Running {

@@ -278,6 +278,24 @@ fn in_words(node: &str, state: &State) -> String {
         }
         line(words);
     }
+    if let Some(policy) = &state.policy {
+        let mut words = match policy.policy_seq {
+            Some(seq) => format!("settings of the fleet: policy {seq}"),
+            None => "settings of the fleet: none in force".to_owned(),
+        };
+        if !policy.at_next_start.is_empty() {
+            let _ = write!(
+                words,
+                "; at the next start: {}",
+                policy.at_next_start.join(", ")
+            );
+        }
+        if let (Some(seq), Some(reason)) = (policy.refused_seq, policy.reason) {
+            let detail = policy.detail.as_deref().unwrap_or(reason.meaning());
+            let _ = write!(words, "; policy {seq} was refused: {reason}: {detail}");
+        }
+        line(words);
+    }
     if let Some(metadata) = &state.metadata {
         let age = match metadata.age_days {
             Some(days) => format!("signed {days} days ago"),

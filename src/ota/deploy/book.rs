@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ota/state.json        the record
+//! ota/events.json      events that nobody has confirmed
 //! ota/journal.jsonl     one line for each step; the last lines also say what is on the device
 //! ota/journal.1.jsonl   the half megabyte before it
 //! ```
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use super::report::{Event, word};
+use super::unsent::Unsent;
 use super::{Taken, Told};
 use crate::ota::probe::No;
 use crate::ota::reason::Reason;
@@ -35,6 +37,7 @@ pub struct Book {
     events: Vec<Event>,
     /// Why it could not be written last.
     unwritten: Option<std::io::Error>,
+    unsent: Unsent,
 }
 
 /// What was found on the disk.
@@ -97,15 +100,18 @@ pub fn open(
             from_journal(&*vfs, dir)
         }
     };
+    let unsent = Unsent::open(Arc::clone(&vfs), dir);
     let mut book = Book {
         saved: record.clone(),
         record,
         vfs,
         dir: dir.to_owned(),
-        events: Vec::new(),
+        events: unsent.all(),
+        unsent,
         unwritten: None,
     };
-    let needs_save = book.record.deployment.is_some() || book.record.probation.is_some();
+    let is_watched = book.record.probation.is_some() || book.record.policies.n_starts.is_some();
+    let needs_save = book.record.deployment.is_some() || is_watched;
     book.record.restarted();
     book.record.started();
     if let Some(now) = &book.record.deployment
@@ -164,7 +170,8 @@ impl Book {
             return false;
         }
         self.vfs.reached(&format!("state:{phase}:after"));
-        let events = Event::between(&self.saved, &self.record, now_s);
+        let mut events = Event::between(&self.saved, &self.record, now_s);
+        self.unsent.keep(&mut events);
         self.saved = self.record.clone();
         for event in events {
             self.note(&event);
@@ -191,9 +198,14 @@ impl Book {
         }
     }
 
-    /// What happened since it was last asked.
+    /// What happened since it was last asked; at first also what nobody confirmed in earlier lives.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
+    }
+
+    /// The broker has that event.
+    pub fn heard(&mut self, event_seq: u64) {
+        self.unsent.heard(event_seq);
     }
 
     /// A journal that cannot be written costs history, and nothing else.

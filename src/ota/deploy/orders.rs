@@ -115,6 +115,8 @@ pub enum Action {
     Activate,
     /// Back to the release before.
     Rollback,
+    /// The fleet's settings before those in force, or the node's own.
+    RollbackPolicy,
     /// Read all model files again.
     Scrub,
 }
@@ -179,6 +181,7 @@ pub fn command(payload: &[u8], ticket: &str) -> Result<Option<Command>, String> 
         Action::Cancel => Command::Cancel,
         Action::Activate => Command::Activate,
         Action::Scrub => Command::Scrub,
+        Action::RollbackPolicy => Command::RollbackPolicy,
         Action::Rollback => Command::Rollback(line),
         Action::Install => match (line, asked.release_seq) {
             (Some(line), release_seq) => Command::Want(Want {

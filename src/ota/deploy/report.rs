@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ota::catalog::Catalog;
 use crate::ota::fetch::Progress;
 use crate::ota::reason::Reason;
-use crate::ota::state::{Phase, Record, Release, Want};
+use crate::ota::state::{Phase, Policies, Record, Release, Want};
 
 /// `{r}/v1/{n}/ota/state`: what the node runs, and what it is doing about updates.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +60,9 @@ pub struct State {
     /// The next deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<String>,
+    /// The fleet's settings; absent before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyState>,
     /// The metadata that is trusted; absent before there is some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Metadata>,
@@ -127,6 +130,51 @@ impl Version {
     }
 }
 
+/// The fleet's settings on the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OtaPolicy")]
+pub struct PolicyState {
+    /// Number of those in force; absent: the node's own settings are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_seq: Option<u64>,
+    /// Number of those to go back to; absent: to the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_seq: Option<u64>,
+    /// They have yet to show that the daemon stays up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probation: bool,
+    /// Keys that differ and come into force at the daemon's next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at_next_start: Vec<String>,
+    /// Number of the last that were refused or taken back; 0 where it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_seq: Option<u64>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl PolicyState {
+    fn of(policies: &Policies) -> Option<Self> {
+        if *policies == Policies::default() {
+            return None;
+        }
+        let refused = policies.refused.as_ref();
+        Some(Self {
+            policy_seq: policies.active.map(|active| active.policy_seq),
+            previous_seq: policies.previous.map(|previous| previous.policy_seq),
+            probation: policies.n_starts.is_some(),
+            at_next_start: Vec::new(),
+            refused_seq: refused.map(|refused| refused.policy_seq),
+            reason: refused.map(|refused| refused.reason),
+            detail: refused.map(|refused| refused.detail.clone()),
+        })
+    }
+}
+
 /// The metadata that is trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "OtaMetadata")]
@@ -165,6 +213,7 @@ impl State {
 pub fn of(record: &Record, catalog: Option<&Catalog>, group: &str) -> State {
     let mut state = State {
         group: text(group),
+        policy: PolicyState::of(&record.policies),
         ..State::default()
     };
     if let Some(last) = &record.last {
@@ -260,6 +309,10 @@ pub struct Event {
     pub detail: Option<String>,
     /// When, unix milliseconds, as far as the device can know.
     pub at_ms: u64,
+    /// Rises with each event of this node. The same number is the same event, said again after a restart. Nodes of
+    /// earlier versions gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_seq: Option<u64>,
 }
 
 impl Event {
@@ -276,8 +329,11 @@ impl Event {
             reason,
             detail: text(detail),
             at_ms,
+            event_seq: None, // Given when it is kept.
         };
         let mut events = Vec::new();
+        let policies = (&before.policies, &after.policies);
+        events.extend(super::policy::event(policies.0, policies.1, at_ms));
         if let Some(last) = after.last.as_ref().filter(|_| before.last != after.last) {
             let release = last.release.as_ref();
             events.push(event(

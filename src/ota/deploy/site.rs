@@ -12,6 +12,7 @@ use super::world::{Tried, World};
 use crate::board::l4t::L4t;
 use crate::board::power::PowerProbe;
 use crate::board::{Faults, Root, identity, memory};
+use crate::frames::Draft;
 use crate::governor::{Offer, Update, Verdict};
 use crate::models::Releases;
 use crate::models::gguf;
@@ -23,10 +24,11 @@ use crate::ota::fetch::{Collected, FetchConfig, Fetcher, FileToFetch, Progress};
 use crate::ota::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::ota::name::{Digest, LineName, TargetName};
 use crate::ota::pieces::PieceTable;
+use crate::ota::policy::{POLICY_BYTES_MAX, Policy};
 use crate::ota::probe::{No, Probe};
 use crate::ota::reason::Reason;
 use crate::ota::source::{Source, Terms};
-use crate::ota::state::{Origin, Record, Release, Want};
+use crate::ota::state::{Accepted, Origin, Policies, Record, Release, Want};
 use crate::ota::stick;
 use crate::ota::trust::{Client, Place, Trust, TrustError, TrustedNow, clock, read_target};
 use crate::ota::vfs::{Disk, Vfs, replace};
@@ -62,6 +64,29 @@ pub struct SiteConfig {
     pub engine_build: u32,
 }
 
+/// Who judges the fleet's settings, and puts them in force.
+pub trait Tuning: Send {
+    /// Whether they are settings that this device can have.
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    fn judge(&self, settings: &toml::Table) -> Result<(), String>;
+
+    /// These are in force, or with `None` the device's own alone. Says which keys wait for the next start.
+    fn apply(&mut self, settings: Option<&toml::Table>) -> Vec<String>;
+}
+
+/// A device without settings that could change.
+impl Tuning for () {
+    fn judge(&self, _settings: &toml::Table) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn apply(&mut self, _settings: Option<&toml::Table>) -> Vec<String> {
+        Vec::new()
+    }
+}
+
 /// The real world of the engine.
 pub struct Site {
     config: SiteConfig,
@@ -83,6 +108,9 @@ pub struct Site {
     releases: watch::Sender<Releases>,
     updates: mpsc::Sender<Update>,
     trial: Option<OnTrial>,
+    tuning: Box<dyn Tuning>,
+    /// Settings of the fleet that wait for the next start.
+    at_next_start: Vec<String>,
 }
 
 struct OnTrial {
@@ -103,6 +131,7 @@ pub fn releases(record: &Record, dir: &Path) -> Vec<Served> {
         warn!(dir = %dir.display(), "the files of releases cannot be opened");
         return Vec::new();
     };
+    let mut drafts = Vec::new();
     let served = record.lines.iter().filter_map(|(line, installed)| {
         let release = &installed.active;
         let manifest = match manifest(dir, release) {
@@ -117,9 +146,29 @@ pub fn releases(record: &Record, dir: &Path) -> Vec<Served> {
             return None;
         }
         let is_first = record.first.as_ref() == Some(line);
+        if let Some((of, min_seq)) = manifest.draft() {
+            drafts.push((line.to_string(), of.to_string(), min_seq));
+        }
         Some(served(&blobs, line, release, &manifest, is_first))
     });
-    served.collect()
+    let mut served: Vec<_> = served.collect();
+    for (line, of, min_seq) in drafts {
+        let draft = draft(&served, &of, min_seq);
+        if let Some(release) = served.iter_mut().find(|release| release.line == line) {
+            release.draft = draft;
+        }
+    }
+    served
+}
+
+/// The release of a line that drafts for another, if it is here and new enough.
+fn draft(served: &[Served], line: &str, min_seq: u64) -> Option<Draft> {
+    let is_it = |release: &&Served| release.line == line && release.release_seq >= min_seq;
+    let release = served.iter().find(is_it)?;
+    Some(Draft {
+        name: release.name.clone(),
+        path: release.path.clone(),
+    })
 }
 
 fn served(
@@ -140,6 +189,7 @@ fn served(
         path: blobs.path(&release.weights),
         file_bytes: release.weights_bytes,
         is_first,
+        draft: None,
         runtime: Runtime {
             n_ctx: (runtime.n_ctx > 0).then_some(runtime.n_ctx),
             kv_type_k: runtime.kv_type_k,
@@ -155,6 +205,22 @@ fn served(
             },
         },
     }
+}
+
+/// Kept settings of the fleet, checked again.
+///
+/// # Errors
+/// They are not there, changed on the disk, or are none.
+pub fn kept_policy(dir: &Path, accepted: &Accepted) -> Result<Policy, String> {
+    let path = manifests_dir(dir).join(accepted.digest.to_string());
+    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let bytes = Disk.read(&path, POLICY_BYTES_MAX as u64);
+    let bytes = bytes.map_err(|error| wrong(&error))?;
+    let bytes = bytes.ok_or_else(|| wrong(&"not there"))?;
+    if Digest::of(&bytes) != accepted.digest {
+        return Err(wrong(&"changed on the disk"));
+    }
+    Policy::parse(&bytes).map_err(|error| wrong(&error))
 }
 
 /// The kept manifest of a release, checked again.
@@ -213,6 +279,7 @@ impl Site {
         releases: watch::Sender<Releases>,
         updates: mpsc::Sender<Update>,
         hold: watch::Receiver<bool>,
+        tuning: Box<dyn Tuning>,
     ) -> Result<Self, String> {
         let place = Place {
             folder: config.dir.join("trust"),
@@ -244,6 +311,8 @@ impl Site {
             releases,
             updates,
             trial: None,
+            tuning,
+            at_next_start: Vec::new(),
             config,
         })
     }
@@ -581,7 +650,12 @@ impl World for Site {
         let (verdict, mut judged) = oneshot::channel();
         let (settled, is_settled) = oneshot::channel();
         let offer = Offer {
-            release: served(&self.blobs, line, release, &manifest, true),
+            release: Served {
+                draft: manifest
+                    .draft()
+                    .and_then(|(of, min_seq)| draft(&self.releases.borrow(), of.as_str(), min_seq)),
+                ..served(&self.blobs, line, release, &manifest, true)
+            },
             trial: probe.trial(),
             takes: match manifest.health.load_ms_max {
                 0 => TRIAL_TAKES,
@@ -678,7 +752,7 @@ impl World for Site {
         }
     }
 
-    async fn scrub(&mut self) -> Result<Vec<String>, String> {
+    async fn scrub(&mut self) -> Result<Vec<Digest>, String> {
         let blobs = self.blobs.list().map_err(|error| error.to_string())?;
         let mut rotten = Vec::new();
         for blob in blobs {
@@ -689,7 +763,7 @@ impl World for Site {
                 .await
                 .map_err(|error| error.to_string())?;
             if !matches!(scrubbed.finding, Finding::Sound | Finding::Gone) {
-                rotten.push(blob.digest.to_string());
+                rotten.push(blob.digest);
             }
         }
         Ok(rotten)
@@ -717,6 +791,34 @@ impl World for Site {
 
     fn reached(&self, point: &str) {
         crash::point(point);
+    }
+
+    async fn policy(&mut self) -> Result<Option<(Digest, Vec<u8>)>, No> {
+        let now = self.now.unwrap_or_else(|| self.clock());
+        let found = self.trust.target(&TargetName::policy(), now);
+        match found.map_err(|error| untrusted(&error))? {
+            None => Ok(None),
+            Some(_) => self
+                .small(&TargetName::policy(), POLICY_BYTES_MAX as u64)
+                .map(Some),
+        }
+    }
+
+    fn judge_policy(&mut self, policy: &Policy, bytes: &[u8]) -> Result<(), No> {
+        let judged = self.tuning.judge(&policy.settings);
+        judged.map_err(|why| no(Reason::BadCatalog, why))?;
+        self.keep(&Digest::of(bytes).to_string(), bytes)
+    }
+
+    fn apply_policy(&mut self, policies: &Policies) {
+        let kept = policies
+            .active
+            .map(|active| kept_policy(&self.config.dir, &active));
+        self.at_next_start = match kept {
+            None => self.tuning.apply(None),
+            Some(Ok(policy)) => self.tuning.apply(Some(&policy.settings)),
+            Some(Err(why)) => return warn!(why, "the fleet's settings are not in force"),
+        };
     }
 
     fn use_stick(&mut self, path: Option<&Path>) {
@@ -754,6 +856,9 @@ impl World for Site {
                 age_days: standing.age_days,
                 freshness: word(&standing.freshness),
             });
+        }
+        if let Some(policy) = &mut state.policy {
+            policy.at_next_start.clone_from(&self.at_next_start);
         }
         state.clock = Some(word(&now.clock()));
         state.disk_free_mib = self.blobs.free_bytes().ok().map(|bytes| bytes >> 20);

@@ -44,6 +44,8 @@ struct Fake {
     /// Somebody else fills the disk during a trial, and clears it up when it is over.
     fills_up: Arc<Mutex<bool>>,
     settled: Arc<Mutex<Vec<bool>>>,
+    /// What reading all files again finds.
+    damaged: Arc<Mutex<Vec<Digest>>>,
     trial: Option<u64>,
     progress: watch::Sender<Progress>,
 }
@@ -63,6 +65,7 @@ impl Fake {
             sticks: Arc::default(),
             fills_up: Arc::default(),
             settled: Arc::default(),
+            damaged: Arc::default(),
             trial: None,
             progress: watch::channel(Progress::default()).0,
         }
@@ -193,8 +196,13 @@ impl World for Fake {
         self.disk.sync_dir(&Path::new(DIR).join("blobs")).unwrap();
     }
 
-    async fn scrub(&mut self) -> Result<Vec<String>, String> {
-        Ok(Vec::new())
+    async fn scrub(&mut self) -> Result<Vec<Digest>, String> {
+        let damaged = std::mem::take(&mut *self.damaged.lock().unwrap());
+        for digest in &damaged {
+            // Set aside: nothing may open it any more.
+            self.disk.remove(&blob(digest)).unwrap();
+        }
+        Ok(damaged)
     }
 
     fn bytes_here(&self, _release: &Release) -> u64 {
@@ -277,6 +285,7 @@ fn live_with(world: &Fake, commands: &[Command], request: Option<Request>) -> Re
                 device: "n1".into(),
                 group: "hall2".into(),
                 check_every: Duration::ZERO,
+                scrub_every: None,
                 probation: Duration::from_secs(600),
                 requests: None,
             };
@@ -293,6 +302,8 @@ fn live_with(world: &Fake, commands: &[Command], request: Option<Request>) -> Re
                 failed_check: None,
                 next_check: Instant::now(),
                 steady_at: None,
+                scrub_at: None,
+                to_mend: Vec::new(),
                 told_phase: None,
                 request: request.clone(),
             };
@@ -304,7 +315,11 @@ fn live_with(world: &Fake, commands: &[Command], request: Option<Request>) -> Re
                 while events.try_recv().is_ok() {}
                 match deploy.book.record.phase() {
                     Some(phase) => drop(deploy.step(phase).await),
-                    None if deploy.request.is_some() || !deploy.parts.orders.is_empty() => {
+                    None if deploy.request.is_some()
+                        || deploy.scrub_at.is_some()
+                        || !deploy.to_mend.is_empty()
+                        || !deploy.parts.orders.is_empty() =>
+                    {
                         drop(deploy.idle().await);
                     }
                     None => break,
@@ -624,4 +639,56 @@ fn a_stick_that_cannot_be_read_fails_under_its_own_name_with_the_reason() {
     let last = live_with(&world, &[], stick("s1")).unwrap().last.unwrap();
     assert_eq!(last.want.deployment.as_str(), "s1");
     assert_eq!(last.reason, Some(Reason::SourceUnreachable));
+}
+
+fn break_file(world: &Fake, seq: u64) {
+    *world.damaged.lock().unwrap() = vec![release(seq).weights];
+}
+
+#[test]
+fn a_damaged_file_of_the_release_in_service_is_fetched_again() {
+    let world = device(&[(1, "active"), (2, "active")]);
+    live(&world, &[wish("d2", 2)]).unwrap();
+    break_file(&world, 2);
+    let record = live(&world, &[Command::Scrub]).unwrap();
+    assert_eq!(active(&record), 2);
+    assert!(world.is_intact(&release(2)));
+    let last = record.last.unwrap();
+    assert_eq!(last.phase, Phase::Committed);
+    assert_eq!(last.want.origin, Origin::Repair);
+    assert_eq!(
+        record.lines[&line()].previous.as_ref().unwrap().release_seq,
+        1,
+        "there is still something to go back to"
+    );
+}
+
+#[test]
+fn a_damaged_file_that_no_source_has_leaves_service_to_the_release_before() {
+    let world = device(&[(1, "active"), (2, "active")]);
+    live(&world, &[wish("d2", 2)]).unwrap();
+    break_file(&world, 2);
+    *world.is_online.lock().unwrap() = false;
+    let record = live(&world, &[Command::Scrub]).unwrap();
+    assert_eq!(active(&record), 1);
+    let last = record.last.clone().unwrap();
+    assert_eq!(
+        (last.phase, last.reason),
+        (Phase::RolledBack, Some(Reason::FileDamaged))
+    );
+    assert!(
+        !record.has_failed(&line(), 2),
+        "the release is not to blame for the disk"
+    );
+}
+
+#[test]
+fn a_damaged_file_of_the_release_before_is_mended_without_touching_what_serves() {
+    let world = device(&[(1, "active"), (2, "active")]);
+    live(&world, &[wish("d2", 2)]).unwrap();
+    break_file(&world, 1);
+    let record = live(&world, &[Command::Scrub]).unwrap();
+    assert_eq!(active(&record), 2);
+    assert!(world.is_intact(&release(1)));
+    assert_eq!(record.last.unwrap().phase, Phase::Committed);
 }

@@ -9,8 +9,9 @@ use super::report::State;
 use crate::ota::catalog::{self, Catalog};
 use crate::ota::fetch::Progress;
 use crate::ota::name::{Digest, LineName};
+use crate::ota::policy::Policy;
 use crate::ota::probe::No;
-use crate::ota::state::{Record, Release, Want};
+use crate::ota::state::{Policies, Record, Release, Want};
 
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,8 +77,9 @@ pub trait World {
     /// Deletes all files but these.
     fn sweep(&mut self, kept: &BTreeSet<Digest>);
 
-    /// Reads all files again; names those that are damaged.
-    fn scrub(&mut self) -> impl Future<Output = Result<Vec<String>, String>>;
+    /// Reads all files again; names those that are damaged, which are set aside. Dropped where something else
+    /// comes first.
+    fn scrub(&mut self) -> impl Future<Output = Result<Vec<Digest>, String>>;
 
     /// What is here of its files.
     fn bytes_here(&self, release: &Release) -> u64;
@@ -99,6 +101,19 @@ pub trait World {
 
     /// Keeps what is told for a stick that may come.
     fn keep_report(&mut self, _state: &State) {}
+
+    /// The signed settings of the source that was looked at last, with their digest; `None`: there are none.
+    fn policy(&mut self) -> impl Future<Output = Result<Option<(Digest, Vec<u8>)>, No>> {
+        async { Ok(None) }
+    }
+
+    /// Whether this device can have them. Then they are kept on the disk.
+    fn judge_policy(&mut self, _policy: &Policy, _bytes: &[u8]) -> Result<(), No> {
+        Ok(())
+    }
+
+    /// Puts those in force that are kept as such.
+    fn apply_policy(&mut self, _policies: &Policies) {}
 
     /// A step between two others; tests cut the power here.
     fn reached(&self, _point: &str) {}

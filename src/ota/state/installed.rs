@@ -50,4 +50,7 @@ pub struct Probation {
     pub line: LineName,
     /// Starts of the daemon since.
     pub n_starts: u32,
+    /// Deaths of the worker since.
+    #[serde(default)]
+    pub n_deaths: u32,
 }

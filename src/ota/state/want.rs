@@ -165,6 +165,8 @@ pub enum Origin {
     Wave,
     /// The release in service was recalled.
     Recall,
+    /// A file of a release that is here was found damaged.
+    Repair,
     /// Back to the release before: by an operator, or because the one in service does not stay up.
     Rollback {
         /// Why; none: by an operator.

@@ -220,6 +220,8 @@ impl Shared {
 }
 
 fn serve(connection: TcpStream, shared: &Shared) -> Option<()> {
+    // Head and body are written one after the other: the second is not to wait for the first one's ACK.
+    connection.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(connection.try_clone().ok()?);
     let mut out = connection;
     loop {

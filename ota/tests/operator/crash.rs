@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitStatus, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use orinoco::ota::deploy::{Command, Order, State};
 use orinoco::ota::state::{DeploymentId, Origin, Phase, Record, Want, When};
@@ -90,7 +90,7 @@ fn device(dir: &Path, repo: &Path, play: Play) -> Device {
     };
     let source = source.to_str().unwrap().to_owned();
     Device {
-        answers: Rc::new(
+        answers: Arc::new(
             move |release| match play == Play::Unfit && release.release_seq == 3 {
                 true => "42".into(),
                 false => "b".into(),

@@ -2,7 +2,6 @@
 //! model would answer is said by the test.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ pub(crate) struct Device {
     /// Build of its engine.
     pub(crate) engine_build: u32,
     /// What a release answers to each golden prompt.
-    pub(crate) answers: Rc<dyn Fn(&Release) -> String>,
+    pub(crate) answers: Arc<dyn Fn(&Release) -> String + Send + Sync>,
 }
 
 /// A running device.
@@ -65,7 +64,7 @@ impl Device {
             root,
             check_every: Duration::ZERO,
             engine_build: orinoco::ota::ENGINE_BUILD,
-            answers: Rc::new(|_| "b".to_owned()),
+            answers: Arc::new(|_| "b".to_owned()),
         }
     }
 
@@ -133,7 +132,10 @@ impl Device {
 }
 
 /// Tries what is offered, as the governor would with a worker.
-async fn govern(mut offers: mpsc::Receiver<Update>, answers: Rc<dyn Fn(&Release) -> String>) {
+async fn govern(
+    mut offers: mpsc::Receiver<Update>,
+    answers: Arc<dyn Fn(&Release) -> String + Send + Sync>,
+) {
     while let Some(update) = offers.recv().await {
         let Update::Offer(offer) = update else {
             continue;

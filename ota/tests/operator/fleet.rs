@@ -7,7 +7,6 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use orinoco_ota::rollout::{End, Reach, Rollout, run};
 use orinoco_ota::sign::{Expiry, sign};
 use orinoco_ota::{example, keys, releases, time};
 use tempfile::TempDir;
+use tokio::sync::broadcast;
 
 use super::device::{Device, Running, memory};
 use super::mirror::Mirror;
@@ -93,7 +93,27 @@ struct Shared {
     told: Mutex<BTreeMap<String, State>>,
 }
 
-/// A device on MQTT. It lives until the test ends.
+/// A device with a thread of its own, as its updates have in the product. It lives until the test ends.
+fn live(name: String, shared: Arc<Shared>, mut stopped: broadcast::Receiver<()>) {
+    let device = std::thread::Builder::new().name(name.clone());
+    let spawned = device.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            tokio::select! {
+                ended = tokio::task::spawn_local(serve(name, shared)) => ended.expect("a device lives"),
+                // The other end is dropped, nothing is sent.
+                _ = stopped.recv() => {}
+            }
+        });
+    });
+    spawned.unwrap();
+}
+
+/// A device on MQTT.
 async fn serve(name: String, shared: Arc<Shared>) {
     let (link, mut inbox) = link::spawn(LinkConfig {
         clean_start: true,
@@ -109,7 +129,7 @@ async fn serve(name: String, shared: Arc<Shared>) {
         in_service: _in_service,
     } = Device {
         check_every: shared.check_every,
-        answers: Rc::new(move |release| match is_bad && release.release_seq == 2 {
+        answers: Arc::new(move |release| match is_bad && release.release_seq == 2 {
             true => "42".into(),
             false => "b".into(),
         }),
@@ -193,22 +213,10 @@ fn fleet_takes_a_good_release_stops_at_a_bad_one_and_comes_back(n_devices: usize
         told: Mutex::default(),
     });
     fs::create_dir(&shared.folder).unwrap();
-    let (_stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let devices = (names.clone(), Arc::clone(&shared));
-    std::thread::spawn(move || {
-        let (names, shared) = devices;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async {
-            for name in names {
-                tokio::task::spawn_local(serve(name, Arc::clone(&shared)));
-            }
-            let _ = stopped.await;
-        });
-    });
+    let (stop, _) = broadcast::channel::<()>(1);
+    for name in names.clone() {
+        live(name, Arc::clone(&shared), stop.subscribe());
+    }
 
     let reach = Reach {
         host: "127.0.0.1".into(),

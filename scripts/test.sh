@@ -244,6 +244,11 @@ supply_chain() {
     python3 tests/supply_chain.py >&2
 }
 
+# What the models wrote under schemas, before the crate jsonschema.
+second_judge() {
+    cargo run --release --locked --manifest-path tests/judge/Cargo.toml --target-dir target/judge <"$ORINOCO_ANSWERS" >&2
+}
+
 quickstart_answers() {
     local answer
     answer=$(scripts/quickstart.sh --cpu --once "Name three rivers.") || return 1
@@ -258,9 +263,14 @@ fi
 
 timed "models" scripts/fetch-models.sh
 timed "MQTT clients, judges of the contract" client_deps
+timed "chat templates of other models" scripts/fetch-templates.sh
 ignored=()
 # ORINOCO_FULL: tests with rounds run all of them (tests/power_cut.rs).
-[ -z "$full" ] || { ignored=(--include-ignored) && export ORINOCO_FULL=1; }
+if [ -n "$full" ]; then
+    ignored=(--include-ignored)
+    export ORINOCO_FULL=1 ORINOCO_ANSWERS=$repo_dir/target/answers.jsonl
+    rm -f "$ORINOCO_ANSWERS"
+fi
 if [ ${#filters[@]} -gt 0 ]; then
     timed "tests" cargo test --release --locked --workspace -- "${ignored[@]}" "${filters[@]}"
     exit 0
@@ -278,6 +288,7 @@ timed "tests" cargo test --release --locked --workspace --no-fail-fast -- "${ign
 timed "Debian packages" debian_packages
 [ -z "$full" ] || timed "a release" release_folder
 [ -z "$full" ] || timed "device code for Orin" scripts/cuda-sm87.sh
+[ -z "$full" ] || timed "answers under schemas, by a second judge" second_judge
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes

@@ -36,6 +36,7 @@ use crate::notify::Notifier;
 use crate::runtime_file::{self, Runtime, RuntimeFile};
 use crate::wire::report::{Presence, Status};
 use crate::wire::topic::{Name, Names};
+use crate::worker::Checker;
 use crate::{governor, store, telemetry, worker};
 use broker_child::BrokerChild;
 pub use broker_child::serve_child as serve_broker_child;
@@ -125,7 +126,9 @@ async fn serve(mut config: Config, sources: &Sources) -> anyhow::Result<ExitCode
     let pools = settings::pool_link(&link_config, &names).map(link::spawn);
     let (link, inbound) = link::spawn(link_config);
 
-    let (worker, keeper) = worker::spawn(settings::worker(&config, &choice)?);
+    let worker_config = settings::worker(&config, &choice)?;
+    let checker = Checker::start(worker_config.program.clone(), config.engine.sandbox.clone());
+    let (worker, keeper) = worker::spawn(worker_config);
     let (orders, control) = mpsc::channel(CONTROL_QUEUE);
     let mut service = Service::new(notifier, orders.clone(), worker.pulse);
     let (notices, notice_queue) = mpsc::channel(GOVERNOR_QUEUE);
@@ -170,6 +173,7 @@ async fn serve(mut config: Config, sources: &Sources) -> anyhow::Result<ExitCode
         recovered,
         clock,
         reports: worker.reports,
+        checker,
         notices,
         words: word_queue,
         readings: config

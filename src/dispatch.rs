@@ -16,7 +16,9 @@
 //! final is on disk before it is published; it is kept, with the text and the places where it was cut
 //! into chunks, until its retention ends. So whatever dies, the same bytes can be said again.
 
+mod calls;
 mod checked;
+mod checks;
 mod durable;
 mod embed;
 mod energy;
@@ -54,7 +56,7 @@ use crate::telemetry::Heard;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply::Parked;
 use crate::wire::topic::{Name, RequestId};
-use crate::worker::Report;
+use crate::worker::{Asks, Checker, Report};
 use durable::StoreDone;
 pub use embed::EmbedSettings;
 use embed::Embedder;
@@ -117,6 +119,8 @@ pub struct Parts {
     pub clock: Clock,
     /// What the engine says.
     pub reports: mpsc::Receiver<Report>,
+    /// Judges grammars.
+    pub checker: Checker,
     /// To the governor.
     pub notices: mpsc::Sender<Notice>,
     /// From the governor.
@@ -139,6 +143,7 @@ struct Dispatch {
     link: Link,
     store: Store,
     notices: mpsc::Sender<Notice>,
+    checker: Asks,
     meters: Meters,
     energy: Energy,
     /// Whether anything runs.
@@ -235,6 +240,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         recovered,
         clock,
         mut reports,
+        checker,
         notices,
         mut words,
         mut readings,
@@ -243,7 +249,8 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
         mut control,
         embedder,
     } = parts;
-    let mut dispatch = Dispatch::new(settings, link, store, clock, notices, busy);
+    let (asks, mut verdicts) = checker.split();
+    let mut dispatch = Dispatch::new(settings, link, store, clock, notices, busy, asks);
     let mut dealt = None;
     if let Some((link, inbox)) = pools {
         dispatch.pools = Some(Pools::new(link));
@@ -284,6 +291,7 @@ pub async fn run(settings: Settings, parts: Parts) -> Inbox {
                 None => return inbound,
             },
             report = Embedder::report(&mut dispatch.embedder) => dispatch.on_embedder(report),
+            Some(verdict) = verdicts.recv() => dispatch.on_verdict(verdict),
             Some(done) = dispatch.store_work.join_next() => match done {
                 Ok(done) => dispatch.on_store(done),
                 Err(error) => error!(%error, "store task failed"),
@@ -343,6 +351,7 @@ impl Dispatch {
         clock: Clock,
         notices: mpsc::Sender<Notice>,
         busy: watch::Sender<bool>,
+        checker: Asks,
     ) -> Self {
         let node = Node::new(&settings, clock);
         Self {
@@ -351,6 +360,7 @@ impl Dispatch {
             store,
             commands: mpsc::channel(1).0, // Closed: nobody serves yet.
             notices,
+            checker,
             meters: Meters::new(),
             energy: Energy::new(Instant::now()),
             busy,
@@ -647,6 +657,7 @@ impl Dispatch {
         let Some((n_seq_max, model)) = self.node.serving() else {
             return;
         };
+        let syntax = self.node.tool_syntax();
         self.energy.advance(Instant::now(), self.queue.running());
         let runtime = self.settings.runtime_of(&model);
         loop {
@@ -660,6 +671,7 @@ impl Dispatch {
                 continue;
             };
             job.served_by(&model);
+            job.speak(syntax);
             if self
                 .commands
                 .try_send(Command::Submit(Box::new(job.command(runtime.as_ref()))))
@@ -831,6 +843,10 @@ fn api_error(error: &JobError, has_begun: bool) -> ApiError {
         JobError::Decode(reason) => {
             ApiError::new(Code::EngineError, format!("decoding failed: {reason}"))
         }
+        JobError::Constraint(reason) => ApiError::new(
+            Code::GrammarFailed,
+            format!("the answer has no next token by its grammar: {reason}"),
+        ),
     }
 }
 

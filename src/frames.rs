@@ -8,11 +8,13 @@
 //! nothing of tokens beyond their ids, which it keeps to resume a stream in another worker.
 
 pub mod codec;
+mod grammar;
 mod plan;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use grammar::{CheckSpec, Constraint, Refused, ToolSyntax};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
@@ -40,6 +42,11 @@ pub enum Command {
     /// Does the first GPU give so many bytes in one piece? Only after [`Command::Plan`]; answered by
     /// [`Event::Probed`]. They are given back at once.
     Probe(u64),
+    /// Judge grammars. The first command, instead of [`Command::Load`]: such a worker opens no model, and is
+    /// thrown away.
+    Check(CheckSpec),
+    /// Does this compile within the limits? Only after [`Command::Check`]; answered by [`Event::Compiled`].
+    Compile(Constraint),
     /// Take this job. The supervisor never has more than [`Loaded::n_seq_max`] jobs in the worker.
     Submit(Box<Job>),
     /// Turn these texts into vectors. Only to a worker that loaded a model for [`Task::Embed`]; answered by
@@ -90,6 +97,8 @@ pub enum Event {
     Planned(Result<Box<Plan>, String>),
     /// Answer to [`Command::Probe`]: whether it did. True where there is no GPU.
     Probed(bool),
+    /// Answer to [`Command::Compile`]. Where a limit was exceeded the worker then exits 0.
+    Compiled(Result<(), Refused>),
     /// The model cannot be served by this worker; the worker then exits 0.
     LoadFailed {
         /// A sentence for a technician: what was found, what was expected, what to do.
@@ -343,6 +352,8 @@ pub struct Loaded {
     pub n_seq_max: u32,
     /// Name of the chat template family, or `gguf` for the model's own, or `none`.
     pub chat_template: String,
+    /// How this model writes that it calls a tool.
+    pub tool_syntax: ToolSyntax,
     /// Layers of the model, the output layer counted.
     pub n_layers: u32,
     /// Layers found on a GPU in llama.cpp's log.
@@ -389,12 +400,16 @@ pub struct Job {
     pub stop: Vec<String>,
     /// Most tokens to make; 0: as many as the context allows.
     pub max_tokens: u32,
-    /// Fewest tokens to make: before them no end-of-generation token is chosen.
+    /// Fewest tokens to make: before them no end-of-generation token is chosen, unless a [`Constraint`] has
+    /// nothing else to go on with.
     pub min_tokens: u32,
-    /// Go on after an end-of-generation token (for measurements).
+    /// Go on after an end-of-generation token (for measurements). Nothing goes on after the end of a
+    /// [`Constraint`].
     pub ignore_eos: bool,
     /// Report how probable each token was, beside so many of the most probable ones.
     pub logprobs: Option<u8>,
+    /// What the answer must be, from its first byte to its last.
+    pub constraint: Option<Constraint>,
     /// Least time between two pieces of its text, milliseconds; 0: a piece each step. Each frame wakes threads
     /// on both sides, and on a small machine decoding waits for them.
     pub pace_ms: u32,
@@ -613,6 +628,8 @@ pub enum JobError {
     Input(String),
     /// Decoding failed for this job.
     Decode(String),
+    /// There is no next token by the [`Constraint`], or none could be found within the limits.
+    Constraint(String),
 }
 
 /// A raw measurement, after llama-bench (`pp`, `tg`) and llama-batched-bench.

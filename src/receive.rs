@@ -34,7 +34,19 @@ pub struct Receiver {
     attempt: u32,
     seq_next: u64,
     text: String,
+    calls: Vec<Call>,
     end: Option<End>,
+}
+
+/// A call of a tool, as far as it has arrived.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    /// Its name for the tool's answer.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON text of an object, whole once the answer has ended well.
+    pub arguments: String,
 }
 
 /// The end of an answer.
@@ -282,6 +294,7 @@ impl Receiver {
             }),
             Answer::Response(response) => {
                 self.text.push_str(piece_of(&response));
+                self.hear_calls(&response);
                 if !is_final {
                     self.seq_next = seq + 1;
                     return Ok(if seq == 0 {
@@ -290,7 +303,7 @@ impl Receiver {
                         Heard::Text { from }
                     });
                 }
-                let verified = finished(response, &self.text);
+                let verified = finished(*response, &self.text);
                 if verified.is_err() {
                     self.text.truncate(from);
                 }
@@ -306,6 +319,37 @@ impl Receiver {
     }
 }
 
+impl Receiver {
+    /// The calls of tools so far, in order.
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    fn hear_calls(&mut self, response: &Response<'_>) {
+        let choice = &response.choices[0];
+        let of_delta = choice.delta.iter().flat_map(|delta| &delta.tool_calls);
+        let of_message = choice
+            .message
+            .iter()
+            .flat_map(|message| &message.tool_calls);
+        for call in of_delta.chain(of_message) {
+            // A piece without an index, or with the next one, begins a call.
+            let at = call.index.map_or(self.calls.len(), |index| index as usize);
+            if at == self.calls.len() {
+                self.calls.push(Call::default());
+            }
+            let Some(known) = self.calls.get_mut(at) else {
+                continue;
+            };
+            known.id.push_str(call.id.as_deref().unwrap_or_default());
+            known
+                .name
+                .push_str(call.function.name.as_deref().unwrap_or_default());
+            known.arguments.push_str(&call.function.arguments);
+        }
+    }
+}
+
 /// The text that a message carries.
 fn piece_of<'a>(response: &'a Response<'_>) -> &'a str {
     let choice = &response.choices[0];
@@ -316,7 +360,7 @@ fn piece_of<'a>(response: &'a Response<'_>) -> &'a str {
     let whole = choice
         .message
         .as_ref()
-        .map(|message| message.content.as_ref());
+        .and_then(|message| message.content.as_deref());
     delta
         .or(whole)
         .or(choice.text.as_deref())

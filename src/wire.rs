@@ -11,6 +11,7 @@
 //! | [`request`] | bodies of requests: bounds, ranges, defaults |
 //! | [`reply`] | bodies of answers: chunks, whole answers, bare text |
 //! | [`error`] | the codes, their HTTP-like status and OpenAI `type` |
+//! | [`tools`] | tools, and the calls in what a model writes |
 //! | [`report`] | the retained documents: status, info, models, state |
 
 pub mod error;
@@ -18,6 +19,7 @@ pub mod reply;
 pub mod report;
 pub mod request;
 pub mod telemetry;
+pub mod tools;
 pub mod topic;
 
 pub use error::{ApiError, Code};

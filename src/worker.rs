@@ -30,6 +30,7 @@
 
 mod admission;
 mod backoff;
+mod checker;
 mod keeper;
 mod life;
 mod plan;
@@ -48,6 +49,7 @@ use crate::ledger::{Comparison, Refusal, Room};
 use crate::offload::Proof;
 pub use admission::AdmissionConfig;
 pub use backoff::Backoff;
+pub use checker::{Asks, Checker, Verdict};
 pub use plan::{PlanError, Planner, greet};
 use pulse::Pulser;
 pub use pulse::{Doing, Pulse};

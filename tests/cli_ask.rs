@@ -157,6 +157,7 @@ fn end(finish: Finish, text: &str) -> End {
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,
+        calls: Vec::new(),
     }
 }
 

@@ -26,14 +26,18 @@ mod metadata;
 mod pieces;
 #[path = "../fuzz/src/entry/request.rs"]
 mod request;
+#[path = "../fuzz/src/entry/schema.rs"]
+mod schema;
 #[path = "../fuzz/src/entry/stick.rs"]
 mod stick;
+#[path = "../fuzz/src/entry/tools.rs"]
+mod tools;
 #[path = "../fuzz/src/entry/topic.rs"]
 mod topic;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 12] = [
     ("answer", answer::check),
     ("catalog", catalog::check),
     ("frames", frames::check),
@@ -42,6 +46,8 @@ const TARGETS: [Target; 10] = [
     ("metadata", metadata::check),
     ("pieces", pieces::check),
     ("request", request::check),
+    ("schema", schema::check),
+    ("tools", tools::check),
     ("stick", stick::check),
     ("topic", topic::check),
 ];

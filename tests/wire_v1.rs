@@ -34,6 +34,7 @@ use orinoco::{
         },
         request::{self, EmbedRequest, Encoding},
         telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
+        tools::Part,
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -126,6 +127,7 @@ fn end(finish: Finish) -> End {
         include_text: false,
         text_sha256: std::array::from_fn(|at| at as u8),
         truncated: false,
+        calls: Vec::new(),
     }
 }
 
@@ -280,6 +282,8 @@ fn a_chat_with_every_key_is_accepted() {
         min_tokens: 0,
         ignore_eos: false,
         logprobs: None,
+        constraint: None,
+        tools: None,
         stream: true,
         include_text: true,
         coalesce_ms: Some(0),
@@ -399,6 +403,36 @@ fn whole_answers() {
     let whole = |op| replier(op, Form::Whole).end(1, &end(Finish::Stop));
     assert_sent(&whole(Op::Chat), "whole_chat.json");
     assert_sent(&whole(Op::Complete), "whole_complete.json");
+}
+
+#[test]
+fn calls_of_tools() {
+    let stream = replier(Op::Chat, Form::Chunks);
+    let call = |name: &str| Part::Call {
+        name: name.to_owned(),
+    };
+    let arguments = |text: &str| Part::Arguments(text.to_owned());
+    let first = [
+        Part::Content("I see.".to_owned()),
+        call("set_lamp"),
+        arguments("{\"room\": \"ha"),
+    ];
+    assert_sent(&stream.calls_piece(1, 0, &first), "chunk_chat_call.json");
+    let second = [arguments("ll\"}"), call("get_time"), arguments("{}")];
+    assert_sent(
+        &stream.calls_piece(2, 1, &second),
+        "chunk_chat_call_more.json",
+    );
+    let end = End {
+        text: String::new(),
+        calls: [("set_lamp", "{\"room\": \"hall\"}"), ("get_time", "{}")]
+            .map(|(name, arguments)| (name.to_owned(), arguments.to_owned()))
+            .to_vec(),
+        ..end(Finish::Stop)
+    };
+    assert_sent(&stream.end(3, &end), "final_chat_calls.json");
+    let whole = replier(Op::Chat, Form::Whole).end(1, &end);
+    assert_sent(&whole, "whole_chat_calls.json");
 }
 
 #[test]
@@ -540,6 +574,7 @@ fn loaded() -> Loaded {
         n_ctx_seq: 4096,
         n_seq_max: 8,
         chat_template: "gguf".to_owned(),
+        tool_syntax: Default::default(),
         n_layers: 31,
         n_layers_gpu: 31,
         n_graph_splits: 2,

@@ -18,8 +18,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 /// What one piece of work may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,44 @@ pub fn within<T: Send + 'static>(
     budget: Budget,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Exceeded> {
+    held_to(budget, work, |outcome| outcome.recv_timeout(budget.time))
+}
+
+/// As [`within`], where `spent` says how much of the time is used: what this process computed, say, so that
+/// work is not given up because others kept the cores from it. No wait is longer than `wait_max`.
+///
+/// # Errors
+/// As [`within`].
+///
+/// # Panics
+/// As [`within`].
+pub fn within_spent<T: Send + 'static>(
+    budget: Budget,
+    spent: impl Fn() -> Duration,
+    wait_max: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Exceeded> {
+    let (before, began) = (spent(), Instant::now());
+    held_to(budget, work, |outcome| {
+        loop {
+            let is_left =
+                spent().saturating_sub(before) < budget.time && began.elapsed() < wait_max;
+            match outcome.recv_timeout(LOOK_EVERY) {
+                Err(RecvTimeoutError::Timeout) if is_left => {}
+                end => return end,
+            }
+        }
+    })
+}
+
+/// How often [`within_spent`] looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+fn held_to<T: Send + 'static>(
+    budget: Budget,
+    work: impl FnOnce() -> T + Send + 'static,
+    wait: impl FnOnce(&Receiver<Option<T>>) -> Result<Option<T>, RecvTimeoutError>,
+) -> Result<T, Exceeded> {
     let (done, outcome) = sync_channel::<Option<T>>(1);
     let is_over = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&is_over);
@@ -67,7 +105,7 @@ pub fn within<T: Send + 'static>(
     let Ok(thread) = thread else {
         return Err(Exceeded::Memory(budget.bytes)); // no room for its stack
     };
-    match outcome.recv_timeout(budget.time) {
+    match wait(&outcome) {
         Ok(Some(value)) => {
             let _ = thread.join(); // it has nothing left to do
             Ok(value)

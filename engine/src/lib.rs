@@ -4,11 +4,14 @@
 //! `run` is the loop (commands, admit, plan, decode, sample, emit); `schedule`, `prefix`, `sampling`
 //! and `text` are its pure parts; `model` is the seam to `llama`, the only folder that names
 //! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair;
-//! `sandbox` holds the process in before a model is opened; `budget` holds hostile templates in.
+//! `sandbox` holds the process in before a model is opened; `budget` holds hostile templates in; `grammar` says
+//! which tokens may follow.
 
 pub mod budget;
 pub mod embed;
+pub mod grammar;
 pub mod llama;
+pub mod markers;
 pub mod model;
 pub mod pipe;
 pub mod prefix;

@@ -74,6 +74,8 @@ pub enum DecodeError {
 pub struct TemplateSource {
     /// The Jinja text, if the file has one.
     pub source: Option<String>,
+    /// Another that the file has for conversations with tools.
+    pub for_tools: Option<String>,
     /// Text of the begin-of-sequence token, empty if there is none.
     pub bos: String,
     /// Text of the end-of-sequence token, empty if there is none.

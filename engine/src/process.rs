@@ -8,10 +8,13 @@
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 /// Why the process cannot be a worker; fragments that complete "failed to …".
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,30 @@ pub fn offer_to_oom_killer() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "800") {
         tracing::warn!(%error, "oom_score_adj was not raised");
     }
+}
+
+/// What this process has computed so far.
+pub fn cpu_time() -> Duration {
+    let of = |time: TimeVal| {
+        Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or_default())
+    };
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map(|usage| of(usage.user_time()) + of(usage.system_time()))
+        .unwrap_or_default()
+}
+
+/// Leaves the cores to whoever decodes, and bounds what all work here may take at once: several times
+/// `bytes`, as a second fence behind the budget of each piece of work. Best effort, and before the sandbox.
+pub fn hold_back(bytes: u64) {
+    let fence = bytes.saturating_mul(4).saturating_add(256 << 20);
+    if let Err(error) = setrlimit(Resource::RLIMIT_DATA, fence, fence) {
+        tracing::warn!(%error, "no limit on this process's memory");
+    }
+    unsafe extern "C" {
+        /// nice(2); the threads to come inherit it.
+        safe fn nice(inc: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    nice(10);
 }
 
 /// Resident bytes that belong to this process alone, as the kernel counts them; 0 where /proc is hidden.

@@ -7,10 +7,12 @@
 
 mod admit;
 mod bench;
+mod constrain;
 mod score;
 mod step;
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ use orinoco::frames::{
     BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded, Speculation,
 };
 
+use crate::grammar::Grammars;
+use crate::markers::Markers;
 use crate::model::{Decoder, LoadError, Row, SeqId};
 use crate::prefix::Pool;
 use crate::schedule::{Bounds, Schedule, Want};
@@ -52,6 +56,7 @@ pub fn run(
     let template = ChatTemplate::new(&of_model, spec.chat_template.as_deref(), is_token)
         .map_err(|error| LoadError(format!("failed to {error}")))?;
     loaded.chat_template = template.name().to_owned();
+    loaded.tool_syntax = template.tool_syntax();
     let limits = decoder.limits();
     let mut slots = Vec::new();
     slots.resize_with(limits.n_seq_max as usize, || None);
@@ -75,6 +80,9 @@ pub fn run(
         // On request whatever it costs; else as it was measured to pay.
         gain: (spec.speculation != Speculation::Always).then(Gain::default),
         n_made: 0,
+        markers: Rc::new(Markers::of(decoder)),
+        grammars: Grammars::default(),
+        compiling: Vec::new(),
         decoder,
         template,
         bos: of_model.bos,
@@ -105,6 +113,10 @@ struct Run<'d> {
     /// By sequence.
     slots: Vec<Option<Slot>>,
     waiting: VecDeque<Slot>,
+    /// Jobs whose grammars are being compiled; then they wait.
+    compiling: Vec<Slot>,
+    grammars: Grammars,
+    markers: Rc<Markers>,
     /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
     over: Vec<SeqId>,
     /// Whether anything changed since the first waiting job was last refused.
@@ -139,6 +151,7 @@ impl Run<'_> {
         if !self.read(commands) {
             return false;
         }
+        self.collect_matchers();
         self.admit();
         if self.settle() {
             self.admit();
@@ -173,14 +186,22 @@ impl Run<'_> {
     }
 
     fn is_idle(&self) -> bool {
+        self.has_nothing_to_decode() && self.compiling.is_empty()
+    }
+
+    fn has_nothing_to_decode(&self) -> bool {
         self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
     /// Reads the commands that are there; waits for one only when there is nothing else to do. `false`
     /// when the sender is gone.
     fn read(&mut self, commands: &Receiver<Command>) -> bool {
-        if self.is_idle() && self.bench.is_none() && self.score.is_none() && self.over.is_empty() {
-            let first = if !self.outbox.is_empty() {
+        if self.has_nothing_to_decode()
+            && self.bench.is_none()
+            && self.score.is_none()
+            && self.over.is_empty()
+        {
+            let first = if !self.outbox.is_empty() || !self.compiling.is_empty() {
                 commands.recv_timeout(RETRY)
             } else if self.draining {
                 return true;
@@ -206,9 +227,13 @@ impl Run<'_> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Load(_) => tracing::warn!("a second Load is ignored: one model a worker"),
-            Command::Plan(_) | Command::Ask(_) | Command::Probe(_) => {
+            Command::Plan(_)
+            | Command::Ask(_)
+            | Command::Probe(_)
+            | Command::Check(_)
+            | Command::Compile(_) => {
                 tracing::warn!(
-                    "a serving worker plans nothing: that is for one that is thrown away"
+                    "a serving worker plans and judges nothing: that is for one that is thrown away"
                 );
             }
             Command::Embed(_) => {
@@ -234,6 +259,10 @@ impl Run<'_> {
             && let Some(slot) = self.waiting.remove(at)
         {
             self.may_admit = true;
+            self.say_done(slot, Ok(Finish::Cancelled));
+        }
+        if let Some(at) = self.compiling.iter().position(|slot| slot.job == job) {
+            let slot = self.compiling.swap_remove(at);
             self.say_done(slot, Ok(Finish::Cancelled));
         }
         let running = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.job == job);

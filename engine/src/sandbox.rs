@@ -20,7 +20,7 @@ mod privileges;
 #[cfg(test)]
 mod tests;
 
-use orinoco::frames::{LoadSpec, Sandbox};
+use orinoco::frames::{CheckSpec, LoadSpec, Sandbox, SandboxSpec};
 
 /// Why the sandbox could not be closed although this kernel has what it takes; fragments that complete
 /// "failed to …".
@@ -48,14 +48,32 @@ pub enum SandboxError {
 /// # Errors
 /// The kernel could, and did not: then no model should be opened.
 pub fn enter(spec: &LoadSpec) -> Result<Sandbox, SandboxError> {
-    let Some(rules) = &spec.sandbox else {
-        return Ok(Sandbox {
-            gaps: vec!["engine.sandbox is \"off\" in the configuration".to_owned()],
-            ..Sandbox::default()
-        });
-    };
+    match &spec.sandbox {
+        Some(rules) => close(files::Allowed::of(spec, rules), rules),
+        None => Ok(off()),
+    }
+}
+
+/// As [`enter`], for a process that opens no model: it can read libraries and what describes the machine.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_to_check(spec: &CheckSpec) -> Result<Sandbox, SandboxError> {
+    match &spec.sandbox {
+        Some(rules) => close(files::Allowed::without_model(rules), rules),
+        None => Ok(off()),
+    }
+}
+
+fn off() -> Sandbox {
+    Sandbox {
+        gaps: vec!["engine.sandbox is \"off\" in the configuration".to_owned()],
+        ..Sandbox::default()
+    }
+}
+
+fn close(allowed: files::Allowed, rules: &SandboxSpec) -> Result<Sandbox, SandboxError> {
     alone()?;
-    let allowed = files::Allowed::of(spec, rules);
     tracing::debug!(?allowed, "sandbox");
     privileges::give_away()?;
     let landlock = files::restrict(&allowed, files::ABI_USED)?;

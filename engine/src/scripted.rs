@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use orinoco::frames::{
     Backend, BufferUse, KvType, LoadSpec, Loaded, Outline, Plan, PlanAsk, Sampling, SandboxSpec,
-    Speculation, Switch, Task, Token,
+    Speculation, Switch, Task, Token, ToolSyntax,
 };
 
 pub use self::encoder::ScriptedEncoder;
@@ -215,6 +215,7 @@ impl Decoder for Scripted {
     fn template(&self) -> TemplateSource {
         TemplateSource {
             source: Some(TEMPLATE.to_owned()),
+            for_tools: None,
             bos: SPECIAL[0].to_owned(),
             eos: SPECIAL[1].to_owned(),
             add_bos: true,
@@ -475,6 +476,7 @@ pub(crate) fn loaded(spec: &LoadSpec, limits: Limits) -> Loaded {
         n_ctx_seq: limits.n_ctx_seq,
         n_seq_max: limits.n_seq_max,
         chat_template: String::new(),
+        tool_syntax: ToolSyntax::default(),
         n_layers: 1,
         n_layers_gpu: 0,
         n_graph_splits: 1,

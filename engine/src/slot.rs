@@ -3,10 +3,13 @@
 //! A waiting job has no sequence; an admitted one has the sequence whose number is its place in the
 //! loop's table. Knows nothing of channels and never calls the decoder's memory.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Logprob, Piece, Timings, Token};
 
+use crate::grammar::Matcher;
+use crate::markers::Markers;
 use crate::model::{Decoder, Row, SeqId};
 use crate::sampling::{Logprobs, Sampler};
 use crate::schedule::Want;
@@ -35,6 +38,12 @@ pub struct Slot {
     /// What may follow `tokens`; read along in the next batch and then forgotten.
     guess: Vec<Token>,
     logprobs: Option<Logprobs>,
+    /// Which tokens may follow; none where everything may.
+    matcher: Option<Matcher>,
+    /// Tokens at the prompt's end that another model's part of the answer became.
+    n_head: usize,
+    /// What some control tokens stand for in this answer.
+    markers: Rc<Markers>,
     text: TextOut,
     unsent_ids: Vec<Token>,
     unsent_logprobs: Vec<Logprob>,
@@ -63,6 +72,8 @@ impl Slot {
     pub fn new(
         job: &Job,
         prompt: Vec<Token>,
+        n_head: usize,
+        markers: Rc<Markers>,
         decoder: &dyn Decoder,
     ) -> Result<(Self, Taken), JobError> {
         let limits = decoder.limits();
@@ -118,6 +129,9 @@ impl Slot {
             luck: Luck::default(),
             guess: Vec::new(),
             logprobs: job.logprobs.map(|n_top| Logprobs::new(n_top.into())),
+            matcher: None,
+            n_head,
+            markers,
             text: TextOut::new(&job.stop, skip),
             unsent_ids: Vec::new(),
             unsent_logprobs: Vec::new(),
@@ -135,12 +149,26 @@ impl Slot {
         };
         let mut taken = Taken::More;
         for id in output {
-            taken = slot.append(*id, decoder, &mut Vec::new());
+            taken = slot.append(*id, decoder, &mut Vec::new())?;
             if taken != Taken::More {
                 break;
             }
         }
         Ok((slot, taken))
+    }
+
+    /// From now on only what `matcher` allows is chosen. It is shown what was made already.
+    pub fn constrain(&mut self, mut matcher: Matcher) -> Result<Taken, JobError> {
+        let mut is_over = false;
+        for token in &self.tokens[self.n_prompt - self.n_head..] {
+            is_over = matcher.accept(*token).map_err(no_match)?;
+        }
+        if is_over {
+            return Ok(Taken::Over(Finish::Stop));
+        }
+        matcher.foresee();
+        self.matcher = Some(matcher);
+        Ok(Taken::More)
     }
 
     /// Ids of the prompt.
@@ -195,7 +223,9 @@ impl Slot {
         // The last token of an answer needs no row.
         let n_left = self.n_output_max - (self.tokens.len() - self.n_prompt);
         let n_max = n_max.min(n_left.saturating_sub(1));
-        if n_max > 0 && self.want().decodes && self.luck.allows() {
+        // Under a grammar nothing is guessed: what repeats there, its matcher would often forbid.
+        let may_guess = self.matcher.is_none() && self.luck.allows();
+        if n_max > 0 && self.want().decodes && may_guess {
             self.lookup.guess(&self.tokens, n_max, &mut self.guess);
         }
     }
@@ -247,7 +277,10 @@ impl Slot {
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.look(logits);
         }
-        if self.timings.n_output < self.n_output_min {
+        if let Some(matcher) = &mut self.matcher {
+            matcher.forbid(logits).map_err(no_match)?;
+        }
+        if self.timings.n_output < self.n_output_min && self.may_go_on(logits) {
             for token in &self.ends {
                 logits[*token as usize] = f32::NEG_INFINITY;
             }
@@ -268,10 +301,23 @@ impl Slot {
         Ok(token)
     }
 
+    /// Whether the grammar, if there is one, leaves anything but the end.
+    fn may_go_on(&self, logits: &[f32]) -> bool {
+        self.matcher.is_none()
+            || (0..)
+                .zip(logits)
+                .any(|(token, logit)| *logit != f32::NEG_INFINITY && !self.ends.contains(&token))
+    }
+
     /// Takes a chosen token into the answer. End-of-generation tokens are not part of it.
-    pub fn take(&mut self, token: Token, decoder: &dyn Decoder, bytes: &mut Vec<u8>) -> Taken {
-        if !self.ignore_eos && decoder.is_eog(token) {
-            return Taken::Over(Finish::Stop);
+    pub fn take(
+        &mut self,
+        token: Token,
+        decoder: &dyn Decoder,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Taken, JobError> {
+        if (self.matcher.is_some() || !self.ignore_eos) && decoder.is_eog(token) {
+            return Ok(Taken::Over(Finish::Stop));
         }
         self.timings.n_output += 1;
         self.unsent_ids.push(token);
@@ -286,18 +332,31 @@ impl Slot {
         self.append(token, decoder, bytes)
     }
 
-    fn append(&mut self, token: Token, decoder: &dyn Decoder, bytes: &mut Vec<u8>) -> Taken {
+    fn append(
+        &mut self,
+        token: Token,
+        decoder: &dyn Decoder,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Taken, JobError> {
         self.tokens.push(token);
         self.sampler.accept(token);
         bytes.clear();
-        decoder.piece(token, bytes);
+        self.markers.piece(token, decoder, bytes);
         if self.text.push(bytes, &mut self.unsent_text) {
-            return Taken::Over(Finish::Stop);
+            return Ok(Taken::Over(Finish::Stop));
+        }
+        if let Some(matcher) = &mut self.matcher
+            && matcher.accept(token).map_err(no_match)?
+        {
+            return Ok(Taken::Over(Finish::Stop));
         }
         if self.tokens.len() - self.n_prompt >= self.n_output_max {
-            return Taken::Over(Finish::Length);
+            return Ok(Taken::Over(Finish::Length));
         }
-        Taken::More
+        if let Some(matcher) = &mut self.matcher {
+            matcher.foresee();
+        }
+        Ok(Taken::More)
     }
 
     /// Whether it has something to say since the last piece, and its pace lets it.
@@ -352,6 +411,10 @@ impl Slot {
             timings: self.timings,
         }
     }
+}
+
+fn no_match(reason: String) -> JobError {
+    JobError::Constraint(reason)
 }
 
 fn ms(from: Instant, to: Instant) -> f64 {

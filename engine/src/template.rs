@@ -7,6 +7,9 @@
 
 mod families;
 mod functions;
+#[cfg(test)]
+mod golden;
+mod tools;
 
 use std::cell::Cell;
 use std::io;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
+use orinoco::frames::ToolSyntax;
 use serde_json::{Map, Value as Json};
 
 use crate::budget::{self, Budget};
@@ -60,6 +64,9 @@ pub enum TemplateError {
 /// A compiled template.
 pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
+    /// The file's own for conversations with tools.
+    for_tools: Option<Arc<Environment<'static>>>,
+    tool_syntax: ToolSyntax,
     n_stops: Cell<u32>,
     name: &'static str,
     bos: String,
@@ -83,7 +90,7 @@ impl ChatTemplate {
         }
         if let Some(source) = &of_model.source {
             match Self::compile("gguf", source, of_model).and_then(Self::tried) {
-                Ok(template) => return Ok(template),
+                Ok(template) => return Ok(template.with_tools(of_model.for_tools.as_deref())),
                 Err(error) => {
                     tracing::warn!(
                         %error,
@@ -106,17 +113,40 @@ impl ChatTemplate {
                 found: source.len(),
             });
         }
-        let text = functions::without_generation_tags(source);
-        let env = budget::within(BUDGET, move || environment(text))
-            .map_err(|exceeded| TemplateError::Compile(exceeded.to_string()))?
-            .map_err(|error| TemplateError::Compile(explain(&error)))?;
+        let env = compiled(source)?;
         Ok(Self {
             env: Arc::new(env),
+            for_tools: None,
+            tool_syntax: tools::syntax_of(source),
             n_stops: Cell::new(0),
             name,
             bos: of_model.bos.clone(),
             eos: of_model.eos.clone(),
         })
+    }
+
+    /// Itself, with another template for conversations with tools, where that has a syntax that we read.
+    fn with_tools(mut self, source: Option<&str>) -> Self {
+        let Some(source) = source.filter(|source| source.len() <= SOURCE_BYTES_MAX) else {
+            return self;
+        };
+        let syntax = tools::syntax_of(source);
+        if syntax == ToolSyntax::Generic {
+            return self;
+        }
+        match compiled(source) {
+            Ok(env) => {
+                self.for_tools = Some(Arc::new(env));
+                self.tool_syntax = syntax;
+            }
+            Err(error) => tracing::warn!(%error, "the file's template for tools is not used"),
+        }
+        self
+    }
+
+    /// How its model writes that it calls a tool.
+    pub fn tool_syntax(&self) -> ToolSyntax {
+        self.tool_syntax
     }
 
     /// Itself, if it can render the simplest conversation.
@@ -143,7 +173,15 @@ impl ChatTemplate {
                 .map_err(|error| TemplateError::Messages(format!("{what}: {error}")))
         };
         let mut messages = normalized(parse("messages", messages)?)?;
-        let tools = tools.map(|tools| parse("tools", tools)).transpose()?;
+        let mut tools = tools.map(|tools| parse("tools", tools)).transpose()?;
+        match self.tool_syntax {
+            ToolSyntax::Generic => tools::in_words(&mut messages, tools.take().as_ref()),
+            ToolSyntax::Mistral => tools::with_short_ids(&mut messages),
+            ToolSyntax::Hermes | ToolSyntax::Llama3 => {}
+        }
+        if let Some(tools) = &mut tools {
+            tools::completed(tools);
+        }
         match self.render_values(&Json::Array(messages.clone()), tools.as_ref()) {
             // Gemma, Mistral and others refuse a system role: it then opens the first user message.
             Err(error) if fold_system(&mut messages) => self
@@ -170,7 +208,10 @@ impl ChatTemplate {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        let env = Arc::clone(&self.env);
+        let env = match &self.for_tools {
+            Some(env) if tools.is_some() => Arc::clone(env),
+            _ => Arc::clone(&self.env),
+        };
         let rendered = budget::within(BUDGET, move || -> Result<Vec<u8>, String> {
             let template = env.get_template(NAME).map_err(|error| explain(&error))?;
             let mut output = Bounded(Vec::new());
@@ -187,6 +228,13 @@ impl ChatTemplate {
             .map_err(TemplateError::Render)?;
         String::from_utf8(output).map_err(|error| TemplateError::Render(error.to_string()))
     }
+}
+
+fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
+    let text = functions::without_generation_tags(source);
+    budget::within(BUDGET, move || environment(text))
+        .map_err(|exceeded| TemplateError::Compile(exceeded.to_string()))?
+        .map_err(|error| TemplateError::Compile(explain(&error)))
 }
 
 /// An environment with this one template in it.

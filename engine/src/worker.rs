@@ -1,5 +1,5 @@
-//! The life of a worker: Hello, then Load, sandbox, serve, exit; or Plan, sandbox, answer, exit. Shared by
-//! the product and the scripted binary.
+//! The life of a worker: Hello, then Load, sandbox, serve, exit; or Plan, sandbox, answer, exit; or Check,
+//! sandbox, judge, exit. Shared by the product and the scripted binary.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use orinoco::frames::codec::{read_frame, write_frame};
-use orinoco::frames::{Command, Event, Hello, LoadSpec, PROTOCOL, Task};
+use orinoco::frames::{CheckSpec, Command, Event, Hello, LoadSpec, PROTOCOL, Task};
 use tracing_subscriber::EnvFilter;
 
 use crate::model::{LoadError, Loader, Planner};
-use crate::process::{Arguments, adopt, arguments, die_with_parent, offer_to_oom_killer};
-use crate::{embed, pipe, run, sandbox};
+use crate::process::{
+    Arguments, adopt, arguments, die_with_parent, hold_back, offer_to_oom_killer,
+};
+use crate::{embed, grammar, pipe, run, sandbox};
 
 /// Set when the supervisor is gone.
 static CLOSED: AtomicBool = AtomicBool::new(false);
@@ -72,9 +74,10 @@ fn serve<L: Loader>(
     let order = match first {
         Ok(Some(Command::Load(spec))) => Order::Serve(spec),
         Ok(Some(Command::Plan(spec))) => Order::Plan(spec),
+        Ok(Some(Command::Check(spec))) => return judge(stream, &spec),
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(_)) => {
-            tracing::error!("the first command is neither Load nor Plan");
+            tracing::error!("the first command is neither Load, Plan nor Check");
             return ExitCode::FAILURE;
         }
         Err(error) => {
@@ -134,6 +137,31 @@ fn serve<L: Loader>(
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Judges grammars: no model, no GPU, little memory.
+fn judge(mut stream: UnixStream, spec: &CheckSpec) -> ExitCode {
+    hold_back(spec.bytes);
+    let sandbox = match sandbox::enter_to_check(spec) {
+        Ok(sandbox) => sandbox,
+        Err(error) => return refuse(stream, &format!("failed to {error}; {SANDBOX_OFF}")),
+    };
+    if write_frame(&mut stream, &Event::Sandboxed(sandbox)).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let pipe = match pipe::start(stream, &CLOSED) {
+        Ok(pipe) => pipe,
+        Err(error) => {
+            tracing::error!(%error, "the socket's threads did not start");
+            return ExitCode::FAILURE;
+        }
+    };
+    grammar::check::serve(spec, &pipe.commands, &pipe.events);
+    drop(pipe.events);
+    match pipe.writer.join() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// Says why nothing is loaded, and ends in order.

@@ -13,12 +13,16 @@ mod common;
 mod decoder;
 #[path = "real/encoder.rs"]
 mod encoder;
+#[path = "real/mask_speed.rs"]
+mod mask_speed;
 #[path = "real/plan.rs"]
 mod plan;
 #[path = "real/samplers.rs"]
 mod samplers;
 #[path = "real/streams.rs"]
 mod streams;
+#[path = "real/structured.rs"]
+mod structured;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -13,8 +13,10 @@ pub mod entry {
     pub mod metadata;
     pub mod pieces;
     pub mod request;
+    pub mod schema;
     pub mod stick;
     pub mod template;
+    pub mod tools;
     pub mod topic;
 }
 

@@ -174,6 +174,11 @@ impl Dispatch {
             Ok(request) => request,
             Err(error) => return self.refuse(&address, &replier, &error, Some(message.ack)),
         };
+        if request.tools.is_some() && Form::of(op, request.stream, accept.as_deref()).is_bare() {
+            let text = "tools are given, and the answer is asked for as text/plain, which has no place for calls";
+            let error = ApiError::new(Code::InvalidRequest, text).with_param("tools");
+            return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
         if self.is_of_pool(&message.ack)
             && let Some(error) = self.pool_refusal()
         {
@@ -296,9 +301,6 @@ impl Dispatch {
             .insert((address.user.clone(), address.id.clone()), key);
         self.queued_bytes += record.body.len();
         self.quotas.entered(&address.user, record.body.len());
-        let running_max = self.settings.user(&address.user).limits.running_jobs_max;
-        self.queue
-            .push(place.order, key, &address.user, running_max);
         debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
         let logprobs = Logprobs::new(request.logprobs.is_some());
         self.jobs.insert(
@@ -317,6 +319,8 @@ impl Dispatch {
                 first_token: None,
                 last_token: None,
                 output: Output::new(coalesce, coalesce_bytes),
+                calls: None,
+                unchecked: Some(place.order),
                 prompt_ids: Vec::new(),
                 output_ids: Vec::new(),
                 logprobs,
@@ -334,6 +338,7 @@ impl Dispatch {
                 parked: None,
             },
         );
+        self.line_up(key);
         key
     }
 
@@ -502,7 +507,7 @@ impl Dispatch {
         else {
             return;
         };
-        if self.queue.position(*key).is_some() {
+        if job.unchecked.take().is_some() || self.queue.position(*key).is_some() {
             self.queue.remove(*key);
             let timings = job.timings_so_far();
             job.end(Ending::Finished(Finish::Cancelled, timings));

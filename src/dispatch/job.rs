@@ -5,15 +5,18 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use tokio::time::Instant;
 
+use super::calls::{self, Calls, Sought};
 use super::energy::Spent;
 use super::logprobs::Logprobs;
 use super::output::Output;
-use crate::frames::{self, Finish, Head, JobKey, Logprob, Resume, Timings, Token};
+use super::queue::Order;
+use crate::frames::{self, Finish, Head, JobKey, Logprob, Resume, Timings, Token, ToolSyntax};
 use crate::link::{AckToken, Props, Publish};
 use crate::models::release::Runtime;
 use crate::wire::error::ApiError;
 use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Parked, Part, Replier};
 use crate::wire::request::Request;
+use crate::wire::tools;
 use crate::wire::topic::{Name, Op, RequestId};
 
 /// Who asked, and where and how the answer goes.
@@ -106,6 +109,10 @@ pub(super) struct Job {
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
     pub(super) output: Output,
+    /// Of a request with tools, once a model serves it.
+    pub(super) calls: Option<Calls>,
+    /// Its place in the queue, which it takes once its grammar is found good.
+    pub(super) unchecked: Option<Order>,
     /// Ids for another worker, should this one die.
     pub(super) prompt_ids: Vec<Token>,
     pub(super) output_ids: Vec<Token>,
@@ -158,11 +165,13 @@ impl Job {
                 .repeat_penalty
                 .or(suits.repeat_penalty)
                 .unwrap_or(sampling.repeat_penalty);
+            // A text that ends answers in general must not cut one that has a form.
+            let is_free = self.constraint().is_none();
             stop.extend(
                 runtime
                     .stop
                     .iter()
-                    .filter(|text| !self.request.stop.contains(text))
+                    .filter(|text| is_free && !self.request.stop.contains(text))
                     .cloned(),
             );
         }
@@ -179,7 +188,9 @@ impl Job {
             max_tokens: self.request.max_tokens.unwrap_or(0),
             min_tokens: self.request.min_tokens,
             ignore_eos: self.request.ignore_eos,
-            logprobs: self.request.logprobs,
+            // Of calls the text is told otherwise than it was made: no token has a place in it.
+            logprobs: (self.request.logprobs).filter(|_| self.request.tools.is_none()),
+            constraint: self.constraint(),
             pace_ms: if self.streams() {
                 self.output.coalesce().as_millis() as u32
             } else {
@@ -187,6 +198,29 @@ impl Job {
             },
             resume,
             head: self.head.clone(),
+        }
+    }
+
+    /// What the whole answer has to be.
+    fn constraint(&self) -> Option<frames::Constraint> {
+        match (&self.request.tools, &self.calls) {
+            (Some(tools), Some(calls)) => tools::call(tools, calls.sought().syntax),
+            _ => self.request.constraint.clone(),
+        }
+    }
+
+    /// What is to be judged before a model is asked: the form of the answer, or the arguments of each tool.
+    pub(super) fn to_check(&self) -> Vec<frames::Constraint> {
+        match (&self.request.tools, &self.request.constraint) {
+            (Some(tools), _) if tools.choice != tools::Choice::Auto => tools::schemas(tools),
+            (_, constraint) => constraint.iter().cloned().collect(),
+        }
+    }
+
+    /// Calls are written in the syntax of the first model that serves it, also when another goes on.
+    pub(super) fn speak(&mut self, syntax: ToolSyntax) {
+        if let (Some(tools), None) = (&self.request.tools, &self.calls) {
+            self.calls = Some(Calls::new(Sought::of(tools, syntax)));
         }
     }
 
@@ -247,7 +281,15 @@ impl Job {
         }
         self.output_ids.extend_from_slice(ids);
         self.logprobs.receive(logprobs);
-        self.output.push(text, now);
+        match &mut self.calls {
+            None => self.output.push(text, now),
+            Some(calls) => {
+                self.output.keep(text);
+                if let Some(held) = calls.read(text) {
+                    self.output.release(self.output.text().len() - held, now);
+                }
+            }
+        }
     }
 
     /// It left the worker and goes on later from its last piece: what the worker released when it was
@@ -282,6 +324,10 @@ impl Job {
         if self.phase == Phase::Open {
             self.phase = Phase::Ended;
             self.ending = Some(ending);
+            if self.calls.as_mut().is_some_and(Calls::end) {
+                self.output
+                    .release(self.output.text().len(), Instant::now());
+            }
             self.output.end();
         }
     }
@@ -305,8 +351,16 @@ impl Job {
         match (self.output.due(), &self.parked) {
             (None, Some(parked)) => self.replier.parked(seq, parked),
             (due, _) if due? <= now => {
-                let logprobs = self.logprobs.due(self.output.chunk_end());
-                self.replier.piece_with(seq, self.output.chunk(), logprobs)
+                let cut = self.output.chunk();
+                match &self.calls {
+                    None => {
+                        let logprobs = self.logprobs.due(self.output.chunk_end());
+                        self.replier.piece_with(seq, cut, logprobs)
+                    }
+                    Some(calls) => {
+                        Some(calls.chunk(&self.replier, seq, cut, self.output.is_last()))
+                    }
+                }
             }
             _ => None,
         }
@@ -316,7 +370,12 @@ impl Job {
     pub(super) fn chunk_sent(&mut self, now: Instant) {
         self.logprobs.told(self.output.chunk_end());
         match self.output.due() {
-            Some(_) => self.output.sent(now),
+            Some(_) => {
+                if let Some(calls) = &mut self.calls {
+                    calls.sent(self.output.chunk());
+                }
+                self.output.sent(now);
+            }
             None => {
                 self.parked = None;
                 self.output.sent_empty();
@@ -353,7 +412,9 @@ impl Job {
         match self.ending.as_ref().expect("only called on an ended job") {
             Ending::Failed(error) => self.replier.error(seq, error),
             Ending::Finished(finish, timings) => {
-                let text = self.output.text();
+                let whole = self.output.text();
+                let answer = self.calls.as_ref().map(|calls| calls.answer(whole));
+                let text = answer.as_ref().map_or(whole, |answer| &answer.content);
                 let kept = match self.replier.form {
                     Form::Text => crate::wire::reply::cut(text, text_bytes_max),
                     _ => text,
@@ -377,6 +438,7 @@ impl Job {
                         include_text: self.request.include_text,
                         text_sha256: sha2::Sha256::digest(text).into(),
                         truncated: kept.len() < text.len(),
+                        calls: answer.map(|answer| answer.calls).unwrap_or_default(),
                     },
                 )
             }
@@ -402,6 +464,9 @@ pub(super) struct Replay {
     /// Of each chunk, where any had some. Kept behind the rest, which older versions wrote alone.
     #[serde(skip)]
     logprobs: Vec<Vec<Logprob>>,
+    /// How its calls were found. Kept behind the logprobs.
+    #[serde(skip)]
+    calls: Option<Sought>,
 }
 
 impl Replay {
@@ -422,13 +487,17 @@ impl Replay {
             text,
             cuts,
             logprobs: job.logprobs.by_chunk(),
+            calls: job.calls.as_ref().map(|calls| calls.sought().clone()),
         }
     }
 
     pub(super) fn to_bytes(&self) -> Bytes {
         let mut bytes = postcard::to_stdvec(self).expect("strings and integers always encode");
-        if !self.logprobs.is_empty() {
+        if !self.logprobs.is_empty() || self.calls.is_some() {
             bytes = postcard::to_extend(&self.logprobs, bytes).expect("so do numbers");
+        }
+        if let Some(calls) = &self.calls {
+            bytes = postcard::to_extend(calls, bytes).expect("so do names");
         }
         bytes.into()
     }
@@ -436,9 +505,13 @@ impl Replay {
     /// `accepted` and the chunks, as they were sent the first time. `None` when the bytes are not ours.
     pub(super) fn messages(bytes: &[u8], id: &RequestId) -> Option<Vec<Outgoing>> {
         let (replay, rest): (Self, _) = postcard::take_from_bytes(bytes).ok()?;
-        let logprobs: Vec<Vec<Logprob>> = match rest {
-            [] => Vec::new(),
-            rest => postcard::from_bytes(rest).ok()?,
+        let (logprobs, rest): (Vec<Vec<Logprob>>, _) = match rest {
+            [] => (Vec::new(), rest),
+            rest => postcard::take_from_bytes(rest).ok()?,
+        };
+        let calls: Option<Sought> = match rest {
+            [] => None,
+            rest => Some(postcard::from_bytes(rest).ok()?),
         };
         let replier = Replier {
             form: replay.form,
@@ -453,6 +526,15 @@ impl Replay {
             .accepted(&Accepted { queue: 0 })
             .into_iter()
             .collect();
+        if let Some(sought) = &calls {
+            messages.extend(calls::replayed(
+                sought,
+                &replier,
+                &replay.text,
+                &replay.cuts,
+            )?);
+            return Some(messages);
+        }
         let mut start = 0;
         for (n, end) in replay.cuts.iter().enumerate() {
             let end = *end as usize;

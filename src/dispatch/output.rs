@@ -15,6 +15,8 @@ pub const CHUNK_TEXT_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Output {
     text: String,
+    /// Bytes of `text` that may leave; what follows could be the begin of a call.
+    ready_bytes: usize,
     /// Ends of the chunks sent so far, as byte offsets into `text`; rising, but for chunks without text.
     cuts: Vec<u32>,
     /// Since when unsent text has waited.
@@ -31,6 +33,7 @@ impl Output {
     pub fn new(coalesce: Duration, coalesce_bytes: usize) -> Self {
         Self {
             text: String::new(),
+            ready_bytes: 0,
             cuts: Vec::new(),
             waiting_since: None,
             left_at: None,
@@ -42,10 +45,26 @@ impl Output {
 
     /// New text from the worker.
     pub fn push(&mut self, text: &str, now: Instant) {
-        if !text.is_empty() {
-            self.text.push_str(text);
+        self.keep(text);
+        self.release(self.text.len(), now);
+    }
+
+    /// New text that may not leave yet.
+    pub fn keep(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// All but what lies behind the first `bytes` of the text may leave.
+    pub fn release(&mut self, bytes: usize, now: Instant) {
+        if bytes > self.ready_bytes {
+            self.ready_bytes = bytes;
             self.waiting_since.get_or_insert(now);
         }
+    }
+
+    /// Whether the next chunk is the rest of a text that is over.
+    pub fn is_last(&self) -> bool {
+        self.ended && self.sent_bytes() + self.chunk().len() == self.text.len()
     }
 
     /// No more text will come: what is left is due now.
@@ -73,7 +92,10 @@ impl Output {
     /// The next chunk: unsent text, cut at a character. Call [`Self::sent`] once it is on its way.
     pub fn chunk(&self) -> &str {
         let start = self.sent_bytes();
-        let end = floor_char_boundary(&self.text, start + CHUNK_TEXT_BYTES_MAX);
+        let end = floor_char_boundary(
+            &self.text,
+            self.ready_bytes.min(start + CHUNK_TEXT_BYTES_MAX),
+        );
         &self.text[start..end]
     }
 
@@ -88,7 +110,7 @@ impl Output {
         let end = self.sent_bytes() + self.chunk().len();
         self.cuts
             .push(u32::try_from(end).expect("texts are bounded far below 4 GiB"));
-        if end == self.text.len() {
+        if end == self.ready_bytes {
             self.waiting_since = None;
         }
     }
@@ -105,9 +127,9 @@ impl Output {
         self.cuts.last().map_or(0, |end| *end as usize)
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait and may leave.
     pub fn unsent_bytes(&self) -> usize {
-        self.text.len() - self.sent_bytes()
+        self.ready_bytes - self.sent_bytes()
     }
 
     /// The whole text so far.

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::checked::{self, NoModel};
 use super::pools::Pools;
 use super::{Clock, Discovery, Dispatch, Settings, earliest};
-use crate::frames::{Hello, Loaded, Sandbox};
+use crate::frames::{Hello, Loaded, Sandbox, ToolSyntax};
 use crate::home_assistant::{self, Sensed};
 use crate::link::{Props, Publish};
 use crate::models::{Release, release};
@@ -122,6 +122,13 @@ impl Node {
         let loaded = self.loaded.as_ref()?;
         let allowed = (self.state.power.as_ref()).map_or(u32::MAX, |power| power.n_seq);
         Some((loaded.n_seq_max.min(allowed) as usize, loaded.name.clone()))
+    }
+
+    /// How the serving model writes calls.
+    pub(super) fn tool_syntax(&self) -> ToolSyntax {
+        self.loaded
+            .as_ref()
+            .map_or_else(ToolSyntax::default, |loaded| loaded.tool_syntax)
     }
 
     /// Tokens that one request may use in the serving worker.

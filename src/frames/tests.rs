@@ -51,6 +51,13 @@ fn sampling() -> impl Strategy<Value = Sampling> {
     )
 }
 
+fn constraint() -> impl Strategy<Value = Constraint> {
+    prop_oneof![
+        any::<String>().prop_map(Constraint::JsonSchema),
+        any::<String>().prop_map(Constraint::Lark),
+    ]
+}
+
 fn job() -> impl Strategy<Value = Job> {
     let resume =
         (ids(), ids(), any::<u64>()).prop_map(|(prompt_ids, output_ids, text_bytes)| Resume {
@@ -62,7 +69,7 @@ fn job() -> impl Strategy<Value = Job> {
     let rest = (
         stop,
         any::<[u32; 2]>(),
-        any::<bool>(),
+        (any::<bool>(), proptest::option::of(constraint())),
         proptest::option::of(any::<u8>()),
         any::<u32>(),
         proptest::option::of(resume),
@@ -75,7 +82,15 @@ fn job() -> impl Strategy<Value = Job> {
             job,
             input,
             sampling,
-            (stop, [max_tokens, min_tokens], ignore_eos, logprobs, pace_ms, resume, head),
+            (
+                stop,
+                [max_tokens, min_tokens],
+                (ignore_eos, constraint),
+                logprobs,
+                pace_ms,
+                resume,
+                head,
+            ),
         )| Job {
             job,
             input,
@@ -85,6 +100,7 @@ fn job() -> impl Strategy<Value = Job> {
             min_tokens,
             ignore_eos,
             logprobs,
+            constraint,
             pace_ms,
             resume,
             head,
@@ -139,6 +155,7 @@ fn command() -> impl Strategy<Value = Command> {
         any::<u64>().prop_map(Command::Ping),
         ask().prop_map(Command::Ask),
         any::<u64>().prop_map(Command::Probe),
+        constraint().prop_map(Command::Compile),
         Just(Command::Drain),
         Just(Command::Trim),
         Just(Command::Grow),
@@ -153,6 +170,7 @@ fn error() -> impl Strategy<Value = JobError> {
         }),
         any::<String>().prop_map(JobError::Template),
         any::<String>().prop_map(JobError::Decode),
+        any::<String>().prop_map(JobError::Constraint),
     ]
 }
 

@@ -186,6 +186,7 @@ fn loaded(buffers: Vec<BufferUse>, devices: Vec<Device>) -> Loaded {
         n_ctx_seq: 8192,
         n_seq_max: 8,
         chat_template: String::new(),
+        tool_syntax: Default::default(),
         n_layers: 29,
         n_layers_gpu: 29,
         n_graph_splits: 2,

@@ -40,6 +40,7 @@ fn good() -> Loaded {
         n_ctx_seq: 8192,
         n_seq_max: 8,
         chat_template: "llama3".to_owned(),
+        tool_syntax: Default::default(),
         n_layers: 29,
         n_layers_gpu: 29,
         n_graph_splits: 2,

@@ -280,7 +280,9 @@ fn failed<T>(error: &JobError) -> Result<T, No> {
             Reason::ProbeGolden,
             &format!("a golden prompt of {n_prompt} tokens, {n_ctx_seq} fit"),
         ),
-        JobError::Input(why) | JobError::Decode(why) => no(Reason::ProbeGolden, why),
+        JobError::Input(why) | JobError::Decode(why) | JobError::Constraint(why) => {
+            no(Reason::ProbeGolden, why)
+        }
     }
 }
 

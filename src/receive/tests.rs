@@ -39,6 +39,7 @@ fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {
             include_text: false,
             text_sha256: Sha256::digest(text).into(),
             truncated: false,
+            calls: Vec::new(),
         },
     )
 }

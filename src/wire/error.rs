@@ -58,6 +58,8 @@ codes! {
     PayloadTooLarge = "payload_too_large" 413 "invalid_request_error",
     /// The prompt has more tokens than one request may use.
     ContextLengthExceeded = "context_length_exceeded" 422 "invalid_request_error",
+    /// The answer went where the grammar or schema costs more than its limit, or leaves no next token.
+    GrammarFailed = "grammar_failed" 422 "invalid_request_error",
     /// The queue has no place.
     QueueFull = "queue_full" 429 "rate_limit_error",
     /// This user asks too often or too much.

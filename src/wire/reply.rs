@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{ApiError, Code},
+    tools::{self, Called, Part as CallPart, ToolCall},
     topic::{Name, Op, RequestId},
 };
 use crate::frames::{Finish, Logprob, Timings, Token};
@@ -139,6 +140,8 @@ pub struct End {
     pub text_sha256: [u8; 32],
     /// The text was cut to the limit of op `text`.
     pub truncated: bool,
+    /// Name and arguments of each call; the text is then what was said beside them.
+    pub calls: Vec<(String, String)>,
 }
 
 /// Builds the messages that answer one request.
@@ -202,6 +205,66 @@ impl Replier {
         }
     }
 
+    /// What came of an answer that may call tools; `n_calls` began before this piece. Only in
+    /// [`Form::Chunks`].
+    pub fn calls_piece(&self, seq: u64, n_calls: usize, parts: &[CallPart]) -> Outgoing {
+        let mut content: Option<String> = None;
+        let mut calls: Vec<ToolCall<'_>> = Vec::new();
+        let mut n_calls = n_calls as u32;
+        for part in parts {
+            match part {
+                CallPart::Content(text) => content.get_or_insert_default().push_str(text),
+                CallPart::Call { name } => {
+                    calls.push(ToolCall {
+                        index: Some(n_calls),
+                        ..self.call(n_calls, name, "")
+                    });
+                    n_calls += 1;
+                }
+                CallPart::Arguments(text) => {
+                    let index = n_calls.saturating_sub(1);
+                    match calls.last_mut().filter(|call| call.index == Some(index)) {
+                        Some(call) => call.function.arguments.to_mut().push_str(text),
+                        None => calls.push(ToolCall {
+                            index: Some(index),
+                            id: None,
+                            kind: None,
+                            function: Called {
+                                name: None,
+                                arguments: text.into(),
+                            },
+                        }),
+                    }
+                }
+            }
+        }
+        let choice = Choice {
+            delta: Some(Delta {
+                role: None,
+                content: content
+                    .or_else(|| calls.is_empty().then(String::new))
+                    .map(Cow::Owned),
+                tool_calls: calls,
+            }),
+            ..Choice::at_end(None)
+        };
+        let chunk = self.response(seq, false, choice, self.orinoco());
+        json(&chunk, seq, false, None)
+    }
+
+    fn call<'a>(&self, index: u32, name: &'a str, arguments: &'a str) -> ToolCall<'a> {
+        let id = tools::call_id(self.id.as_str(), self.attempt, index);
+        ToolCall {
+            index: None,
+            id: Some(id.into()),
+            kind: Some("function".into()),
+            function: Called {
+                name: Some(name.into()),
+                arguments: arguments.into(),
+            },
+        }
+    }
+
     /// The stream waits for a model that is being put into service. `None` in forms that have no place for it.
     pub fn parked(&self, seq: u64, parked: &Parked) -> Option<Outgoing> {
         if self.form != Form::Chunks {
@@ -231,16 +294,10 @@ impl Replier {
             Form::TextStream => return bare(Cow::Borrowed(""), seq, true, Some(status)),
             Form::Text => return bare(unlike_error(&end.text), seq, true, Some(status)),
             Form::Chunks => (
-                self.piece_choice(None, "", Some(end.finish)),
+                self.last_choice(end),
                 end.include_text.then(|| end.text.as_str().into()),
             ),
-            Form::Whole => {
-                let choice = Choice {
-                    logprobs: Logprobs::of(&end.logprobs),
-                    ..self.whole_choice(&end.text, end.finish)
-                };
-                (choice, None)
-            }
+            Form::Whole => (self.whole_choice(end), None),
         };
         let orinoco = Orinoco {
             text,
@@ -330,23 +387,40 @@ impl Replier {
                 delta: Some(Delta {
                     role,
                     content: finish.is_none().then(|| text.into()),
+                    tool_calls: Vec::new(),
                 }),
                 ..choice
             },
         }
     }
 
-    fn whole_choice<'a>(&self, text: &'a str, finish: Finish) -> Choice<'a> {
-        let choice = Choice::at_end(Some(finish_reason(finish).into()));
+    /// The choice of a stream's final.
+    fn last_choice<'a>(&self, end: &'a End) -> Choice<'a> {
+        Choice {
+            finish_reason: Some(reason(end).into()),
+            ..self.piece_choice(None, "", Some(end.finish))
+        }
+    }
+
+    fn whole_choice<'a>(&self, end: &'a End) -> Choice<'a> {
+        let choice = Choice {
+            logprobs: Logprobs::of(&end.logprobs),
+            ..Choice::at_end(Some(reason(end).into()))
+        };
+        let calls = end.calls.iter().enumerate();
         match self.op {
             Op::Complete => Choice {
-                text: Some(text.into()),
+                text: Some(end.text.as_str().into()),
                 ..choice
             },
             _ => Choice {
                 message: Some(Message {
                     role: "assistant".into(),
-                    content: text.into(),
+                    content: (!end.text.is_empty() || end.calls.is_empty())
+                        .then(|| end.text.as_str().into()),
+                    tool_calls: calls
+                        .map(|(at, (name, arguments))| self.call(at as u32, name, arguments))
+                        .collect(),
                 }),
                 ..choice
             },
@@ -396,7 +470,15 @@ pub fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..end]
 }
 
-/// `finish_reason` on the wire.
+/// Why an answer ended, on the wire.
+fn reason(end: &End) -> &'static str {
+    match end.finish {
+        Finish::Stop if !end.calls.is_empty() => "tool_calls",
+        finish => finish_reason(finish),
+    }
+}
+
+/// `finish_reason` of an answer without calls.
 pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",

@@ -8,6 +8,7 @@
 //!
 //! A body that is no JSON object is plain text: one user message, or the prompt.
 
+mod answer;
 mod embed;
 mod fields;
 mod json;
@@ -26,11 +27,12 @@ use serde::{Deserialize, Serialize};
 pub use self::embed::{EmbedRequest, Encoding, parse_embed};
 pub use self::sampling::SamplingOverrides;
 use self::{fields::Fields, messages::Message};
+use super::tools::Tools;
 use super::{
     error::{ApiError, Code},
     topic::Op,
 };
-use crate::frames::{Input, Sampling};
+use crate::frames::{Constraint, Input, Sampling};
 
 /// What a request may be at most.
 // Missing keys are read as their defaults and unknown ones skipped: nodes of other versions have others.
@@ -150,6 +152,10 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Tell how probable each token was, beside so many of the most probable ones.
     pub logprobs: Option<u8>,
+    /// What the whole answer has to be; not together with tools.
+    pub constraint: Option<Constraint>,
+    /// Tools that may be called, or must be; the template is shown those of [`Input::Chat`].
+    pub tools: Option<Tools>,
     /// Pieces as they come, or the whole answer at once.
     pub stream: bool,
     /// The final of a stream repeats the whole text.
@@ -239,6 +245,8 @@ impl Request {
             min_tokens: 0,
             ignore_eos: false,
             logprobs: None,
+            constraint: None,
+            tools: None,
             stream: matches!(op, Op::Chat | Op::Complete | Op::TextStream),
             include_text: false,
             coalesce_ms: None,
@@ -304,6 +312,30 @@ fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiErr
     request.min_tokens = min_tokens(&fields, request.max_tokens)?;
     request.logprobs = logprobs(&fields)?;
     request.ignore_eos = fields.boolean(&keys::IGNORE_EOS)?.unwrap_or(false);
+    request.constraint = answer::constraint(&fields)?;
+    let tools = match op {
+        Op::Complete => {
+            fields::refuse_unserved(&fields, keys::CHAT_ONLY)?;
+            None
+        }
+        _ => answer::tools(&fields)?,
+    };
+    answer::check_together(
+        request.constraint.as_ref(),
+        tools.as_ref().map(|(tools, _)| tools),
+        !request.stop.is_empty(),
+        request.ignore_eos,
+    )?;
+    if let (
+        Some((tools, shown)),
+        Input::Chat {
+            tools: of_input, ..
+        },
+    ) = (tools, &mut request.input)
+    {
+        *of_input = Some(shown);
+        request.tools = Some(tools);
+    }
     request.stream = fields.boolean(&keys::STREAM)?.unwrap_or(request.stream);
     request.include_text = match fields.object(&keys::STREAM_OPTIONS)? {
         Some(options) => options.boolean(&keys::INCLUDE_TEXT)?.unwrap_or(false),

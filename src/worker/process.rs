@@ -119,6 +119,11 @@ impl Child {
         (verdict.unwrap_or_else(|| cause_of(status)), tail)
     }
 
+    /// Ends it without asking.
+    pub(super) async fn kill(mut self) {
+        let _ = self.process.kill().await; // it may have ended by itself
+    }
+
     /// Ends the worker on our own shutdown: closing the socket is its signal to leave.
     pub(super) async fn end(mut self) {
         drop(self.outgoing);

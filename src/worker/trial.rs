@@ -164,6 +164,7 @@ impl Asking<'_> {
             min_tokens: 0,
             ignore_eos: false,
             logprobs: None,
+            constraint: None,
             pace_ms: 0,
             resume: None,
             head: None,

@@ -48,7 +48,52 @@ fn what_only_the_parser_knows(body: &Value, schema: &Value) -> Option<&'static s
     {
         return Some("a token id has 31 bits");
     }
+    if let Some(why) = contradicts_its_answer(body) {
+        return Some(why);
+    }
     has_more_bytes(body, schema).then_some("lengths count bytes, a schema counts characters")
+}
+
+/// What cannot be together in one answer.
+fn contradicts_its_answer(body: &Value) -> Option<&'static str> {
+    let is_given = |value: &Value| value.as_array().is_some_and(|items| !items.is_empty());
+    let has_tools = is_given(&body["tools"]);
+    let choice = &body["tool_choice"];
+    let has_grammar = body["grammar"]
+        .as_str()
+        .is_some_and(|text| !text.is_empty());
+    let has_format =
+        body["response_format"].is_object() && body["response_format"]["type"] != "text";
+    let must_call = *choice == json!("required") || choice.is_object();
+    if has_grammar && has_format {
+        return Some("response_format and grammar contradict one another");
+    }
+    let names = body["tools"].as_array().into_iter().flatten();
+    let names = Vec::from_iter(names.map(|tool| &tool["function"]["name"]));
+    if choice.is_object() && !names.contains(&&choice["function"]["name"]) {
+        return Some("the tool that is named is none of the tools");
+    }
+    if must_call && !has_tools {
+        return Some("a call is asked for, and there are no tools");
+    }
+    if (1..names.len()).any(|at| names[..at].contains(&names[at])) {
+        return Some("two tools have one name");
+    }
+    if (has_grammar || has_format) && has_tools && *choice != json!("none") {
+        return Some("response_format and tools contradict one another");
+    }
+    let has_form = has_grammar || has_format || must_call;
+    let has_stop = is_given(&body["stop"]) || body["stop"].is_string();
+    if has_form && (has_stop || body["ignore_eos"] == json!(true)) {
+        return Some("stop and ignore_eos contradict an answer that has a form");
+    }
+    let messages = body["messages"].as_array().into_iter().flatten();
+    for message in messages {
+        if is_given(&message["tool_calls"]) && message["role"] != "assistant" {
+            return Some("only an assistant calls tools");
+        }
+    }
+    None
 }
 
 /// Whether a text is longer in bytes than its schema allows in characters.
@@ -70,7 +115,8 @@ fn has_more_bytes(value: &Value, schema: &Value) -> bool {
 
 /// Values that a schema allows. Knows the keywords that our schemas use, and fails on others.
 fn allowed_by(schema: &Value) -> BoxedStrategy<Value> {
-    if let Some(forms) = schema["oneOf"].as_array() {
+    let forms = ["oneOf", "anyOf"].map(|keyword| schema[keyword].as_array());
+    if let Some(forms) = forms.into_iter().flatten().next() {
         let forms: Vec<_> = forms
             .iter()
             .map(|form| allowed_by(&both(schema, form)))
@@ -103,10 +149,14 @@ fn allowed_by(schema: &Value) -> BoxedStrategy<Value> {
 /// A schema and one of its alternatives, as one.
 fn both(schema: &Value, form: &Value) -> Value {
     let mut schema = schema.clone();
-    schema.as_object_mut().unwrap().remove("oneOf");
+    for keyword in ["oneOf", "anyOf"] {
+        schema.as_object_mut().unwrap().remove(keyword);
+    }
     schema["required"] = form["required"].clone();
     for (key, narrowed) in form["properties"].as_object().unwrap() {
-        schema["properties"][key]["type"] = narrowed["type"].clone();
+        for (keyword, value) in narrowed.as_object().unwrap() {
+            schema["properties"][key][keyword] = value.clone();
+        }
     }
     schema
 }

@@ -398,7 +398,7 @@ async fn refused_and_failed(tap: &mut Tap) {
         tap.ask(&topic, &body, Props::default()).await;
         tap.until_finals(&[id_of(&topic)]).await;
     }
-    let with_tools = br#"{"messages": [{"role": "user", "content": "x"}], "tools": [{}]}"#;
+    let with_functions = br#"{"messages": [{"role": "user", "content": "x"}], "functions": [{}]}"#;
     let foreign = Props {
         response_topic: Some("orinoco/v1/resp/other/1".into()),
         ..Props::default()
@@ -416,7 +416,7 @@ async fn refused_and_failed(tap: &mut Tap) {
             br#"{"messages": [], "seed": -1}"#,
             Props::default(),
         ),
-        ("chat", "e8", with_tools, Props::default()),
+        ("chat", "e8", with_functions, Props::default()),
         ("tokenize", "e9", b"\xff", Props::default()),
         ("text", "e10", b"a\0b", Props::default()),
         ("embed", "e11", br#"{"input": 7}"#, Props::default()),

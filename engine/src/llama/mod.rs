@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use llama_cpp_2::llama_backend::LlamaBackend;
-use orinoco::frames::{Backend, BufferUse, LoadSpec, Loaded};
+use orinoco::frames::{Backend, BufferUse, LoadSpec, Loaded, ToolSyntax};
 
 use self::context::{Context, ContextSpec};
 use self::encoder::EncoderContext;
@@ -173,6 +173,7 @@ fn loaded(
         n_ctx_seq: 0,
         n_seq_max: 0,
         chat_template: String::new(), // filled by the loop, which compiles the template
+        tool_syntax: ToolSyntax::default(), // as well
         n_layers,
         n_layers_gpu,
         n_graph_splits: facts.n_graph_splits.unwrap_or(0),

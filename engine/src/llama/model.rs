@@ -244,25 +244,29 @@ impl Model {
         (length >= 0).then(|| text_until_nul(&buffer))
     }
 
+    /// The template of this name; the main one without.
+    fn template_text(&self, name: Option<&CStr>) -> Option<String> {
+        let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+        // SAFETY: the model is live, `name` NULL or a C string; the result is NULL or a C string that lives as
+        // long as the model does.
+        let source = unsafe {
+            let raw = sys::llama_model_chat_template(self.raw(), name);
+            (!raw.is_null()).then(|| CStr::from_ptr(raw))
+        }?;
+        let length = source.to_bytes().len();
+        if length > TEMPLATE_BYTES_MAX {
+            tracing::warn!(
+                length,
+                limit = TEMPLATE_BYTES_MAX,
+                "chat template of the file is too large and ignored"
+            );
+            return None;
+        }
+        Some(source.to_string_lossy().into_owned())
+    }
+
     /// The template and the texts around it.
     pub fn template(&self) -> TemplateSource {
-        // SAFETY: the model is live; the result is NULL or a C string that lives as long as it does.
-        let source = unsafe {
-            let raw = sys::llama_model_chat_template(self.raw(), std::ptr::null());
-            (!raw.is_null()).then(|| CStr::from_ptr(raw))
-        };
-        let source = source.and_then(|source| {
-            let length = source.to_bytes().len();
-            if length > TEMPLATE_BYTES_MAX {
-                tracing::warn!(
-                    length,
-                    limit = TEMPLATE_BYTES_MAX,
-                    "chat template of the file is too large and ignored"
-                );
-                return None;
-            }
-            Some(source.to_string_lossy().into_owned())
-        });
         // SAFETY: the vocabulary is live; these only read.
         let (bos, eos, add_bos) = unsafe {
             (
@@ -272,7 +276,8 @@ impl Model {
             )
         };
         TemplateSource {
-            source,
+            source: self.template_text(None),
+            for_tools: self.template_text(Some(c"tool_use")),
             bos: self.token_text(bos),
             eos: self.token_text(eos),
             add_bos,

@@ -1,5 +1,6 @@
 //! From a submitted job to a slot: tokens, prefix, cells; and back when it ends.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use orinoco::frames::{Event, Finish, Input, Job, JobError, Token};
@@ -17,20 +18,32 @@ impl Run<'_> {
             let error = JobError::Decode(format!("{WAITING_MAX} jobs already wait in the worker"));
             return self.refuse(job, error);
         }
-        let prompt = match &job.resume {
-            // Ids, never text again: tokenizing the text could cut it differently.
-            Some(resume) => Ok(resume.prompt_ids.clone()),
-            None => self.tokens_of(&job.input).and_then(|mut prompt| {
-                if let Some(head) = &job.head {
-                    // Another model's words: no special token is read out of them.
-                    let ids = self.decoder.tokenize(&head.text, false, false);
-                    prompt.extend(ids.map_err(JobError::Input)?);
-                }
-                Ok(prompt)
-            }),
+        // Another model's words: no special token is read out of them.
+        let head = match &job.head {
+            Some(head) => self.decoder.tokenize(&head.text, false, false),
+            None => Ok(Vec::new()),
         };
-        match prompt.and_then(|prompt| Slot::new(job, prompt, self.decoder)) {
-            Ok((slot, Taken::More)) => self.waiting.push_back(slot),
+        let prompt = head.map_err(JobError::Input).and_then(|head| {
+            let prompt = match &job.resume {
+                // Ids, never text again: tokenizing the text could cut it differently.
+                Some(resume) => resume.prompt_ids.clone(),
+                None => [self.tokens_of(&job.input)?, head.clone()].concat(),
+            };
+            let n_head = head.len().min(prompt.len());
+            Ok((prompt, n_head))
+        });
+        let has_tools = matches!(&job.input, Input::Chat { tools: Some(_), .. });
+        let markers = match has_tools || job.constraint.is_some() {
+            true => Rc::clone(&self.markers),
+            false => Rc::default(),
+        };
+        let slot = prompt
+            .and_then(|(prompt, n_head)| Slot::new(job, prompt, n_head, markers, self.decoder));
+        match slot {
+            Ok((slot, Taken::More)) => match &job.constraint {
+                Some(constraint) => self.constrain(slot, constraint),
+                None => self.waiting.push_back(slot),
+            },
             Ok((slot, Taken::Over(finish))) => self.say_done(slot, Ok(finish)),
             Err(error) => self.refuse(job, error),
         }

@@ -110,7 +110,7 @@ impl Run<'_> {
             let logits = self.decoder.logits(row - n_guessed + n_right);
             let taken = slot
                 .choose(logits, Instant::now())
-                .map(|token| slot.take(token, &*self.decoder, &mut self.bytes));
+                .and_then(|token| slot.take(token, &*self.decoder, &mut self.bytes));
             self.n_made += 1;
             // As long as what was guessed is chosen, its row and the logits after it are what they would be.
             if taken == Ok(Taken::More) && slot.guessed().get(n_right) == slot.tokens().last() {

@@ -1,5 +1,6 @@
 //! Short plays with the scripted decoder, which panics where llama.cpp would abort.
 
+mod constrained;
 mod many;
 mod prefixes;
 mod resume;
@@ -183,6 +184,7 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         min_tokens: 0,
         ignore_eos: false,
         logprobs: None,
+        constraint: None,
         pace_ms: 0,
         resume: None,
         head: None,

@@ -65,6 +65,20 @@ pub(super) struct Allowed {
 impl Allowed {
     /// What a worker for `spec` needs.
     pub(super) fn of(spec: &LoadSpec, rules: &SandboxSpec) -> Self {
+        let mut allowed = Self::without_model(rules);
+        allowed.read.insert(spec.path.clone());
+        if spec.backend != Backend::Cpu {
+            let is_gpu = |name: &str| GPU_NODES.iter().any(|begin| name.starts_with(begin));
+            let gpu = entries(Path::new("/dev"), is_gpu);
+            if !gpu.is_empty() {
+                allowed.open_gpu(gpu);
+            }
+        }
+        allowed
+    }
+
+    /// What every worker needs, and the operator's additions.
+    pub(super) fn without_model(rules: &SandboxSpec) -> Self {
         let mut allowed = Self {
             read: SYSTEM.iter().chain(MACHINE).map(PathBuf::from).collect(),
             list: library_folders(),
@@ -73,19 +87,11 @@ impl Allowed {
             rewrite: BTreeSet::new(),
             write: rules.write.clone(),
         };
-        allowed.read.insert(spec.path.clone());
         allowed.read.extend(rules.read.iter().cloned());
         // Folders of libraries may hold other things too: those of a program that was unpacked somewhere
         // hold the program, and perhaps its state.
         for folder in &allowed.list {
             allowed.read.extend(entries(folder, is_library));
-        }
-        if spec.backend != Backend::Cpu {
-            let is_gpu = |name: &str| GPU_NODES.iter().any(|begin| name.starts_with(begin));
-            let gpu = entries(Path::new("/dev"), is_gpu);
-            if !gpu.is_empty() {
-                allowed.open_gpu(gpu);
-            }
         }
         allowed
     }

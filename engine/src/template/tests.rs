@@ -5,6 +5,7 @@ use super::*;
 fn of_model(source: &str) -> TemplateSource {
     TemplateSource {
         source: Some(source.to_owned()),
+        for_tools: None,
         bos: "<s>".to_owned(),
         eos: "</s>".to_owned(),
         add_bos: true,
@@ -109,7 +110,7 @@ fn a_template_of_the_hub_renders_as_transformers_does() {
 #[test]
 fn tools_and_calls_reach_the_template_as_objects() {
     let template = gguf(
-        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}{% endfor %}",
+        "{# <tool_call> #}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}{% endfor %}",
     );
     let messages = r#"[
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -119,6 +120,31 @@ fn tools_and_calls_reach_the_template_as_objects() {
         .render(messages, Some(r#"[{"type":"function"}]"#))
         .unwrap();
     assert_eq!(text, r#"[{"type": "function"}]abf({"z": 1, "a": "<é>"})"#);
+}
+
+#[test]
+fn where_a_template_teaches_no_syntax_that_we_read_tools_are_told_in_words() {
+    let template = gguf("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}");
+    assert_eq!(template.tool_syntax(), ToolSyntax::Generic);
+    let messages = r#"[
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "on"},
+        {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "lamp", "arguments": "{\"on\":true}"}}]},
+        {"role": "tool", "tool_call_id": "x", "content": "done"}
+    ]"#;
+    let tools = r#"[{"type": "function", "function": {"name": "lamp"}}]"#;
+    let text = template.render(messages, Some(tools)).unwrap();
+    let (told, rest) = text.split_once("<user>on").unwrap();
+    assert!(
+        told.starts_with("<system>Be kind.\n\nYou can call these functions:\n{\"name\":\"lamp\"}"),
+        "{told}"
+    );
+    assert_eq!(
+        rest,
+        "<assistant>{\"tool_calls\":[{\"name\":\"lamp\",\"arguments\":{\"on\":true}}]}<user>Result of the function: done"
+    );
+    // Calls and results are rendered without tools, too.
+    assert!(template.render(messages, None).unwrap().ends_with(rest));
 }
 
 #[test]

@@ -225,6 +225,7 @@ pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
         min_tokens: 0,
         ignore_eos: false,
         logprobs: None,
+        constraint: None,
         pace_ms: 0,
         resume: None,
         head: None,

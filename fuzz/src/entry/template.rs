@@ -17,6 +17,7 @@ pub fn check(data: &[u8]) {
     let start = Instant::now();
     let of_model = TemplateSource {
         source: Some(source.to_owned()),
+        for_tools: None,
         bos: "<s>".to_owned(),
         eos: "</s>".to_owned(),
         add_bos: true,
@@ -33,6 +34,11 @@ pub fn check(data: &[u8]) {
         {"role": "user", "content": content},
     ]);
     if let Ok(prompt) = template.render(&messages.to_string(), None) {
+        assert!(prompt.len() <= OUTPUT_BYTES_MAX);
+    }
+    // Tools of a stranger, in the template's own words or in ours.
+    let tools = serde_json::json!([{"type": "function", "function": {"name": "f", "description": content}}]);
+    if let Ok(prompt) = template.render(&messages.to_string(), Some(&tools.to_string())) {
         assert!(prompt.len() <= OUTPUT_BYTES_MAX);
     }
     // The messages of a stranger under the family that most models have.

@@ -18,6 +18,7 @@ fn loaded() -> Loaded {
         n_ctx_seq: 4096,
         n_seq_max: 8,
         chat_template: "gguf".into(),
+        tool_syntax: Default::default(),
         n_layers: 31,
         n_layers_gpu: 0,
         n_graph_splits: 1,

@@ -55,6 +55,7 @@ fn end(node: &str, attempt: u32, seq: u64, text: &str, finish: Finish) -> Outgoi
         include_text: false,
         text_sha256: Sha256::digest(text).into(),
         truncated: false,
+        calls: Vec::new(),
     };
     replier(node, attempt).end(seq, &end)
 }

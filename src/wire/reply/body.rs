@@ -16,6 +16,7 @@ use crate::{
     wire::{
         SHA256_PATTERN,
         error::{ApiError, ErrorObject},
+        tools::ToolCall,
         topic::{ID_PATTERN, NAME_PATTERN},
     },
 };
@@ -67,12 +68,13 @@ pub struct Choice<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Cow<'a, str>>,
     /// How probable the tokens were, where logprobs asked for it: in chunks those of their text, in a whole
-    /// answer all of them.
+    /// answer all of them. None beside tools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Logprobs>,
-    /// In the final why the answer ended, else null. length: max_tokens or the context is used up.
+    /// In the final why the answer ended, else null. tool_calls: it calls tools, and stopped for that. length:
+    /// max_tokens or the context is used up; what a schema or a grammar asked for may then be incomplete.
     #[serde(default)]
-    #[schemars(extend("enum" = ["stop", "length", "cancelled", null]))]
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length", "cancelled", null]))]
     pub finish_reason: Option<Cow<'a, str>>,
 }
 
@@ -96,9 +98,12 @@ pub struct Delta<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("const" = "assistant"))]
     pub role: Option<Cow<'a, str>>,
-    /// The text; empty in accepted, absent in the final.
+    /// The text; empty in accepted, absent in the final and where there are only calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Cow<'a, str>>,
+    /// Pieces of calls: the first of a call has id and name, all have what came of the arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
 }
 
 /// A whole answer.
@@ -107,8 +112,12 @@ pub struct Message<'a> {
     /// Who speaks.
     #[schemars(extend("const" = "assistant"))]
     pub role: Cow<'a, str>,
-    /// The whole text.
-    pub content: Cow<'a, str>,
+    /// The whole text; null where there are only calls.
+    #[serde(default)]
+    pub content: Option<Cow<'a, str>>,
+    /// The calls, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
 }
 
 /// How probable tokens were to the model, before bias, penalties and temperature.
@@ -442,5 +451,5 @@ pub enum Answer<'a> {
     /// Vectors.
     Embeddings(Embeddings<'a>),
     /// Chunk or whole answer.
-    Response(Response<'a>),
+    Response(Box<Response<'a>>),
 }

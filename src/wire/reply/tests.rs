@@ -38,6 +38,7 @@ fn end(finish: Finish, text: &str) -> End {
         include_text: false,
         text_sha256: [7; 32],
         truncated: false,
+        calls: Vec::new(),
     }
 }
 
@@ -180,8 +181,13 @@ fn a_whole_chat_carries_its_text_once() {
     };
     assert_eq!(response.object, "chat.completion");
     assert_eq!(
-        response.choices[0].message.as_ref().unwrap().content,
-        "Hello"
+        response.choices[0]
+            .message
+            .as_ref()
+            .unwrap()
+            .content
+            .as_deref(),
+        Some("Hello")
     );
     assert_eq!(response.orinoco.text, None);
     assert_eq!(response.orinoco.n_chunks, None);

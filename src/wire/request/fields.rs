@@ -376,8 +376,6 @@ fn is_neutral(value: &Value, neutral: &Neutral) -> bool {
         Neutral::EmptyText => is_word(value, &[""]),
         Neutral::EmptyArray => matches!(value, Value::Array(items) if items.is_empty()),
         Neutral::Words(words) => is_word(value, words),
-        Neutral::TextFormat => matches!(value, Value::Object(format)
-            if format.get("type").is_some_and(|kind| is_word(kind, &["text"]))),
         Neutral::TextOnly => matches!(value, Value::Array(kinds)
             if kinds.iter().all(|kind| is_word(kind, &["text"]))),
     }

@@ -1,8 +1,9 @@
 //! JSON of a body: bounds by one pass over the bytes, then a tree in which no key stands twice.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 use super::{Limits, invalid};
 use crate::wire::error::ApiError;
@@ -21,8 +22,61 @@ pub(super) enum Value {
     Object(Object),
 }
 
-/// A JSON object.
-pub(super) type Object = BTreeMap<String, Value>;
+/// A JSON object: its entries in the order in which they came, since a model writes the keys of a schema in
+/// the schema's order; each key once.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Object {
+    entries: Vec<(String, Value)>,
+    /// Places of the entries, by key.
+    sorted: Vec<u32>,
+}
+
+impl Object {
+    /// The error is a key that stands twice.
+    fn new(entries: Vec<(String, Value)>) -> Result<Self, String> {
+        let mut sorted = Vec::from_iter(0..entries.len() as u32);
+        let key = |at: &u32| entries[*at as usize].0.as_str();
+        sorted.sort_unstable_by(|a, b| key(a).cmp(key(b)));
+        match sorted
+            .windows(2)
+            .find(|pair| key(&pair[0]) == key(&pair[1]))
+        {
+            Some(pair) => Err(key(&pair[0]).to_owned()),
+            None => Ok(Self { entries, sorted }),
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        let entry = |at: &u32| &self.entries[*at as usize];
+        let found = self
+            .sorted
+            .binary_search_by(|at| entry(at).0.as_str().cmp(key));
+        found.ok().map(|at| &entry(&self.sorted[at]).1)
+    }
+
+    /// In their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.entries.iter().map(|(key, value)| (key, value))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Integer(value) => serializer.serialize_i128(*value),
+            Self::Real(value) => serializer.serialize_f64(*value),
+            Self::Text(value) => serializer.serialize_str(value),
+            Self::Array(items) => serializer.collect_seq(items),
+            Self::Object(object) => serializer.collect_map(object.iter()),
+        }
+    }
+}
 
 impl Value {
     /// What it is, for errors.
@@ -138,17 +192,14 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut object = Object::new();
-        while let Some(key) = entries.next_key::<String>()? {
-            if object.contains_key(&key) {
-                let key = super::fields::quoted(&key);
-                return Err(serde::de::Error::custom(format_args!(
-                    "key {key} is given twice"
-                )));
-            }
-            let value = entries.next_value()?;
-            object.insert(key, value);
+        let mut object = Vec::new();
+        while let Some(entry) = entries.next_entry()? {
+            object.push(entry);
         }
+        let object = Object::new(object).map_err(|key| {
+            let key = super::fields::quoted(&key);
+            serde::de::Error::custom(format_args!("key {key} is given twice"))
+        })?;
         Ok(Value::Object(object))
     }
 }

@@ -110,6 +110,46 @@ pub(super) struct Content;
 #[derive(Debug)]
 pub(super) struct Options;
 
+/// An object with the keys of [`FORMAT`].
+#[derive(Debug)]
+pub(super) struct Format;
+
+/// An object with the keys of [`SCHEMA_KEYS`].
+#[derive(Debug)]
+pub(super) struct NamedSchema;
+
+/// A JSON Schema.
+#[derive(Debug)]
+pub(super) struct AnySchema;
+
+/// A JSON Schema of an object.
+#[derive(Debug)]
+pub(super) struct ObjectSchema;
+
+/// An array of objects with the keys of [`TOOL`].
+#[derive(Debug)]
+pub(super) struct ToolList;
+
+/// A word, or an object that names a function.
+#[derive(Debug)]
+pub(super) struct ToolChoice;
+
+/// An object with the keys of [`FUNCTION_KEYS`].
+#[derive(Debug)]
+pub(super) struct FunctionObject;
+
+/// An array of objects with the keys of [`CALL`].
+#[derive(Debug)]
+pub(super) struct Calls;
+
+/// An object with the keys of [`CALLED`].
+#[derive(Debug)]
+pub(super) struct CalledObject;
+
+/// JSON text of an object, or that object.
+#[derive(Debug)]
+pub(super) struct Arguments;
+
 /// A key that would change the answer and that this version cannot honour. Client libraries send it
 /// with a value that changes nothing, and that passes.
 #[derive(Debug)]
@@ -124,8 +164,6 @@ pub(super) enum Neutral {
     EmptyArray,
     /// One of these words.
     Words(&'static [&'static str]),
-    /// `{"type": "text"}`.
-    TextFormat,
     /// An array of nothing but `"text"`.
     TextOnly,
 }
@@ -219,6 +257,10 @@ keys! {
         "More on the stream.";
     COALESCE_MS = "coalesce_ms" Integer(|limits| 0..=limits.coalesce_ms_max.into()),
         "Milliseconds for which text may be joined before it is sent; 0: a message for each token. Absent: 40, unless configured.";
+    RESPONSE_FORMAT = "response_format" Format,
+        "What the answer is: text, any JSON object, or JSON that a schema allows. The answer always validates, or its finish_reason is not stop.";
+    GRAMMAR = "grammar" Text(|_| 0..=super::answer::GRAMMAR_BYTES_MAX),
+        "A grammar in llguidance's dialect of Lark, whose text the answer is; in the place of response_format.";
     PRIORITY = "priority" Word(&Priority::WORDS),
         "Which request goes first; the node's configuration says who may claim which. Absent: normal. Checked and not acted on yet.";
     DEADLINE_MS = "deadline_ms" Integer(|limits| 1..=limits.deadline_ms_max),
@@ -231,12 +273,66 @@ keys! {
         "Answers to choose from; only one is made.";
 }
 
+keys! {
+    /// Tools, of a chat.
+    TOOL_KEYS:
+    TOOLS = "tools" ToolList,
+        "Functions that the model may call, at most 64; their schemas have at most 65536 bytes together.";
+    TOOL_CHOICE = "tool_choice" ToolChoice,
+        "Whether one is called: auto, as the model likes; none; required, at least one; or the one that is named. Absent: auto.";
+    PARALLEL = "parallel_tool_calls" Boolean,
+        "Whether one answer may have several calls. Absent: where the model's template has them.";
+}
+
+keys! {
+    /// Keys of `response_format`.
+    FORMAT:
+    FORMAT_TYPE = "type" Word(&["text", "json_object", "json_schema"]), "Kind of format.";
+}
+
+keys! {
+    /// Keys of `response_format` that may be absent.
+    FORMAT_MORE:
+    JSON_SCHEMA = "json_schema" NamedSchema, "The schema, of type json_schema.";
+}
+
+keys! {
+    /// Keys of `response_format.json_schema`.
+    SCHEMA_KEYS:
+    SCHEMA = "schema" AnySchema,
+        "A JSON Schema of at most 65536 bytes. Keywords that cannot be kept are refused and never ignored.";
+}
+
+keys! {
+    /// Keys of a tool.
+    TOOL:
+    TOOL_TYPE = "type" Word(&["function"]), "Kind of tool.";
+    FUNCTION = "function" FunctionObject, "The function.";
+}
+
+keys! {
+    /// Keys of a function.
+    FUNCTION_KEYS:
+    FUNCTION_NAME = "name" NameText, "Its name; no other tool has it.";
+}
+
+keys! {
+    /// Keys of a function that may be absent.
+    FUNCTION_MORE:
+    FUNCTION_DESCRIPTION = "description" Text(|limits| 0..=limits.payload_bytes),
+        "What it does, for the model.";
+    PARAMETERS = "parameters" ObjectSchema,
+        "JSON Schema of its arguments. Absent: any object.";
+    STRICT = "strict" Boolean,
+        "Taken and without effect: calls that must be made always validate.";
+}
+
 /// Tools are chosen by nobody where there are none.
 const NO_CHOICE: &[&str] = &["none", "auto"];
 
 const fn unserved(name: &'static str, neutral: Neutral) -> Key<Unserved> {
     let about = match neutral {
-        Neutral::TextFormat | Neutral::TextOnly => "Only text is supported by this version.",
+        Neutral::TextOnly => "Only text is supported by this version.",
         _ => "Not supported by this version; only a value that changes nothing passes.",
     };
     Key {
@@ -248,22 +344,23 @@ const fn unserved(name: &'static str, neutral: Neutral) -> Key<Unserved> {
 
 /// Keys of a body that OpenAI's servers know and this version does not serve.
 pub(super) const UNSERVED: &[Key<Unserved>] = &[
-    unserved("tools", Neutral::EmptyArray),
     unserved("functions", Neutral::EmptyArray),
-    unserved("tool_choice", Neutral::Words(NO_CHOICE)),
     unserved("function_call", Neutral::Words(NO_CHOICE)),
-    unserved("response_format", Neutral::TextFormat),
     unserved("json_schema", Neutral::Null),
-    unserved("grammar", Neutral::EmptyText),
     unserved("echo", Neutral::False),
     unserved("suffix", Neutral::EmptyText),
     unserved("modalities", Neutral::TextOnly),
     unserved("audio", Neutral::Null),
 ];
 
+/// Keys that belong to a chat.
+pub(super) const CHAT_ONLY: &[Key<Unserved>] = &[
+    unserved("tools", Neutral::EmptyArray),
+    unserved("tool_choice", Neutral::Words(NO_CHOICE)),
+];
+
 /// The same in a message.
 pub(super) const MESSAGE_UNSERVED: &[Key<Unserved>] = &[
-    unserved("tool_calls", Neutral::EmptyArray),
     unserved("function_call", Neutral::EmptyArray),
     unserved("audio", Neutral::EmptyArray),
 ];
@@ -273,17 +370,39 @@ keys! {
     MESSAGE:
     ROLE = "role" Word(&["system", "developer", "user", "assistant", "tool"]),
         "Who speaks; developer is another word for system.";
-    CONTENT = "content" Content,
-        "What was said: text, or parts of text that are joined by line feeds.";
 }
 
 keys! {
     /// Keys of a message that may be absent.
     MESSAGE_MORE:
+    CONTENT = "content" Content,
+        "What was said: text, or parts of text that are joined by line feeds. Absent only beside tool_calls.";
     NAME = "name" Text(|_| 1..=64),
         "Name of the speaker, at most 64 bytes, for chat templates that show it.";
     TOOL_CALL_ID = "tool_call_id" Text(|_| 1..=64),
         "The call that a tool's message answers, at most 64 bytes.";
+    TOOL_CALLS = "tool_calls" Calls,
+        "What an assistant's message called.";
+}
+
+keys! {
+    /// Keys of a call.
+    CALL:
+    CALL_FUNCTION = "function" CalledObject, "What was called.";
+}
+
+keys! {
+    /// Keys of a call that may be absent.
+    CALL_MORE:
+    CALL_ID = "id" Text(|_| 1..=64), "The call's id, at most 64 bytes.";
+    CALL_TYPE = "type" Word(&["function"]), "Kind of call.";
+}
+
+keys! {
+    /// Keys of what was called.
+    CALLED:
+    CALLED_NAME = "name" NameText, "The function.";
+    CALLED_ARGUMENTS = "arguments" Arguments, "Its arguments: JSON text of an object, or the object.";
 }
 
 keys! {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    answer::TOOLS_MAX,
     fields::{Fields, check_text, quoted, refuse_unserved},
     invalid,
     json::Value,
@@ -12,7 +13,10 @@ use super::{
 };
 use crate::{
     frames::Input,
-    wire::error::{ApiError, Code},
+    wire::{
+        error::{ApiError, Code},
+        tools::{Called, ToolCall},
+    },
 };
 
 /// One message as the worker gets it. The order of keys is the order in the JSON text.
@@ -24,6 +28,8 @@ pub(super) struct Message<'a> {
     name: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tool_call_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall<'a>>,
 }
 
 impl<'a> Message<'a> {
@@ -33,6 +39,7 @@ impl<'a> Message<'a> {
             content: content.into(),
             name: None,
             tool_call_id: None,
+            tool_calls: Vec::new(),
         }
     }
 
@@ -81,11 +88,78 @@ fn read_one(fields: &Fields<'_>) -> Result<Message<'static>, ApiError> {
         Some(role) => role,
     };
     refuse_unserved(fields, keys::MESSAGE_UNSERVED)?;
+    let tool_calls = tool_calls(fields, role)?;
+    let content = match fields.get(&keys::CONTENT) {
+        None if !tool_calls.is_empty() => String::new(),
+        _ => content(fields)?,
+    };
     Ok(Message {
         role: role.into(),
-        content: content(fields)?.into(),
+        content: content.into(),
         name: fields.text(&keys::NAME)?.map(Cow::Owned),
         tool_call_id: fields.text(&keys::TOOL_CALL_ID)?.map(Cow::Owned),
+        tool_calls,
+    })
+}
+
+fn tool_calls(fields: &Fields<'_>, role: &str) -> Result<Vec<ToolCall<'static>>, ApiError> {
+    let key = keys::TOOL_CALLS.name();
+    let items = fields.array(&keys::TOOL_CALLS)?.unwrap_or_default();
+    if !items.is_empty() && role != "assistant" {
+        return Err(fields.error(key, "is given, and only an assistant calls tools"));
+    }
+    if items.len() > TOOLS_MAX {
+        let found = items.len();
+        return Err(fields.error(
+            key,
+            format_args!("has {found} calls, at most {TOOLS_MAX} are allowed"),
+        ));
+    }
+    let call = |(at, item): (usize, &Value)| {
+        let path = format!("{key}[{at}]");
+        let Value::Object(object) = item else {
+            let kind = item.kind();
+            return Err(fields.error(&path, format_args!("is {kind}, expected an object")));
+        };
+        one_call(&fields.inside(object, fields.path_of(&path)))
+    };
+    items.iter().enumerate().map(call).collect()
+}
+
+fn one_call(call: &Fields<'_>) -> Result<ToolCall<'static>, ApiError> {
+    call.word(&keys::CALL_TYPE)?;
+    let function = call
+        .object(&keys::CALL_FUNCTION)?
+        .ok_or_else(|| call.error("function", "is missing, expected an object"))?;
+    let name = function
+        .name(&keys::CALLED_NAME)?
+        .ok_or_else(|| function.error("name", "is missing, expected a string"))?;
+    const EXPECTED: &str = "expected JSON text of an object";
+    let arguments = match function.get(&keys::CALLED_ARGUMENTS) {
+        None => {
+            return Err(function.error("arguments", format_args!("is missing, {EXPECTED}")));
+        }
+        Some(Value::Text(text)) => {
+            let path = function.path_of("arguments");
+            check_text(text, &path).map_err(|error| error.with_param(path))?;
+            text.clone()
+        }
+        Some(object @ Value::Object(_)) => {
+            serde_json::to_string(object).expect("maps with text keys always serialise")
+        }
+        Some(other) => {
+            let kind = other.kind();
+            return Err(function.error("arguments", format_args!("is {kind}, {EXPECTED}")));
+        }
+    };
+    Ok(ToolCall {
+        index: None,
+        id: call.text(&keys::CALL_ID)?.map(Cow::Owned),
+        kind: Some("function".into()),
+        function: Called {
+            name: Some(name.into()),
+            arguments: arguments.into(),
+        },
     })
 }
 

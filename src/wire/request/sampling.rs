@@ -101,7 +101,7 @@ fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(Token, f32)>, ApiError> {
         ));
     }
     let mut list = Vec::with_capacity(biases.len());
-    for (key, value) in biases {
+    for (key, value) in biases.iter() {
         // A sign or a leading zero would make two spellings of one id.
         let id = key
             .parse::<Token>()

@@ -42,6 +42,10 @@ pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
         Op::Text | Op::TextStream => return None,
     };
     add(&mut body, keys::BODY, limits);
+    match op {
+        Op::Complete => add_unserved(&mut body, keys::CHAT_ONLY, limits),
+        _ => add(&mut body, keys::TOOL_KEYS, limits),
+    }
     add_unserved(&mut body, keys::UNSERVED, limits);
     Some(body)
 }
@@ -191,6 +195,13 @@ impl Kind for keys::Messages {
     fn schema(&self, limits: &Limits) -> Value {
         let mut message = object(keys::MESSAGE, keys::MESSAGE_MORE, limits);
         add_unserved(&mut message, keys::MESSAGE_UNSERVED, limits);
+        message["oneOf"] = json!([
+            {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
+            {"required": ["role", "tool_calls"], "properties": {
+                "role": {"type": "string", "const": "assistant"}, "content": {"type": "null"},
+                "tool_calls": {"type": "array", "minItems": 1},
+            }},
+        ]);
         json!({"type": "array", "minItems": 1, "maxItems": limits.messages, "items": message})
     }
 }
@@ -208,6 +219,84 @@ impl Kind for keys::Options {
     }
 }
 
+impl Kind for keys::Format {
+    fn schema(&self, limits: &Limits) -> Value {
+        let mut format = object(keys::FORMAT, keys::FORMAT_MORE, limits);
+        format["anyOf"] = json!([
+            {"required": ["type"], "properties": {
+                "type": {"type": "string", "enum": ["text", "json_object"]},
+            }},
+            {"required": ["type", "json_schema"], "properties": {
+                "type": {"type": "string", "const": "json_schema"}, "json_schema": {"type": "object"},
+            }},
+        ]);
+        format
+    }
+}
+
+impl Kind for keys::NamedSchema {
+    fn schema(&self, limits: &Limits) -> Value {
+        object(keys::SCHEMA_KEYS, &[], limits)
+    }
+}
+
+impl Kind for keys::AnySchema {
+    fn schema(&self, _: &Limits) -> Value {
+        json!({"type": ["object", "boolean"], "properties": {}})
+    }
+}
+
+impl Kind for keys::ObjectSchema {
+    fn schema(&self, _: &Limits) -> Value {
+        json!({"type": "object", "properties": {
+            "type": {"type": "string", "const": "object", "description": "Arguments are an object."},
+        }})
+    }
+}
+
+impl Kind for keys::ToolList {
+    fn schema(&self, limits: &Limits) -> Value {
+        let tool = object(keys::TOOL, &[], limits);
+        json!({"type": "array", "maxItems": super::answer::TOOLS_MAX, "items": tool})
+    }
+}
+
+impl Kind for keys::FunctionObject {
+    fn schema(&self, limits: &Limits) -> Value {
+        object(keys::FUNCTION_KEYS, keys::FUNCTION_MORE, limits)
+    }
+}
+
+impl Kind for keys::ToolChoice {
+    fn schema(&self, limits: &Limits) -> Value {
+        let mut function = object(keys::FUNCTION_KEYS, &[], limits);
+        function["description"] = "The function that is called.".into();
+        json!({
+            "type": ["string", "object"], "pattern": "^(auto|none|required)$", "required": ["function"],
+            "properties": {"function": function},
+        })
+    }
+}
+
+impl Kind for keys::Calls {
+    fn schema(&self, limits: &Limits) -> Value {
+        let call = object(keys::CALL, keys::CALL_MORE, limits);
+        json!({"type": "array", "maxItems": super::answer::TOOLS_MAX, "items": call})
+    }
+}
+
+impl Kind for keys::CalledObject {
+    fn schema(&self, limits: &Limits) -> Value {
+        object(keys::CALLED, &[], limits)
+    }
+}
+
+impl Kind for keys::Arguments {
+    fn schema(&self, _: &Limits) -> Value {
+        json!({"type": ["string", "object"], "pattern": NO_NUL, "properties": {}})
+    }
+}
+
 impl Kind for keys::Unserved {
     fn schema(&self, _: &Limits) -> Value {
         match self.0 {
@@ -216,11 +305,6 @@ impl Kind for keys::Unserved {
             Neutral::EmptyText => json!({"type": "string", "maxLength": 0}),
             Neutral::EmptyArray => json!({"type": "array", "maxItems": 0}),
             Neutral::Words(words) => json!({"type": "string", "enum": words}),
-            Neutral::TextFormat => json!({
-                "type": "object", "required": ["type"], "properties": {
-                    "type": {"type": "string", "const": "text", "description": "Kind of format."},
-                },
-            }),
             Neutral::TextOnly => {
                 json!({"type": "array", "items": {"type": "string", "const": "text"}})
             }

@@ -1,9 +1,10 @@
 //! Facts about requests.
 
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::*;
 
+mod answers;
 mod properties;
 mod refused;
 
@@ -76,6 +77,8 @@ fn every_key_of_a_chat_arrives() {
         min_tokens: 0,
         ignore_eos: true,
         logprobs: None,
+        constraint: None,
+        tools: None,
         stream: false,
         include_text: true,
         coalesce_ms: Some(0),

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn guessing() -> LoadSpec {
+pub(super) fn guessing() -> LoadSpec {
     LoadSpec {
         speculation: Speculation::Always,
         ..spec()

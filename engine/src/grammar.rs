@@ -9,16 +9,20 @@
 
 pub mod check;
 mod compile;
+mod numbers;
+mod schema;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use llguidance::toktrie::SimpleVob;
 use orinoco::frames::{Constraint, JobKey, Token};
 
 pub use self::compile::{Compiler, Vocabulary};
+use self::numbers::{Digits, Place};
 
 /// Jobs whose grammars wait to be compiled, or masks that wait to be made; the loop holds fewer jobs.
 const PENDING_MAX: usize = 512;
@@ -36,8 +40,9 @@ pub struct Grammars {
 
 struct Threads {
     asks: SyncSender<(JobKey, Constraint)>,
-    compiled: Receiver<(JobKey, Result<llguidance::Matcher, String>)>,
+    compiled: Receiver<(JobKey, Result<Begun, String>)>,
     masks: SyncSender<MaskTask>,
+    digits: Arc<Digits>,
 }
 
 impl Grammars {
@@ -70,8 +75,8 @@ impl Grammars {
         match threads.compiled.try_recv() {
             Ok((job, compiled)) => {
                 self.n_pending -= 1;
-                let masks = threads.masks.clone();
-                Some((job, compiled.map(|matcher| Matcher::new(matcher, masks))))
+                let (masks, digits) = (&threads.masks, &threads.digits);
+                Some((job, compiled.map(|begun| begun.matcher(masks, digits))))
             }
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => unreachable!("a panic there ends the process"),
@@ -84,6 +89,7 @@ impl Threads {
         let (asks, asked) = sync_channel::<(JobKey, Constraint)>(PENDING_MAX);
         let (done, compiled) = sync_channel(PENDING_MAX);
         let (masks, tasks) = sync_channel::<MaskTask>(PENDING_MAX);
+        let digits = Arc::new(vocabulary.digits());
         std::thread::Builder::new()
             .name("grammars".to_owned())
             .spawn(move || {
@@ -102,16 +108,17 @@ impl Threads {
         std::thread::Builder::new()
             .name("masks".to_owned())
             .spawn(move || {
-                while let Ok(MaskTask { mut matcher, back }) = tasks.recv() {
-                    let mask = matcher.compute_mask().map_err(|error| first_line(&error));
+                while let Ok(MaskTask { mut text, back }) = tasks.recv() {
+                    let mask = text.mask();
                     // Its job may have been cancelled meanwhile.
-                    let _ = back.send((matcher, mask));
+                    let _ = back.send((text, mask));
                 }
             })?;
         Ok(Self {
             asks,
             compiled,
             masks,
+            digits,
         })
     }
 }
@@ -120,7 +127,8 @@ fn kept_or_compiled(
     compiler: &Compiler,
     kept: &mut VecDeque<(Constraint, llguidance::Matcher)>,
     constraint: Constraint,
-) -> Result<llguidance::Matcher, String> {
+) -> Result<Begun, String> {
+    let is_json = !matches!(constraint, Constraint::Lark(_));
     if let Some(at) = kept.iter().position(|(of, _)| *of == constraint)
         && let Some(entry) = kept.remove(at)
     {
@@ -133,16 +141,96 @@ fn kept_or_compiled(
         kept.push_back((constraint, matcher));
     }
     // Never used itself, so that each job begins at the begin; its own caches, so that none waits for another.
-    Ok(kept.back().expect("just put there").1.deep_clone())
+    let matcher = kept.back().expect("just put there").1.deep_clone();
+    Ok(Begun { matcher, is_json })
+}
+
+/// A matcher at its begin.
+struct Begun {
+    matcher: llguidance::Matcher,
+    is_json: bool,
+}
+
+impl Begun {
+    fn matcher(self, masks: &SyncSender<MaskTask>, digits: &Arc<Digits>) -> Matcher {
+        let state = match self.matcher.get_error() {
+            Some(error) => State::Failed(error),
+            None => State::Here(Box::new(Text {
+                matcher: self.matcher,
+                place: self.is_json.then(Place::default),
+                digits: Arc::clone(digits),
+            })),
+        };
+        Matcher {
+            state,
+            masks: masks.clone(),
+        }
+    }
+}
+
+/// What an answer was so far, to its grammar.
+struct Text {
+    matcher: llguidance::Matcher,
+    /// Of an answer whose numbers are to end.
+    place: Option<Place>,
+    digits: Arc<Digits>,
+}
+
+impl Text {
+    fn take(&mut self, token: u32) -> Result<(), String> {
+        let taken = self.matcher.consume_token(token);
+        taken.map_err(|error| first_line(&error))?;
+        if let Some(place) = &mut self.place {
+            let env = self.matcher.tok_env();
+            let env = env.map_err(|error| first_line(&error))?;
+            *place = place.after(env.tok_trie().token(token));
+        }
+        Ok(())
+    }
+
+    fn mask(&mut self) -> Result<SimpleVob, String> {
+        let mask = self.matcher.compute_mask();
+        let mask = mask.map_err(|error| first_line(&error))?;
+        let left = self.place.and_then(Place::digits_left);
+        match left.filter(|left| self.digits.concern(*left)) {
+            Some(left) => self.end_number(mask, left),
+            None => Ok(mask),
+        }
+    }
+
+    /// Of `mask`, the tokens that write at most `left` digits more. Where digits must follow, those after
+    /// which the number may end; where no single one leads there, all.
+    fn end_number(&mut self, mask: SimpleVob, left: usize) -> Result<SimpleVob, String> {
+        let mut kept = mask.clone();
+        for token in mask.iter().filter(|token| self.digits.exceed(*token, left)) {
+            kept.disallow_token(token);
+        }
+        if !kept.is_zero() {
+            return Ok(kept);
+        }
+        for digit in self.digits.single() {
+            if !mask.is_allowed(*digit) {
+                continue;
+            }
+            for ender in self.digits.enders() {
+                let valid = self.matcher.validate_tokens(&[*digit, *ender]);
+                if valid.map_err(|error| first_line(&error))? == 2 {
+                    kept.allow_token(*digit);
+                    break;
+                }
+            }
+        }
+        Ok(if kept.is_zero() { mask } else { kept })
+    }
 }
 
 struct MaskTask {
-    matcher: Box<llguidance::Matcher>,
+    text: Box<Text>,
     back: SyncSender<Made>,
 }
 
-/// A matcher that comes back with its mask.
-type Made = (Box<llguidance::Matcher>, Result<SimpleVob, String>);
+/// A text that comes back with its mask.
+type Made = (Box<Text>, Result<SimpleVob, String>);
 
 /// Where one answer stands in its grammar.
 pub struct Matcher {
@@ -151,7 +239,7 @@ pub struct Matcher {
 }
 
 enum State {
-    Here(Box<llguidance::Matcher>),
+    Here(Box<Text>),
     /// Its next mask is being made.
     Away(Receiver<Made>),
     /// For good: nothing may be chosen any more.
@@ -159,27 +247,20 @@ enum State {
 }
 
 impl Matcher {
-    fn new(matcher: llguidance::Matcher, masks: SyncSender<MaskTask>) -> Self {
-        let state = match matcher.get_error() {
-            Some(error) => State::Failed(error),
-            None => State::Here(Box::new(matcher)),
-        };
-        Self { state, masks }
-    }
-
     /// Takes a token of the answer. `Ok(true)`: the answer is complete and nothing can follow.
     pub fn accept(&mut self, token: Token) -> Result<bool, String> {
-        let mut matcher = self.take()?;
+        let mut text = self.take()?;
         let taken = u32::try_from(token)
             .map_err(|_| format!("no token has the id {token}"))
-            .and_then(|token| matcher.consume_token(token).map_err(|e| first_line(&e)));
+            .and_then(|token| text.take(token));
+        let matcher = &text.matcher;
         match taken {
             Ok(()) if matcher.is_stopped() && !matcher.stop_reason().is_ok() => {
                 self.fail(format!("it stopped: {}", matcher.stop_reason()))
             }
             Ok(()) => {
                 let is_over = matcher.is_stopped();
-                self.state = State::Here(matcher);
+                self.state = State::Here(text);
                 Ok(is_over)
             }
             Err(reason) => self.fail(reason),
@@ -192,13 +273,13 @@ impl Matcher {
             return;
         }
         let (back, made) = sync_channel(1);
-        let State::Here(matcher) = std::mem::replace(&mut self.state, State::Away(made)) else {
+        let State::Here(text) = std::mem::replace(&mut self.state, State::Away(made)) else {
             return;
         };
-        if let Err(error) = self.masks.try_send(MaskTask { matcher, back }) {
+        if let Err(error) = self.masks.try_send(MaskTask { text, back }) {
             let (std::sync::mpsc::TrySendError::Full(task)
             | std::sync::mpsc::TrySendError::Disconnected(task)) = error;
-            self.state = State::Here(task.matcher);
+            self.state = State::Here(task.text);
         }
     }
 
@@ -206,15 +287,15 @@ impl Matcher {
     pub fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String> {
         let mask = match std::mem::replace(&mut self.state, State::Failed(String::new())) {
             State::Away(made) => match made.recv() {
-                Ok((matcher, mask)) => {
-                    self.state = State::Here(matcher);
+                Ok((text, mask)) => {
+                    self.state = State::Here(text);
                     mask
                 }
                 Err(_) => Err("its thread ended".to_owned()),
             },
-            State::Here(mut matcher) => {
-                let mask = matcher.compute_mask().map_err(|error| first_line(&error));
-                self.state = State::Here(matcher);
+            State::Here(mut text) => {
+                let mask = text.mask();
+                self.state = State::Here(text);
                 mask
             }
             State::Failed(reason) => Err(reason),
@@ -228,11 +309,11 @@ impl Matcher {
         }
     }
 
-    fn take(&mut self) -> Result<Box<llguidance::Matcher>, String> {
+    fn take(&mut self) -> Result<Box<Text>, String> {
         match std::mem::replace(&mut self.state, State::Failed(String::new())) {
-            State::Here(matcher) => Ok(matcher),
+            State::Here(text) => Ok(text),
             State::Away(made) => match made.recv() {
-                Ok((matcher, Ok(_))) => Ok(matcher),
+                Ok((text, Ok(_))) => Ok(text),
                 Ok((_, Err(reason))) => self.fail(reason),
                 Err(_) => self.fail("its thread ended".to_owned()),
             },

@@ -11,6 +11,13 @@ pub enum Constraint {
     JsonSchema(String),
     /// Text of this grammar, in llguidance's dialect of Lark.
     Lark(String),
+    /// Calls of tools.
+    Calls {
+        /// A grammar in which the rules `a0`, `a1`, … are missing.
+        lark: String,
+        /// What they are: JSON of these schemas.
+        arguments: Vec<String>,
+    },
 }
 
 /// How a model writes that it calls a tool. Its chat template says which.

@@ -55,6 +55,8 @@ fn constraint() -> impl Strategy<Value = Constraint> {
     prop_oneof![
         any::<String>().prop_map(Constraint::JsonSchema),
         any::<String>().prop_map(Constraint::Lark),
+        any::<(String, Vec<String>)>()
+            .prop_map(|(lark, arguments)| Constraint::Calls { lark, arguments }),
     ]
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use orinoco::frames::{CheckSpec, Command, Constraint, Event, Refused};
 use serde_json::Value;
 
+use super::schema::{ARRAYS, OBJECTS, ONE};
 use super::{Compiler, Vocabulary};
 use crate::budget::{Budget, Exceeded, within_spent};
 use crate::process::cpu_time;
@@ -123,11 +124,6 @@ fn innermost(schema: &Value, fails: &mut impl FnMut(&Value) -> bool) -> Vec<Stri
         return place;
     }
 }
-
-/// Keywords whose value is a schema, an array of schemas, an object of schemas.
-const ONE: [&str; 3] = ["items", "additionalProperties", "not"];
-const ARRAYS: [&str; 5] = ["prefixItems", "anyOf", "allOf", "oneOf", "items"];
-const OBJECTS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
 /// The subschemas right below, with the way to each.
 fn parts(schema: &Value) -> Vec<(Vec<String>, &Value)> {

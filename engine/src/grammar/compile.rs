@@ -1,5 +1,6 @@
 //! From the text of a schema or grammar to a matcher at its begin.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -8,9 +9,10 @@ use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use orinoco::frames::{Constraint, Token};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::first_line;
+use super::numbers::Digits;
 
 /// Bounds of what is compiled and of each mask. Work is counted and not timed, so that the same grammar ends
 /// the same way on each machine.
@@ -49,6 +51,14 @@ impl Vocabulary {
             ends: vec![256],
         }
     }
+
+    pub(super) fn digits(&self) -> Digits {
+        Digits::new(&self.words, self.end_ids())
+    }
+
+    fn end_ids(&self) -> impl Iterator<Item = u32> {
+        self.ends.iter().filter_map(|id| u32::try_from(*id).ok())
+    }
 }
 
 /// Compiles for one vocabulary.
@@ -59,12 +69,7 @@ pub struct Compiler {
 impl Compiler {
     /// Sorts the vocabulary; tens of milliseconds for a large one.
     pub fn new(vocabulary: Vocabulary) -> Result<Self, String> {
-        let ends = Vec::from_iter(
-            vocabulary
-                .ends
-                .iter()
-                .filter_map(|id| u32::try_from(*id).ok()),
-        );
+        let ends = Vec::from_iter(vocabulary.end_ids());
         let Some(first) = ends
             .first()
             .filter(|id| (**id as usize) < vocabulary.words.len())
@@ -120,26 +125,19 @@ fn brief(error: &str) -> String {
 fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
     match constraint {
         Constraint::Lark(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
-        Constraint::JsonSchema(text) => {
-            let schema: Value =
-                serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
-            Ok(TopLevelGrammar::from_json_schema(compact(schema)?))
+        Constraint::JsonSchema(text) => Ok(TopLevelGrammar::from_json_schema(schema(text)?)),
+        Constraint::Calls { lark, arguments } => {
+            let mut lark = lark.clone();
+            for (n, text) in arguments.iter().enumerate() {
+                // Writing to a String does not fail.
+                let _ = write!(lark, "\na{n}: %json {}\n", schema(text)?);
+            }
+            Ok(TopLevelGrammar::from_lark(lark))
         }
     }
 }
 
-/// The schema with our choice of white space: one space where Python's `json.dumps` has one, and none else.
-/// That is what models have seen most, it costs the fewest tokens, and none can be made for ever.
-fn compact(schema: Value) -> Result<Value, String> {
-    let mut object = match schema {
-        Value::Object(object) => object,
-        Value::Bool(true) => Map::new(),
-        Value::Bool(false) => return Err("the schema false allows nothing".to_owned()),
-        _ => return Err("a schema is an object or a boolean".to_owned()),
-    };
-    object.insert(
-        "x-guidance".to_owned(),
-        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
-    );
-    Ok(Value::Object(object))
+fn schema(text: &str) -> Result<Value, String> {
+    let schema = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
+    super::schema::prepared(schema)
 }

@@ -115,6 +115,111 @@ fn rows_of_logits_that_no_token_has_are_never_chosen() {
     );
 }
 
+/// What may follow `text`, as characters; `.` stands for the end of the answer.
+fn after(constraint: &Constraint, text: &str) -> String {
+    let mut matcher = compiled(constraint).unwrap();
+    for byte in text.bytes() {
+        let may_follow = allowed(&mut matcher).unwrap();
+        assert!(
+            may_follow.contains(&usize::from(byte)),
+            "{text}: {may_follow:?}"
+        );
+        assert!(!matcher.accept(byte.into()).unwrap(), "{text}");
+    }
+    let ids = allowed(&mut matcher).unwrap().into_iter();
+    ids.map(|id| u8::try_from(id).map_or('$', char::from))
+        .collect()
+}
+
+#[test]
+fn a_number_ends_after_the_digits_that_any_reader_keeps() {
+    let reading = schema(&json!({
+        "type": "object", "required": ["n", "x"], "additionalProperties": false,
+        "properties": {"n": {"type": "integer"}, "x": {"type": "number"}}
+    }));
+    let whole = format!("{{\"n\": -{}", "1".repeat(18));
+    assert_eq!(after(&reading, &whole), ",0123456789");
+    let whole = whole + "0";
+    assert_eq!(after(&reading, &whole), ",");
+    let fraction = format!("{whole}, \"x\": {}.{}", "9".repeat(19), "0".repeat(17));
+    assert_eq!(after(&reading, &fraction), "Ee}");
+    assert_eq!(after(&reading, &(fraction + "e-99")), "}");
+    // Where the answer is the number, its end is the answer's.
+    let alone = schema(&json!({"type": ["number", "null"], "minimum": 0, "maximum": 10}));
+    assert_eq!(after(&alone, "1.99999999999999999"), "$");
+    let free = schema(&json!({"type": "object"}));
+    let any = format!("{{\"any\": [{{\"a\\\"1\": {}", "5".repeat(19));
+    assert_eq!(after(&free, &any), ",.Ee}");
+}
+
+#[test]
+fn a_number_has_the_digits_that_its_schema_asks_for() {
+    // None of 19 digits is large enough.
+    let large = schema(&json!({"type": "integer", "minimum": 1e17, "multipleOf": 5}));
+    let odd = format!("1{}3", "0".repeat(17));
+    assert_eq!(after(&large, &odd), "05");
+    assert_eq!(after(&large, &(odd + "5")), "$");
+    // Of zeros there could be any number.
+    let positive = schema(&json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}));
+    let zeros = format!("0.{}", "0".repeat(17));
+    assert_eq!(after(&positive, &zeros), "123456789");
+    assert_eq!(after(&positive, &(zeros + "4")), "$");
+}
+
+#[test]
+fn digits_of_texts_and_of_grammars_are_the_requesters_own() {
+    let text = schema(&json!({"type": "string"}));
+    let digits = "1".repeat(40);
+    assert!(after(&text, &format!("\"{digits}")).contains('7'));
+    let lark = Constraint::Lark("start: /[0-9]+/".to_owned());
+    assert_eq!(after(&lark, &digits), "0123456789$");
+}
+
+#[test]
+fn the_arguments_of_a_call_end_as_answers_do() {
+    let call = Constraint::Calls {
+        lark: "start: \"<\" (a0 | a1) \">\"".to_owned(),
+        arguments: vec![
+            json!({"type": "integer"}).to_string(),
+            json!({"type": "string", "format": "date-time"}).to_string(),
+        ],
+    };
+    assert_eq!(after(&call, &format!("<{}", "7".repeat(19))), ">");
+    let at = "<\"2026-11-21T20:09:57.123456789";
+    assert!(after(&call, at).contains('5'));
+    // An offset has to have its place.
+    assert_eq!(after(&call, &format!("{at}01234")), "Zz");
+}
+
+#[test]
+fn a_format_that_would_go_on_for_ever_ends() {
+    for (format, begin) in [
+        ("date-time", "2026-11-21T20:09:57."),
+        ("time", "20:09:57."),
+        ("duration", "P"),
+        ("hostname", "a"),
+        ("email", "a"),
+    ] {
+        let constraint = schema(&json!({"type": "string", "format": format}));
+        let mut matcher = compiled(&constraint).unwrap();
+        for byte in format!("\"{begin}").bytes() {
+            assert!(!matcher.accept(byte.into()).unwrap());
+        }
+        // Digits as long as there may be some, and then what there must be.
+        let mut n = 0;
+        loop {
+            let ids = allowed(&mut matcher).unwrap();
+            let digit = ids.iter().find(|id| (48..58).contains(*id));
+            let next = *digit.unwrap_or(&ids[0]);
+            n += 1;
+            if next == 256 || matcher.accept(next as Token).unwrap() {
+                break;
+            }
+            assert!(n < 260, "{format}");
+        }
+    }
+}
+
 #[test]
 fn a_grammar_is_compiled_once_for_many_jobs() {
     let constraint = schema(&json!({"type": "array", "items": {"type": "string", "maxLength": 9}}));

@@ -237,12 +237,27 @@ fn record() -> Option<std::fs::File> {
     Some(opened.unwrap())
 }
 
-/// `n` answers under each schema.
-fn all_validate(name: &str, n: u64) {
+/// Of the schemas those at which answers fail first, for a test of seconds.
+const HARD: [&str; 7] = [
+    "minimum, exclusiveMaximum, multipleOf",
+    "oneOf, disjoint",
+    "allOf",
+    "$ref, $defs, recursion",
+    "time of a reading",
+    "work order",
+    "network of a gateway",
+];
+
+/// `n` answers under each schema that is `wanted`.
+fn all_validate(name: &str, n: u64, wanted: impl Fn(&str) -> bool) {
     let spec = real_spec(name);
-    let (mut n_answers, mut record) = (0, record());
+    let (mut n_answers, mut n_schemas, mut record) = (0, 0, record());
     with_decoder(&spec, |decoder, loaded| {
         for (what, ask, schema) in schemas() {
+            if !wanted(what) {
+                continue;
+            }
+            n_schemas += 1;
             let judge = Judge::of(&schema);
             let jobs = (0..n).map(|seed| {
                 // The best token always, as drawn as is usual, and wilder than anybody would.
@@ -261,22 +276,19 @@ fn all_validate(name: &str, n: u64) {
             }
         }
     });
-    println!(
-        "{name}: {n_answers} answers under {} schemas validate",
-        schemas().len()
-    );
+    println!("{name}: {n_answers} answers under {n_schemas} schemas validate");
 }
 
 #[test]
-fn answers_under_twenty_schemas_validate() {
-    all_validate(SMOLLM, 2);
+fn answers_under_the_hard_schemas_validate() {
+    all_validate(SMOLLM, 2, |what| HARD.contains(&what));
 }
 
 #[test]
 #[ignore = "minutes; scripts/test.sh --full runs it"]
 fn a_thousand_answers_under_twenty_schemas_validate() {
-    all_validate(SMOLLM, 50);
-    all_validate(GEMMA, 5);
+    all_validate(SMOLLM, 50, |_| true);
+    all_validate(GEMMA, 5, |_| true);
 }
 
 #[test]

@@ -310,7 +310,7 @@ pub(super) fn check_together(
     let must_call = tools.is_some_and(|tools| tools.choice != Choice::Auto);
     let what = match (constraint, must_call) {
         (Some(Constraint::JsonSchema(_)), _) => "response_format",
-        (Some(Constraint::Lark(_)), _) => "grammar",
+        (Some(Constraint::Lark(_) | Constraint::Calls { .. }), _) => "grammar",
         (None, true) => "tool_choice",
         (None, false) => return Ok(()),
     };

@@ -59,11 +59,14 @@ pub fn call(tools: &Tools, syntax: ToolSyntax) -> Option<Constraint> {
             "{{\"name\": \"{}\", \"{arguments}\": ",
             function.name
         ));
-        let schema = schema(function);
         // Writing to a String does not fail.
-        let _ = write!(lark, "f{n}: {head} a{n} \"}}\"\na{n}: %json {schema}\n");
+        let _ = writeln!(lark, "f{n}: {head} a{n} \"}}\"");
     }
-    Some(Constraint::Lark(lark))
+    let schema = |function: &&Function| parameters(function).to_string();
+    Some(Constraint::Calls {
+        lark,
+        arguments: functions.iter().map(schema).collect(),
+    })
 }
 
 /// The schema of each tool's arguments, in the order of the tools: to be judged before any is used.
@@ -84,18 +87,6 @@ fn parameters(function: &Function) -> Value {
         && !object.contains_key("type")
     {
         object.insert("type".to_owned(), json!("object"));
-    }
-    schema
-}
-
-/// The schema of the arguments with the white space of `json.dumps`, as models write it.
-fn schema(function: &Function) -> Value {
-    let mut schema = parameters(function);
-    if let Some(object) = schema.as_object_mut() {
-        object.insert(
-            "x-guidance".to_owned(),
-            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
-        );
     }
     schema
 }

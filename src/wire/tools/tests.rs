@@ -159,18 +159,25 @@ fn tools(choice: Choice, parallel: Option<bool>) -> Tools {
 fn a_grammar_is_made_only_for_calls_that_must_be() {
     for syntax in SYNTAXES {
         assert_eq!(call(&tools(Choice::Auto, None), syntax), None);
-        let Some(Constraint::Lark(named)) =
-            call(&tools(Choice::Named("lamp".to_owned()), None), syntax)
+        let Some(Constraint::Calls {
+            lark: named,
+            arguments,
+        }) = call(&tools(Choice::Named("lamp".to_owned()), None), syntax)
         else {
             panic!("a named tool has a grammar");
         };
+        assert_eq!(arguments.len(), 1);
         assert!(named.contains("lamp") && !named.contains("get_weather"));
         assert!(!named.contains("{0,"), "one call: {named}");
     }
-    let Some(Constraint::Lark(required)) = call(&tools(Choice::Required, None), ToolSyntax::Hermes)
+    let Some(Constraint::Calls {
+        lark: required,
+        arguments,
+    }) = call(&tools(Choice::Required, None), ToolSyntax::Hermes)
     else {
         panic!("required calls have a grammar");
     };
+    assert_eq!(arguments.len(), 2);
     assert!(required.contains("one: f0 | f1") && required.contains("{0,7}"));
 }
 

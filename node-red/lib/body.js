@@ -4,8 +4,10 @@
 /** Keys of the wire that a message may set as they are, `msg.temperature` and so on. */
 const PASSED = [
   "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "frequency_penalty", "presence_penalty",
-  "seed", "stop", "logit_bias", "keep_latest", "tool_choice", "coalesce_ms",
+  "seed", "stop", "logit_bias", "logprobs", "top_logprobs", "min_tokens", "grammar", "keep_latest", "tool_choice", "parallel_tool_calls", "coalesce_ms",
 ];
+/** Forms of an answer that are JSON. */
+const IN_JSON = new Set(["json_schema", "json_object"]);
 const PRIORITIES = new Set(["alarm", "normal", "batch"]);
 const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
 
@@ -104,7 +106,7 @@ function chat(config, msg, turns = []) {
     if (!NAME.test(session)) throw new BodyError("session", `session ${JSON.stringify(session)}: expected 1 to 64 of the characters A-Z a-z 0-9 _ . -`);
     body.session = session;
   }
-  return { body, added, session, wantsJson: schema !== undefined || body.response_format?.type === "json_object" };
+  return { body, added, session, wantsJson: IN_JSON.has(body.response_format?.type) };
 }
 
 /** Op embed, in OpenAI's shape: {input, model?, dimensions?}. */

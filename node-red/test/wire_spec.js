@@ -74,7 +74,7 @@ describe("an answer", () => {
   }
 
   it("is read from each pinned message", () => {
-    for (const name of ["accepted_chat", "chunk_chat", "accepted_complete", "chunk_complete", "tokens", "error_retry", "error_param"]) {
+    for (const name of ["accepted_chat", "chunk_chat", "accepted_complete", "chunk_complete", "chunk_chat_call", "tokens", "error_retry", "error_param"]) {
       const receiver = new Receiver();
       const body = read(`v1/${name}.json`);
       if (body.seq > 0 && !body.final) receiver.hear(Buffer.from(JSON.stringify({ ...read("v1/accepted_chat.json"), attempt: body.attempt })));
@@ -84,12 +84,15 @@ describe("an answer", () => {
 
   it("with calls of tools is put together from its pieces", () => {
     const receiver = new Receiver();
-    const say = (seq, delta, more = {}) => receiver.hear(Buffer.from(JSON.stringify({ id: "a", seq, attempt: 1, final: false, orinoco: { node: "n" }, choices: [{ index: 0, delta, finish_reason: null }], ...more })));
-    say(0, { role: "assistant", content: "" });
-    say(1, { tool_calls: [{ index: 0, id: "c1", type: "function", function: { name: "read", arguments: '{"a"' } }] });
-    say(2, { tool_calls: [{ index: 0, function: { arguments: ":1}" } }] });
-    say(3, {}, { final: true });
-    assert.deepEqual(receiver.toolCalls, [{ id: "c1", type: "function", function: { name: "read", arguments: '{"a":1}' } }]);
+    for (const name of ["accepted_chat", "chunk_chat_call", "chunk_chat_call_more", "final_chat_calls"]) {
+      // The digest in these files is of no text.
+      const { orinoco: { text_sha256: _, ...orinoco }, ...body } = read(`v1/${name}.json`);
+      receiver.hear(Buffer.from(JSON.stringify({ ...body, orinoco })));
+    }
+    const whole = read("v1/whole_chat_calls.json").choices[0].message;
+    assert.deepEqual(receiver.toolCalls, whole.tool_calls);
+    assert.equal(receiver.text, "I see.");
+    assert.equal(receiver.end.body.choices[0].finish_reason, "tool_calls");
   });
 });
 
@@ -108,6 +111,21 @@ describe("a request", () => {
       assert.deepEqual(body[key], wire[key], key);
     }
     assert.equal(body.max_tokens, 128);
+    const odds = read("v1/request_chat_logprobs.json");
+    assert.deepEqual(chat(config, odds).body, { ...odds, stream: true });
+  });
+
+  it("has the form that the message asks for", () => {
+    const form = { type: "json_schema", json_schema: { schema: { type: "object" } } };
+    for (const [msg, key, wanted] of [
+      [{ response_format: form }, "response_format", true], [{ response_format: { type: "json_object" } }, "response_format", true],
+      [{ response_format: { type: "text" } }, "response_format", false], [{ grammar: 'start: "yes" | "no"' }, "grammar", false],
+      [{ tool_choice: "none" }, "tool_choice", false], [{ parallel_tool_calls: false }, "parallel_tool_calls", false],
+    ]) {
+      const { body, wantsJson } = chat(config, { payload: "hi", ...msg });
+      assert.deepEqual(body[key], msg[key]);
+      assert.equal(wantsJson, wanted, key);
+    }
   });
 
   it("has the dialog's settings unless the message has its own", () => {

@@ -206,7 +206,8 @@ async fn quiet_user(
                 document["error"].is_null(),
                 "a quiet user is served: {document}"
             );
-            if document["seq"].as_u64() >= Some(1) {
+            let text = document["choices"][0]["delta"]["content"].as_str();
+            if text.is_some_and(|text| !text.is_empty()) {
                 first.get_or_insert_with(|| asked.elapsed());
             }
             if document["final"] == true {

@@ -159,6 +159,7 @@ fn record(caller: usize, n: u64) -> Record {
         response_topic: None,
         correlation: None,
         accept: None,
+        beside: None,
         accepted_at_ms: 1_800_000_000_000,
     }
 }

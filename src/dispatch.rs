@@ -22,16 +22,19 @@ mod checks;
 mod durable;
 mod embed;
 mod energy;
+pub mod eta;
 mod govern;
 mod intake;
 mod job;
 mod logprobs;
 pub mod output;
 pub mod pools;
+mod punctual;
 pub mod queue;
 pub mod quotas;
 mod refusals;
 mod report;
+mod serve;
 mod settings;
 mod tele;
 mod tokens;
@@ -46,25 +49,24 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::frames::{Command, Done, Event, Finish, JobError, JobKey, Piece};
+use crate::frames::{Command, JobKey};
 use crate::governor::{Notice, Word};
 use crate::link::{AckToken, Inbound, Inbox, Link, Message, Publish, PublishError};
 use crate::ota::deploy as ota;
 use crate::pressure::Level;
 use crate::store::{self, Store};
 use crate::telemetry::Heard;
-use crate::wire::error::{ApiError, Code};
-use crate::wire::reply::Parked;
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::{Asks, Checker, Report};
 use durable::StoreDone;
 pub use embed::EmbedSettings;
 use embed::Embedder;
 use energy::Energy;
-use job::{Cancel, Ending, Job, Phase};
+use eta::Rates;
+use job::{Job, Phase};
 use pools::Pools;
 
-use queue::{Queue, Verdict};
+use queue::Queue;
 use quotas::Quotas;
 use refusals::Ignored;
 use report::Node;
@@ -172,8 +174,14 @@ struct Dispatch {
     answered: HashMap<Asked, Answered>,
     clock: Clock,
     queue: Queue,
+    /// Jobs that are over here and not yet in the worker, which is still to be told.
+    stops: Vec<JobKey>,
     queued_bytes: usize,
     quotas: Quotas,
+    /// What requests take.
+    rates: Rates,
+    /// When streams that wait are next told of their place.
+    notices_at: Instant,
     ignored: Ignored,
     tokenizing: HashMap<JobKey, Tokenizing>,
     next_key: u64,
@@ -376,8 +384,11 @@ impl Dispatch {
             answered: HashMap::new(),
             clock,
             queue: Queue::default(),
+            stops: Vec::new(),
             queued_bytes: 0,
             quotas: Quotas::default(),
+            rates: Rates::default(),
+            notices_at: Instant::now(),
             ignored: Ignored::default(),
             tokenizing: HashMap::new(),
             next_key: 1,
@@ -449,194 +460,16 @@ impl Dispatch {
         }
     }
 
-    fn on_report(&mut self, report: Report) {
-        self.node.on_report(&report);
-        match report {
-            Report::Loading { .. } => {}
-            Report::Serving {
-                commands, loaded, ..
-            } => {
-                self.commands = commands;
-                if self.level >= Level::Trim {
-                    let _ = self.commands.try_send(Command::Trim); // its queue is empty
-                }
-                if !self.small_context {
-                    self.n_ctx_full = loaded.n_ctx_seq;
-                }
-                self.notice(Notice::Serving(govern::serving(&loaded)));
-            }
-            Report::SwitchFailed { name, reason } => {
-                self.notice(Notice::SwitchFailed { name, reason });
-            }
-            Report::Trying { name } => self.notice(Notice::Trying(name)),
-            Report::Tried { name, end } => {
-                // The one that follows serves at once.
-                self.parks_until = None;
-                self.notice(Notice::Tried { name, end });
-            }
-            Report::Event(Event::Started {
-                job,
-                prompt_ids,
-                n_cached,
-            }) => {
-                if let Some(job) = self.jobs.get_mut(&job) {
-                    if job.n_prompt == 0 {
-                        job.n_prompt = prompt_ids.len() as u32;
-                        self.meters.n_prompt += prompt_ids.len() as u64;
-                        self.meters.n_cached += u64::from(n_cached);
-                    }
-                    job.prompt_ids = prompt_ids;
-                    job.n_cached = n_cached;
-                }
-            }
-            Report::Event(Event::Step { pieces, .. }) => self.on_pieces(pieces),
-            Report::Event(Event::Done(done)) => self.on_done(*done),
-            Report::Event(Event::Cached { bytes }) => self.notice(Notice::Cached(bytes)),
-            Report::Event(Event::Tokenized { job, ids }) => self.on_tokenized(job, ids),
-            Report::Event(event) => debug!(?event, "unexpected event"),
-            Report::Down(down) => {
-                self.notice(Notice::NotServing);
-                self.on_worker_down(&down);
-            }
-        }
-    }
-
-    fn on_pieces(&mut self, pieces: Vec<Piece>) {
-        let now = Instant::now();
-        let n_tokens: usize = pieces.iter().map(|piece| piece.ids.len()).sum();
-        self.meters.step(n_tokens as u64, now);
-        for piece in pieces {
-            let Some(job) = self.jobs.get_mut(&piece.job) else {
-                continue;
-            };
-            if !piece.ids.is_empty() {
-                match job.last_token.replace(now) {
-                    None => self.meters.first_token(now - job.arrived),
-                    Some(last) => self.meters.next_tokens(piece.ids.len(), now - last),
-                }
-            }
-            job.receive(&piece.ids, piece.logprobs, &piece.text, now);
-            if job.phase == Phase::Open
-                && job.output.unsent_bytes() > self.settings.output_pending_bytes_max
-            {
-                let limit = self.settings.output_pending_bytes_max;
-                job.end(Ending::Failed(ApiError::new(
-                    Code::SlowConsumer,
-                    format!("the broker did not take the answer: over {limit} bytes were waiting"),
-                )));
-                job.cancel = Cancel::Wanted;
-                self.queue.remove(piece.job);
-            }
-        }
-    }
-
-    fn on_done(&mut self, done: Done) {
-        self.energy.advance(Instant::now(), self.queue.running());
-        let n_ctx_seq = self.node.n_ctx_seq().unwrap_or(0);
-        let may_grow = self.small_context && self.n_ctx_full > n_ctx_seq;
-        let Some(job) = self.jobs.get_mut(&done.job) else {
-            self.queue.remove(done.job);
-            return;
-        };
-        job.spent.ends(&self.energy);
-        let is_paused = job.cancel == Cancel::PauseSent && done.end == Ok(Finish::Cancelled);
-        let has_outgrown = may_grow
-            && job.is_cut_short(&done, n_ctx_seq)
-            && !matches!(done.end, Err(JobError::TooLong { n_prompt, .. }) if n_prompt >= self.n_ctx_full);
-        if job.phase == Phase::Open && (is_paused || has_outgrown) {
-            job.pause();
-            if has_outgrown {
-                job.outgrown = Some(n_ctx_seq);
-                info!(user = %job.address.user, id = %job.address.id, n_ctx_seq, "a stream waits for a larger context");
-            }
-            self.queue.pause(done.job);
-            return;
-        }
-        self.queue.remove(done.job);
-        self.meters.n_guessed += u64::from(done.timings.n_guessed);
-        self.meters.n_right += u64::from(done.timings.n_right);
-        let now = Instant::now();
-        if !done.ids.is_empty() {
-            // Tokens of the last moment, which no piece brought.
-            self.meters.step(done.ids.len() as u64, now);
-            match job.last_token.replace(now) {
-                None => self.meters.first_token(now - job.arrived),
-                Some(last) => self.meters.next_tokens(done.ids.len(), now - last),
-            }
-        }
-        job.receive(&done.ids, done.logprobs, &done.text, now);
-        job.end(match done.end {
-            Ok(finish) => Ending::Finished(finish, done.timings),
-            Err(error) => Ending::Failed(api_error(&error, job.has_begun())),
-        });
-    }
-
-    fn on_worker_down(&mut self, down: &crate::worker::Down) {
-        self.energy.advance(Instant::now(), self.queue.running());
-        self.meters.n_deaths += u64::from(!down.cause.on_purpose());
-        let verdicts = match down.cause.on_purpose() {
-            true => self.queue.worker_left(),
-            false => self.queue.worker_died(down.cause.by_itself()),
-        };
-        if down.cause.by_itself() {
-            self.tell_updates_of_death();
-        }
-        let parks_until = self.parks_until;
-        for (key, verdict) in verdicts {
-            let Some(job) = self.jobs.get_mut(&key) else {
-                continue;
-            };
-            match verdict {
-                Verdict::Again if matches!(job.cancel, Cancel::Wanted | Cancel::Sent) => {
-                    // Asked to stop, and stopped it has.
-                    self.queue.remove(key);
-                    job.end(Ending::Finished(Finish::Cancelled, job.timings_so_far()));
-                }
-                Verdict::Again => {
-                    job.pause();
-                    if let Some(until) = parks_until.filter(|_| down.cause.on_purpose()) {
-                        let eta = until.saturating_duration_since(Instant::now());
-                        job.park(Parked::for_update(eta));
-                    }
-                }
-                Verdict::Poison => job.end(Ending::Failed(ApiError::new(
-                    Code::Poison,
-                    format!(
-                        "this request ended the engine whenever it ran; last time it {}",
-                        down.cause
-                    ),
-                ))),
-                Verdict::GiveUp => job.end(Ending::Failed(ApiError::new(
-                    Code::EngineError,
-                    format!(
-                        "the engine ended {} times under this request; last time it {}",
-                        queue::DEATHS_MAX,
-                        down.cause
-                    ),
-                ))),
-            }
-        }
-        // The next worker is asked again; nothing was promised yet.
-        for (_, tokenizing) in std::mem::take(&mut self.tokenizing) {
-            let error =
-                ApiError::new(Code::EngineError, "the engine ended; ask again").with_retry(1000);
-            self.refuse(
-                &tokenizing.address,
-                &tokenizing.replier,
-                &error,
-                Some(tokenizing.ack),
-            );
-        }
-    }
-
     // ---- work --------------------------------------------------------------------------------------
 
     /// Does all that can be done now without waiting; says when to look again at the latest.
     fn pump(&mut self, now: Instant) -> Option<Instant> {
+        let deadline = self.expire(now);
         self.submit();
         self.flush_backlog();
         self.take_waiting();
-        let mut wake = self.flush_jobs(now);
+        let mut wake = earliest(deadline, self.tell_places(now));
+        wake = earliest(wake, self.flush_jobs(now));
         self.store_finals(now);
         self.resend_undelivered();
         wake = earliest(wake, self.steer_pools(now));
@@ -650,52 +483,6 @@ impl Dispatch {
             earliest(wake, self.retry_finals_at),
             earliest(node_wake, draining),
         )
-    }
-
-    /// Hands waiting jobs to the worker while it has sequences free.
-    fn submit(&mut self) {
-        let Some((n_seq_max, model)) = self.node.serving() else {
-            return;
-        };
-        let syntax = self.node.tool_syntax();
-        self.energy.advance(Instant::now(), self.queue.running());
-        let runtime = self.settings.runtime_of(&model);
-        loop {
-            let (straits, jobs) = (self.straits(), &self.jobs);
-            let waits = |key| jobs.get(&key).is_some_and(|job| straits.must_wait(job));
-            let Some(key) = self.queue.next(n_seq_max, waits) else {
-                break;
-            };
-            let Some(job) = self.jobs.get_mut(&key) else {
-                self.queue.remove(key);
-                continue;
-            };
-            job.served_by(&model);
-            job.speak(syntax);
-            if self
-                .commands
-                .try_send(Command::Submit(Box::new(job.command(runtime.as_ref()))))
-                .is_err()
-            {
-                self.queue.put_back(key);
-                return;
-            }
-            job.parked = None;
-            job.spent.begins(&self.energy);
-        }
-        let runs = self.queue.running() > 0;
-        self.busy
-            .send_if_modified(|busy| std::mem::replace(busy, runs) != runs);
-        for job in self.jobs.values_mut() {
-            let told = match job.cancel {
-                Cancel::Wanted => Cancel::Sent,
-                Cancel::PauseWanted => Cancel::PauseSent,
-                Cancel::No | Cancel::Sent | Cancel::PauseSent => continue,
-            };
-            if self.commands.try_send(Command::Cancel(job.key)).is_ok() {
-                job.cancel = told;
-            }
-        }
     }
 
     /// Sends what is due of each stream; says when the next text is due.
@@ -810,43 +597,6 @@ fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
-    }
-}
-
-/// `has_begun`: by another model, or with a larger context.
-fn api_error(error: &JobError, has_begun: bool) -> ApiError {
-    match error {
-        JobError::TooLong {
-            n_prompt,
-            n_ctx_seq,
-        } if has_begun => ApiError::new(
-            Code::ContextLengthExceeded,
-            format!(
-                "another model or a smaller context took over, where prompt and answer so far have {n_prompt} tokens \
-                 and a request may use {n_ctx_seq}: ask again with less"
-            ),
-        ),
-        JobError::TooLong {
-            n_prompt,
-            n_ctx_seq,
-        } => ApiError::new(
-            Code::ContextLengthExceeded,
-            format!(
-                "the prompt has {n_prompt} tokens, a request may use {n_ctx_seq} for prompt and answer: shorten it"
-            ),
-        ),
-        JobError::Template(reason) => ApiError::new(
-            Code::InvalidRequest,
-            format!("the chat template refused the messages: {reason}"),
-        ),
-        JobError::Input(reason) => ApiError::new(Code::InvalidRequest, reason.clone()),
-        JobError::Decode(reason) => {
-            ApiError::new(Code::EngineError, format!("decoding failed: {reason}"))
-        }
-        JobError::Constraint(reason) => ApiError::new(
-            Code::GrammarFailed,
-            format!("the answer has no next token by its grammar: {reason}"),
-        ),
     }
 }
 

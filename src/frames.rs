@@ -18,7 +18,7 @@ pub use grammar::{CheckSpec, Constraint, Refused, ToolSyntax};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -52,8 +52,13 @@ pub enum Command {
     /// Turn these texts into vectors. Only to a worker that loaded a model for [`Task::Embed`]; answered by
     /// [`Event::Embedded`], unless it is cancelled.
     Embed(Box<EmbedJob>),
-    /// Stop this job between two decodes; it still ends with [`Event::Done`]. Unknown jobs are ignored.
+    /// Stop this job between two decodes; it still ends with [`Event::Done`]. Unknown jobs are ignored; of a
+    /// parked one what was kept is dropped.
     Cancel(JobKey),
+    /// Take this job out of its sequence between two decodes, and keep what it has in the KV pool while nobody
+    /// needs the room; answered by [`Event::Parked`], unless the job was over by then. It comes back with
+    /// [`Command::Submit`] and [`Job::resume`].
+    Park(JobKey),
     /// Count and return the ids of a text; answered by [`Event::Tokenized`].
     Tokenize {
         /// Echoed in the answer.
@@ -122,6 +127,9 @@ pub enum Event {
     },
     /// The job is over. The last event that names it.
     Done(Box<Done>),
+    /// The job has left its sequence: as [`Command::Park`] said, or because an urgent one had no cells. Nothing
+    /// more names it until it is submitted again.
+    Parked(Box<Parked>),
     /// What saved sequences take, outside the KV pool, has changed.
     Cached {
         /// All of them together.
@@ -417,6 +425,10 @@ pub struct Job {
     pub resume: Option<Resume>,
     /// What another model made of the answer.
     pub head: Option<Head>,
+    /// Its prompt is read before those of others, and jobs that yield make room for it.
+    pub urgent: bool,
+    /// It may be parked where an urgent job finds no room.
+    pub yields: bool,
 }
 
 /// Texts to turn into vectors.
@@ -579,6 +591,21 @@ pub struct Done {
     /// Last text, not yet in a [`Piece`].
     pub text: String,
     /// Counts and times of this worker's part of the job.
+    pub timings: Timings,
+}
+
+/// A job that is to go on later.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parked {
+    /// Which job.
+    pub job: JobKey,
+    /// Last ids, not yet in a [`Piece`].
+    pub ids: Vec<Token>,
+    /// As in a [`Piece`].
+    pub logprobs: Vec<Logprob>,
+    /// Last text, not yet in a [`Piece`]; what may be the begin of a stop string is still held back.
+    pub text: String,
+    /// Counts and times of this stay in the worker.
     pub timings: Timings,
 }
 

@@ -22,6 +22,7 @@
 //! | `meta` | name | u64: `format`; `run`, which rises with every open; `batch`, with every transaction |
 //! | `jobs` | (user, id) | order, digest, attempt, state, time and run of its last change, bytes charged |
 //! | `bodies` | order | a pending job: its name, op, body and what its answer needs |
+//! | `beside` | order | of a pending job: what its requester said beside the body; not of all |
 //! | `finals` | order | a finished job: its messages, byte for byte |
 //!
 //! A file of a newer format is refused and left as it is. A damaged file is moved aside as
@@ -106,6 +107,8 @@ pub struct Record {
     pub correlation: Option<Bytes>,
     /// Form of answer that was asked for.
     pub accept: Option<String>,
+    /// What else its requester said beside the body; kept as it is.
+    pub beside: Option<Bytes>,
     /// Unix milliseconds.
     pub accepted_at_ms: u64,
 }

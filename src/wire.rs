@@ -29,7 +29,7 @@ pub use topic::{Incoming, Name, NameError, Names, Op, RequestId, TopicError};
 
 /// Version of this contract as `info` publishes it. The first number is the `v1` of the topics and
 /// changes when an old client would break; the second rises with every addition.
-pub const PROTOCOL: &str = "1.0";
+pub const PROTOCOL: &str = "1.1";
 
 /// A SHA-256 in hexadecimal, as a regular expression.
 const SHA256_PATTERN: &str = "^[0-9a-f]{64}$";

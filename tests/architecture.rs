@@ -140,6 +140,7 @@ const PURE: &[&str] = &[
     "src/contract",
     "src/daemon/vigil.rs",
     "src/dispatch/calls.rs",
+    "src/dispatch/eta.rs",
     "src/dispatch/pools/policy.rs",
     "src/dispatch/queue",
     "src/dispatch/quotas",

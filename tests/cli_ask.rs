@@ -168,7 +168,14 @@ fn answering(pieces: &'static [&'static str], whole: &'static str) -> Script {
             return Vec::new();
         };
         let replier = replier(id);
-        let mut answers = vec![replier.accepted(&Accepted { queue: 0 }).expect("chunks")];
+        let mut answers = vec![
+            replier
+                .accepted(&Accepted {
+                    queue: 0,
+                    eta_ms: None,
+                })
+                .expect("chunks"),
+        ];
         for (seq, piece) in (1..).zip(pieces) {
             answers.push(replier.piece(seq, piece).expect("chunks"));
         }
@@ -287,7 +294,12 @@ fn ctrl_c_cancels_the_job_on_the_node() {
             vec![
                 (
                     topic.clone(),
-                    replier.accepted(&Accepted { queue: 0 }).unwrap(),
+                    replier
+                        .accepted(&Accepted {
+                            queue: 0,
+                            eta_ms: None,
+                        })
+                        .unwrap(),
                 ),
                 (topic, replier.piece(1, "On and\n").unwrap()),
             ]
@@ -332,7 +344,14 @@ fn a_reader_that_has_had_enough_cancels_the_job() {
     let site = Site::new(Box::new(move |names, incoming, _| match incoming {
         Incoming::Request { user, id, .. } => {
             let replier = replier(id);
-            let mut answers = vec![replier.accepted(&Accepted { queue: 0 }).unwrap()];
+            let mut answers = vec![
+                replier
+                    .accepted(&Accepted {
+                        queue: 0,
+                        eta_ms: None,
+                    })
+                    .unwrap(),
+            ];
             answers.extend((1..100).map(|seq| replier.piece(seq, "and on\n").unwrap()));
             answers
                 .into_iter()

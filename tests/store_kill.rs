@@ -38,6 +38,7 @@ fn record(name: &str) -> Record {
         response_topic: None,
         correlation: None,
         accept: None,
+        beside: None,
         accepted_at_ms: 1_800_000_000_000,
     }
 }

@@ -27,7 +27,7 @@ use orinoco::{
     wire::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
-        reply::{Vectors, body::Answer},
+        reply::{Parked, Vectors, body::Answer},
         report::{
             Engine, Hardware, Info, Memory, Mode, Model, ModelCommand, Models, PoolIntake,
             Presence, PressureEvent, Proof, State, Status, SwitchEvent, Verdict,
@@ -366,13 +366,36 @@ fn refused_bodies_name_code_and_param() {
 
 #[test]
 fn accepted() {
-    let accepted = |op, form| replier(op, form).accepted(&Accepted { queue: 2 }).unwrap();
+    let accepted = |op, form| {
+        replier(op, form)
+            .accepted(&Accepted {
+                queue: 2,
+                eta_ms: None,
+            })
+            .unwrap()
+    };
     assert_sent(&accepted(Op::Chat, Form::Chunks), "accepted_chat.json");
     assert_sent(&accepted(Op::Chat, Form::Whole), "accepted_chat.json");
     assert_sent(
         &accepted(Op::Complete, Form::Chunks),
         "accepted_complete.json",
     );
+    let place = |queue, eta_ms| Accepted {
+        queue,
+        eta_ms: Some(eta_ms),
+    };
+    let chat = replier(Op::Chat, Form::Chunks);
+    assert_sent(
+        &chat.accepted(&place(2, 4200)).unwrap(),
+        "accepted_eta.json",
+    );
+    assert_sent(&chat.moved(1, &place(1, 2100)).unwrap(), "chunk_moved.json");
+    let pause = Parked::for_alarm(std::time::Duration::from_millis(900));
+    assert_sent(&chat.parked(2, &pause).unwrap(), "chunk_parked_alarm.json");
+    let text = "the answer would come in about 5200 ms, and is worthless after 3000 ms";
+    let late = ApiError::new(Code::DeadlineExceeded, text).with_param("deadline_ms");
+    let late = late.with_retry(2200).with_eta(5200);
+    assert_sent(&chat.error(0, &late), "error_eta.json");
 }
 
 #[test]
@@ -539,7 +562,9 @@ fn codes_keep_their_status_and_type() {
             r#type: code.kind().to_owned(),
         })
         .collect();
-    let mut pinned: Vec<Row> = serde_json::from_str(&file("error_codes.json")).unwrap();
+    let pinned = ["error_codes.json", "error_codes_1_1.json"];
+    let pinned = pinned.map(|name| serde_json::from_str::<Vec<Row>>(&file(name)).unwrap());
+    let mut pinned = pinned.into_iter().flatten().collect::<Vec<_>>();
     ours.sort();
     pinned.sort();
     assert_eq!(ours, pinned);
@@ -618,6 +643,8 @@ fn info() {
             sandbox,
             Some((Backend::Auto, &loaded())),
         )),
+        // The version when these were pinned.
+        protocol: "1.0".to_owned(),
         ..Info::new(&node(), "0.1.0", limits.clone(), board.clone())
     };
     assert_published(&info(None), "info.json");
@@ -653,7 +680,10 @@ fn info() {
         n_cores: 2,
         ..Hardware::default()
     };
-    let small = Info::new(&node(), "0.1.0", limits.clone(), bare);
+    let small = Info {
+        protocol: "1.0".to_owned(),
+        ..Info::new(&node(), "0.1.0", limits.clone(), bare)
+    };
     assert_published(&small, "info_small.json");
     let in_pools = Info {
         pools: vec!["hall2".to_owned(), "site".to_owned()],
@@ -751,7 +781,7 @@ fn telemetry() {
     assert_document::<TeleHost>(&["tele_host.json", "tele_host_pc.json"]);
     assert_document::<TeleGpu>(&["tele_gpu.json"]);
     assert_document::<TeleLlm>(&["tele_llm.json", "tele_llm_idle.json"]);
-    assert_document::<TeleQueue>(&["tele_queue.json"]);
+    assert_document::<TeleQueue>(&["tele_queue.json", "tele_queue_classes.json"]);
 }
 
 #[test]

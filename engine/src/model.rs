@@ -8,7 +8,7 @@ use orinoco::frames::{LoadSpec, Loaded, Outline, Plan, PlanAsk, Token};
 
 /// Number of a sequence in the KV cache.
 ///
-/// Below [`Limits::n_seq_max`].
+/// Below [`Limits::n_seq_max`] for those that decode, below twice that for those that are parked.
 pub type SeqId = u32;
 
 /// One row of a decode batch.

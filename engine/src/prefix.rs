@@ -3,6 +3,7 @@
 //! Pure: it mirrors what the loop tells llama.cpp and never calls it. A new prompt takes the tokens that a
 //! running sequence begins with by `seq_cp`, which only marks cells. So one cell may belong to several
 //! sequences; each cell here has an owner count, and admission reckons with the exact number of free ones.
+//! A job that is interrupted moves its cells to a *place*, a sequence that never decodes, until it comes back.
 //! What jobs leave behind when they end is `shelf`'s.
 
 use orinoco::frames::Token;
@@ -21,7 +22,7 @@ const N_WORTH_COPYING: usize = 32;
 #[derive(Debug)]
 pub struct Pool {
     limits: Limits,
-    /// By slot; the index is the [`SeqId`].
+    /// The index is the [`SeqId`]: one for each slot, then as many places for parked ones.
     seqs: Vec<Seq>,
     /// Owners of each cell. The numbers are ours; llama.cpp places rows as it likes.
     owners: Vec<u16>,
@@ -58,7 +59,7 @@ impl Pool {
     /// An empty pool.
     pub fn new(limits: Limits) -> Self {
         let mut seqs = Vec::new();
-        seqs.resize_with(limits.n_seq_max as usize, Seq::default);
+        seqs.resize_with(2 * limits.n_seq_max as usize, Seq::default);
         Self {
             limits,
             seqs,
@@ -77,6 +78,12 @@ impl Pool {
         self.free.len()
     }
 
+    /// Whether a slot is free: then a job that is not admitted wants for cells.
+    pub fn has_slot(&self) -> bool {
+        let slots = &self.seqs[..self.limits.n_seq_max as usize];
+        slots.iter().any(|seq| seq.reserved == 0)
+    }
+
     /// A slot and the best source for a job of `tokens` that may come to `reserve` tokens, or `None`
     /// when it has to wait. The caller then calls [`Pool::begin`]. `saved` is the best that is saved.
     ///
@@ -88,11 +95,8 @@ impl Pool {
         saved: Option<Found>,
         whole: impl Fn(SeqId, usize) -> bool,
     ) -> Option<Admission> {
-        let slots = 0..self.limits.n_seq_max;
-        let seq = slots
-            .clone()
-            .find(|seq| self.seqs[*seq as usize].reserved == 0)?;
-        let live = slots
+        let seq = (0..self.limits.n_seq_max).find(|seq| self.seqs[*seq as usize].reserved == 0)?;
+        let live = (0..self.seqs.len() as SeqId)
             .filter(|_| self.limits.shares_prefixes)
             .map(|from| (common(self.tokens(from), tokens), from))
             .filter(|(n, from)| *n >= N_SHARED_MIN && whole(*from, *n))
@@ -173,6 +177,22 @@ impl Pool {
         );
         target.tokens = tokens;
         target.cells = cells;
+    }
+
+    /// Moves what the slot `seq` has in the cache to a place, and frees the slot; `None`: no place is free, or
+    /// sequences cannot be parted.
+    pub fn park(&mut self, seq: SeqId) -> Option<SeqId> {
+        if !self.limits.shares_prefixes {
+            return None;
+        }
+        let mut places = self.limits.n_seq_max..self.seqs.len() as SeqId;
+        let place = places.find(|place| self.tokens(*place).is_empty())?;
+        let parked = std::mem::take(&mut self.seqs[seq as usize]);
+        self.seqs[place as usize] = Seq {
+            reserved: 0, // It grows no more.
+            ..parked
+        };
+        Some(place)
     }
 
     /// Its job is over: it grows no more, and keeps its cells until [`Pool::end`].

@@ -8,6 +8,7 @@
 mod admit;
 mod bench;
 mod constrain;
+mod park;
 mod score;
 mod step;
 
@@ -90,6 +91,7 @@ pub fn run(
         slots,
         waiting: VecDeque::new(),
         over: Vec::new(),
+        parked: Vec::new(),
         may_admit: true,
         outbox: VecDeque::from([Event::Loaded(Box::new(loaded))]),
         bench: None,
@@ -119,6 +121,8 @@ struct Run<'d> {
     markers: Rc<Markers>,
     /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
     over: Vec<SeqId>,
+    /// Jobs that are to come back, and the places where the pool keeps what they have; the oldest first.
+    parked: Vec<(JobKey, SeqId)>,
     /// Whether anything changed since the first waiting job was last refused.
     may_admit: bool,
     pool: Pool,
@@ -241,6 +245,7 @@ impl Run<'_> {
             }
             Command::Submit(job) => self.submit(&job),
             Command::Cancel(job) => self.cancel(job),
+            Command::Park(job) => self.park(job),
             Command::Tokenize { job, input } => {
                 let ids = self.tokens_of(&input);
                 self.outbox.push_back(Event::Tokenized { job, ids });
@@ -269,6 +274,7 @@ impl Run<'_> {
         if let Some(seq) = self.slots.iter().position(running) {
             self.end(seq, Ok(Finish::Cancelled));
         }
+        self.forget(job);
     }
 
     fn say_done(&mut self, slot: Slot, end: Result<Finish, JobError>) {

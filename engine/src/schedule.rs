@@ -2,7 +2,7 @@
 //!
 //! Pure. Every decoding sequence rides in each step with its one row, so nobody's stream stops because
 //! somebody else's prompt is read. What is left of the step goes to prefill, job by job in turn: the
-//! first place moves on with each step. While somebody decodes the step is held to a time (`step_ms`,
+//! first place moves on with each step; while an urgent prompt is read, the others wait. While somebody decodes the step is held to a time (`step_ms`,
 //! by the rate measured at that depth) and to `step_tokens`; otherwise to one physical batch.
 
 /// Bounds of a step; from the model's limits and the operator's settings.
@@ -28,6 +28,8 @@ pub struct Want {
     pub n_past: usize,
     /// Whether it makes a token a step; then it is never left out.
     pub decodes: bool,
+    /// Its prefill goes before that of others.
+    pub urgent: bool,
 }
 
 /// Chooses the rows of each step. Owns whose turn it is and the measured rates.
@@ -79,7 +81,11 @@ impl Schedule {
                 n_rows += want.n_rows;
             }
         }
-        let prefills = |slot: &usize| wants[*slot].is_some_and(|w| !w.decodes && w.n_rows > 0);
+        let is_prefill = |want: &Want| !want.decodes && want.n_rows > 0;
+        let is_urgent = wants.iter().flatten().any(|w| is_prefill(w) && w.urgent);
+        let prefills = |slot: &usize| {
+            wants[*slot].is_some_and(|want| is_prefill(&want) && want.urgent == is_urgent)
+        };
         let first = (0..wants.len())
             .map(|i| (self.turn + i) % wants.len())
             .find(prefills);
@@ -184,6 +190,7 @@ mod tests {
             n_rows: 1,
             n_past: 50,
             decodes: true,
+            urgent: false,
         })
     }
 
@@ -192,6 +199,14 @@ mod tests {
             n_rows,
             n_past,
             decodes: false,
+            urgent: false,
+        })
+    }
+
+    fn urgent(n_rows: usize) -> Option<Want> {
+        prefill(n_rows, 0).map(|want| Want {
+            urgent: true,
+            ..want
         })
     }
 
@@ -223,6 +238,20 @@ mod tests {
             schedule.measured(1, 64, 0, 20.0 + 64.0 * 0.1);
         }
         assert_eq!(plan(&mut schedule, &wants)[1], BOUNDS.step_tokens);
+    }
+
+    #[test]
+    fn an_urgent_prompt_is_read_before_all_others() {
+        let mut schedule = Schedule::new(BOUNDS);
+        let mut wants = [prefill(1000, 0), decoding(), urgent(40), urgent(30)];
+        for _ in 0..4 {
+            let shares = plan(&mut schedule, &wants);
+            assert_eq!((shares[0], shares[1]), (0, 1));
+            assert_eq!(shares[2] + shares[3], N_PREFILL_UNKNOWN);
+        }
+        wants[2] = decoding();
+        wants[3] = None;
+        assert_eq!(plan(&mut schedule, &wants)[0], N_PREFILL_UNKNOWN);
     }
 
     #[test]
@@ -258,9 +287,11 @@ mod tests {
             (0_usize..5000).prop_map(|n_past| Some(Want {
                 n_rows: 1,
                 n_past,
-                decodes: true
+                decodes: true,
+                urgent: false,
             })),
             (1_usize..5000, 0_usize..5000).prop_map(|(rows, past)| prefill(rows, past)),
+            (1_usize..5000).prop_map(urgent),
         ];
         proptest::collection::vec(want, 1..16)
     }

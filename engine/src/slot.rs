@@ -6,7 +6,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use orinoco::frames::{Done, Finish, Job, JobError, JobKey, Logprob, Piece, Timings, Token};
+use orinoco::frames::{
+    Done, Finish, Job, JobError, JobKey, Logprob, Parked, Piece, Timings, Token,
+};
 
 use crate::grammar::Matcher;
 use crate::markers::Markers;
@@ -21,6 +23,10 @@ use crate::text::TextOut;
 pub struct Slot {
     /// Its name on the socketpair.
     pub job: JobKey,
+    /// Its prompt is read before those of others.
+    pub urgent: bool,
+    /// It makes room for an urgent one.
+    pub yields: bool,
     /// Prompt, then everything made so far.
     tokens: Vec<Token>,
     n_prompt: usize,
@@ -111,6 +117,8 @@ impl Slot {
         let skip = job.resume.as_ref().map_or(0, |r| r.text_bytes);
         let mut slot = Self {
             job: job.job,
+            urgent: job.urgent,
+            yields: job.yields,
             tokens: prompt,
             n_prompt,
             n_past: 0,
@@ -214,6 +222,7 @@ impl Slot {
             n_rows: end - self.n_past + self.guess.len(),
             n_past: self.n_past,
             decodes: self.tokens.len() - self.n_past == 1,
+            urgent: self.urgent,
         }
     }
 
@@ -399,16 +408,33 @@ impl Slot {
     /// The last event of the job, with all that was not sent.
     pub fn done(mut self, end: Result<Finish, JobError>) -> Done {
         self.text.finish(&mut self.unsent_text);
-        if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
-            self.timings.decode_ms = ms(first, last);
-        }
         Done {
             job: self.job,
             end,
+            timings: self.timings(),
             ids: self.unsent_ids,
             logprobs: self.unsent_logprobs,
             text: self.unsent_text,
-            timings: self.timings,
+        }
+    }
+
+    /// The job leaves for a while, with all that was not sent. What may be the begin of a stop string is made
+    /// from the ids again when it comes back.
+    pub fn parked(self) -> Parked {
+        Parked {
+            job: self.job,
+            timings: self.timings(),
+            ids: self.unsent_ids,
+            logprobs: self.unsent_logprobs,
+            text: self.unsent_text,
+        }
+    }
+
+    fn timings(&self) -> Timings {
+        let decode = self.first_token.zip(self.last_token);
+        Timings {
+            decode_ms: decode.map_or(0.0, |(first, last)| ms(first, last)),
+            ..self.timings
         }
     }
 }

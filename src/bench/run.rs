@@ -537,7 +537,11 @@ impl Client {
                 continue;
             };
             match stream.receiver.hear(&message.payload)? {
-                Heard::Text { .. } => stream.heard.push((now, stream.receiver.text().len())),
+                Heard::Text { from } if from < stream.receiver.text().len() => {
+                    stream.heard.push((now, stream.receiver.text().len()));
+                }
+                // News of the queue.
+                Heard::Text { .. } => {}
                 Heard::End => {
                     // Tokens may spell no text at all, as those of a model with random weights.
                     if stream.heard.is_empty() {

@@ -18,6 +18,7 @@ use super::{exit, output};
 use crate::config::Config;
 use crate::receive::Finished;
 use crate::wire::error::ApiError;
+use crate::wire::request::Priority;
 use session::{Asked, End};
 
 /// Longest prompt read from standard input, bytes. Nodes take less; they say how much.
@@ -37,6 +38,7 @@ EXAMPLES
   orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --password-file - \"Hello\"
   orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --cert-file me.pem --key-file me.key \"Hello\"
   orinoco ask --host broker.lan --pool hall2 --user me --password-file me.password \"Hello\"
+  orinoco ask --priority batch --deadline 60000 \"Summarise the shift.\"
   orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
 pub(super) struct Args {
     /// The question; - reads it from standard input
@@ -61,6 +63,15 @@ pub(super) struct Args {
     /// System message before the question
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Which request goes first: alarm, normal or batch, as far as the user may [default: the user's]
+    #[arg(long, value_name = "CLASS")]
+    priority: Option<Priority>,
+    /// The answer is worthless after this time: refused at once where it cannot be met [default: the user's]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    deadline: Option<u64>,
+    /// A later question with the same key takes this one's place [default: the user's]
+    #[arg(long, value_name = "KEY")]
+    keep_latest: Option<String>,
     /// Print each message as it came, one JSON object a line
     #[arg(long)]
     json: bool,
@@ -143,6 +154,12 @@ fn body(args: &Args, prompt: &str) -> Vec<u8> {
                 .map(serde_json::Value::Number),
         ),
         ("seed", args.seed.map(|seed| json!(seed))),
+        ("priority", args.priority.map(|class| json!(class))),
+        ("deadline_ms", args.deadline.map(|ms| json!(ms))),
+        (
+            "keep_latest",
+            args.keep_latest.as_ref().map(|key| json!(key)),
+        ),
     ];
     for (key, value) in options {
         if let Some(value) = value {
@@ -289,6 +306,12 @@ mod tests {
             "18446744073709551615",
             "--system",
             "Be brief.",
+            "--priority",
+            "batch",
+            "--deadline",
+            "5000",
+            "--keep-latest",
+            "panel",
             "-",
         ];
         let expected = json!({
@@ -297,6 +320,7 @@ mod tests {
                 { "role": "user", "content": "Hello" },
             ],
             "stream": true, "model": "m", "max_tokens": 5, "temperature": 0.7, "seed": u64::MAX,
+            "priority": "batch", "deadline_ms": 5000, "keep_latest": "panel",
         });
         assert_eq!(parsed(&words), expected);
     }

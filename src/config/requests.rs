@@ -27,6 +27,8 @@ pub struct RequestsConfig {
     pub output_pending_bytes_max: usize,
     /// How long finished requests are remembered.
     pub retention: Duration,
+    /// How often streams that wait are told of their place, at most; `None`: never.
+    pub queue_notice: Option<Duration>,
 }
 
 impl RequestsConfig {
@@ -41,6 +43,8 @@ impl RequestsConfig {
             text_bytes_max: section.integer("text_bytes_max", 16..=65_536),
             output_pending_bytes_max: section.integer("output_pending_bytes_max", 4096..=64 << 20),
             retention: section.seconds("retention_seconds", 10..=86_400),
+            queue_notice: Some(section.milliseconds("queue_notice_ms", 0..=60_000))
+                .filter(|every| !every.is_zero()),
         };
         let room = u64::from(mqtt.packet_bytes_max).saturating_sub(PACKET_OVERHEAD_BYTES);
         if config.payload_bytes_max as u64 > room {

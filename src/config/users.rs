@@ -94,6 +94,12 @@ pub struct UserPolicy {
     pub system_prompt: Option<String>,
     /// Model for requests that name none; `None`: the active one.
     pub model: Option<String>,
+    /// Class of requests that claim none.
+    pub priority: &'static str,
+    /// Deadline of requests that have none.
+    pub deadline_ms: Option<u64>,
+    /// Key of requests that have none.
+    pub keep_latest: Option<String>,
     /// Tokens of an answer when the request does not say.
     pub max_tokens: u32,
     /// Most tokens that a request may ask for.
@@ -115,12 +121,16 @@ pub struct UserLimits {
     pub requests_per_minute_max: Option<u32>,
     /// Bytes of their bodies a minute; `None`: no limit.
     pub prompt_bytes_per_minute_max: Option<u64>,
+    /// Tokens of prompts a minute, counted when they are read; `None`: no limit.
+    pub prompt_tokens_per_minute_max: Option<u64>,
     /// Accepted jobs that have not ended.
     pub queue_jobs_max: usize,
     /// Sum of their bodies.
     pub queue_bytes_max: usize,
     /// Of those, how many the worker may have at a time; `None`: as many as there are sequences.
     pub running_jobs_max: Option<usize>,
+    /// Turns for each one of a user with 1, while both have jobs waiting.
+    pub weight: u32,
 }
 
 impl UserLimits {
@@ -135,10 +145,14 @@ impl UserLimits {
             prompt_bytes_per_minute_max: some(
                 section.integer("prompt_bytes_per_minute_max", 0..=1 << 40),
             ),
+            prompt_tokens_per_minute_max: some(
+                section.integer("prompt_tokens_per_minute_max", 0..=1 << 40),
+            ),
             queue_jobs_max: section.integer("queue_jobs_max", 1..=100_000),
             queue_bytes_max: section.integer("queue_bytes_max", 1024..=1 << 30),
             running_jobs_max: some(section.integer("running_jobs_max", 0..=64))
                 .and_then(|n| n.try_into().ok()),
+            weight: section.integer("weight", 1..=100),
         }
     }
 }
@@ -151,6 +165,15 @@ impl UserPolicy {
                 .checked("model", |name| match name {
                     "" => Ok(None),
                     name => check_name(name).map(|()| Some(name.to_owned())),
+                })
+                .flatten(),
+            priority: section.choice("priority", &["alarm", "normal", "batch"].map(|p| (p, p))),
+            deadline_ms: Some(section.integer("deadline_ms", 0..=86_400_000))
+                .filter(|ms: &u64| *ms > 0),
+            keep_latest: section
+                .checked("keep_latest", |key| match key {
+                    "" => Ok(None),
+                    key => check_name(key).map(|()| Some(key.to_owned())),
                 })
                 .flatten(),
             max_tokens: section.integer("max_tokens", 1..=1 << 20),

@@ -369,9 +369,6 @@ pub(super) const MESSAGES: &[Message] = &[
         content_type: JSON,
         schema: "TeleQueue",
         headers: None,
-        examples: &[(
-            "busy",
-            r#"{"at_ms":1790000000123,"waiting_count":2,"running_count":4,"body_bytes":1840,"oldest_wait_ms":310,"accepted_count":5120,"refused_count":14,"answered_count":5110,"failed_count":4}"#,
-        )],
+        examples: pinned!("tele_queue", "tele_queue_classes"),
     },
 ];

@@ -520,6 +520,7 @@ pub(super) fn dispatcher(
         queue_bytes_max: requests.queue_bytes_max,
         output_pending_bytes_max: requests.output_pending_bytes_max,
         retention: requests.retention,
+        queue_notice: requests.queue_notice,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
     }
@@ -547,6 +548,7 @@ pub(super) fn tuning(config: &Config) -> dispatch::Tuning {
         queue_jobs_max: requests.queue_jobs_max,
         queue_bytes_max: requests.queue_bytes_max,
         output_pending_bytes_max: requests.output_pending_bytes_max,
+        queue_notice: requests.queue_notice,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
     }
@@ -596,6 +598,9 @@ fn user(policy: &UserPolicy) -> UserSettings {
             system_prompt: policy.system_prompt.clone(),
             max_tokens: policy.max_tokens,
             model: policy.model.clone(),
+            priority: policy.priority.parse().ok(),
+            deadline_ms: policy.deadline_ms,
+            keep_latest: policy.keep_latest.clone(),
             sampling: policy.sampling.clone(),
         },
         max_tokens_max: policy.max_tokens_max,

@@ -52,10 +52,11 @@ impl Dispatch {
         let Some(job) = self.jobs.get_mut(&key) else {
             return;
         };
-        if let Some(order) = job.unchecked.take() {
-            let user = &job.address.user;
-            let running_max = self.settings.user(user).limits.running_jobs_max;
-            self.queue.push(order, key, user, running_max);
+        if let Some(order) = job.unchecked.take()
+            && let Some(job) = self.jobs.get(&key)
+        {
+            let terms = self.terms(&job.address.user, &job.request);
+            self.queue.push(order, key, &job.address.user, terms);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::store::{self, StoreError};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
 
-use super::job::{Address, Ending, Phase, Replay};
+use super::job::{Address, Cancel, Ending, Phase, Replay};
 use super::{Answered, Asked, Dispatch, STORE_RETRY, intake};
 
 /// What the store answered.
@@ -80,6 +80,7 @@ impl Dispatch {
     }
 
     pub(super) fn on_committed(&mut self, key: JobKey, outcome: Result<u64, StoreError>) {
+        let place = self.place_of(key);
         let Some(job) = self.jobs.get_mut(&key) else {
             return;
         };
@@ -87,15 +88,15 @@ impl Dispatch {
             Ok(_) => {
                 job.committed = true;
                 self.meters.n_accepted += 1;
-                let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
                 let accepted = job
-                    .accepted(position)
+                    .accepted(&place)
                     .map(|reply| job.address.publish(self.settings.names.node(), reply, None));
                 let acks = std::mem::take(&mut job.acks);
                 if let Some(accepted) = accepted {
                     self.send(accepted);
                 }
                 acks.into_iter().for_each(|ack| self.acknowledge(Some(ack)));
+                self.keep_latest(key);
             }
             Err(error) => {
                 warn!(%error, "request not accepted: the job store refused it");
@@ -131,6 +132,9 @@ impl Dispatch {
                     return;
                 };
                 self.left(&job);
+                if job.cancel == Cancel::Wanted {
+                    self.stops.push(key);
+                }
                 match job.ending {
                     Some(Ending::Failed(_)) => self.meters.n_failed += 1,
                     _ => self.meters.n_answered += 1,
@@ -299,14 +303,12 @@ impl Dispatch {
         else {
             return;
         };
-        if self.queue.position(key).is_some()
-            && let Some(job) = self.jobs.get_mut(&key)
-        {
-            self.queue.remove(key);
-            job.end(Ending::Failed(ApiError::new(
+        if self.queue.is_waiting(key) {
+            let error = ApiError::new(
                 Code::DeadlineExceeded,
                 "no model could answer in the time that requests are kept",
-            )));
+            );
+            self.stop(key, Ending::Failed(error));
         }
     }
 }

@@ -537,7 +537,7 @@ fn text_error(error: &TextError) -> ApiError {
         )
         .with_param(format!("input[{at}]")),
         other => {
-            let mut error = super::api_error(other, false);
+            let mut error = super::serve::api_error(other, false);
             error.message = format!("input[{at}]: {}", error.message);
             error
         }

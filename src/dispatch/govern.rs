@@ -204,8 +204,8 @@ impl Dispatch {
         running.sort_by_key(|job| job.key);
         for (place, job) in running.into_iter().enumerate() {
             match job.cancel {
-                Cancel::No if place >= n_seq => job.cancel = Cancel::PauseWanted,
-                Cancel::PauseWanted if place < n_seq => job.cancel = Cancel::No,
+                Cancel::No if place >= n_seq => job.cancel = Cancel::ParkWanted,
+                Cancel::ParkWanted if place < n_seq => job.cancel = Cancel::No,
                 _ => {}
             }
         }

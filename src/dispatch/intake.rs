@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -23,7 +24,7 @@ use crate::link::{AckToken, Message};
 use crate::store;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply::{Form, Replier};
-use crate::wire::request::{self, Request};
+use crate::wire::request::{self, Beside, Request};
 use crate::wire::topic::{Incoming, Name, Op, RESPONSE_TOPIC_BYTES_MAX, RequestId};
 
 /// A request whose topic is in order.
@@ -203,6 +204,9 @@ impl Dispatch {
         if let Err(error) = self.room(&address.user, message.payload.len()) {
             return self.refuse_excess(&address, &replier, &error, message.ack);
         }
+        if let Err(error) = self.in_time(&address.user, &request, message.payload.len()) {
+            return self.refuse(&address, &replier, &error, Some(message.ack));
+        }
         let order = self.next_key;
         let attempt = store::FIRST_ATTEMPT;
         let record = store::Record {
@@ -216,6 +220,11 @@ impl Dispatch {
             response_topic: Some(address.topic.clone()),
             correlation: address.correlation.clone(),
             accept,
+            beside: self
+                .beside(&message)
+                .ok()
+                .and_then(|b| b.to_bytes())
+                .map(Bytes::from),
             accepted_at_ms: self.clock.now_ms(),
         };
         let job = self.take(
@@ -252,6 +261,7 @@ impl Dispatch {
             ));
         }
         let mut request = request::parse(op, &message.payload, &self.settings.limits)?;
+        request.add(&self.beside(message)?)?;
         self.settings.user(user).check(&request)?;
         request.apply_defaults(&self.settings.user(user).defaults);
         if let Some(model) = &request.model
@@ -272,6 +282,11 @@ impl Dispatch {
             return Err(ApiError::new(Code::ModelNotFound, found).with_param("model"));
         }
         Ok(request)
+    }
+
+    fn beside(&self, message: &Message) -> Result<Beside, ApiError> {
+        let props = &message.props;
+        Beside::read(&props.user, props.message_expiry_s, &self.settings.limits)
     }
 
     /// A job with its place in the queue.
@@ -297,6 +312,11 @@ impl Dispatch {
         };
         // Without a seed of the requester's own, a repeated attempt must not need one either: it starts anew.
         let sampling = request.sampling(&self.settings.user(&address.user).defaults, random_seed());
+        let deadline = request.deadline_ms.map(|ms| {
+            // After a restart, what is left of it; a clock that was set back meanwhile takes nothing away.
+            let passed_ms = self.clock.now_ms().saturating_sub(record.accepted_at_ms);
+            Instant::now() + Duration::from_millis(ms.saturating_sub(passed_ms))
+        });
         self.open
             .insert((address.user.clone(), address.id.clone()), key);
         self.queued_bytes += record.body.len();
@@ -316,6 +336,12 @@ impl Dispatch {
                 committed: ack.is_none(),
                 acks: ack.into_iter().collect(),
                 arrived: Instant::now(),
+                order: place.order,
+                deadline,
+                place: None,
+                told_queue: None,
+                began: None,
+                stays: Timings::default(),
                 first_token: None,
                 last_token: None,
                 output: Output::new(coalesce, coalesce_bytes),
@@ -398,10 +424,17 @@ impl Dispatch {
                 topic,
                 correlation: record.correlation.clone(),
             };
-            match request::parse(op, &record.body, &self.settings.limits) {
+            let beside = record.beside.as_deref().map(Beside::from_bytes);
+            let parsed = request::parse(op, &record.body, &self.settings.limits);
+            let parsed = parsed.and_then(|mut request| {
+                request.add(&beside.unwrap_or_default())?;
+                Ok(request)
+            });
+            match parsed {
                 Ok(mut request) => {
                     request.apply_defaults(&self.settings.user(&address.user).defaults);
                     let key = self.take(address, op, request, &record, place, None);
+                    self.keep_latest(key);
                     self.announce(key);
                 }
                 Err(error) => {
@@ -420,11 +453,11 @@ impl Dispatch {
 
     /// Says `accepted` again, as to a requester that asks twice.
     fn announce(&mut self, key: JobKey) {
-        let position = self.queue.position(key).map_or(0, |ahead| ahead + 1);
-        let Some(job) = self.jobs.get(&key).filter(|job| job.committed) else {
+        let place = self.place_of(key);
+        let Some(job) = self.jobs.get_mut(&key).filter(|job| job.committed) else {
             return;
         };
-        if let Some(reply) = job.accepted(position) {
+        if let Some(reply) = job.accepted(&place) {
             let publish = job.address.publish(self.settings.names.node(), reply, None);
             self.send(publish);
         }
@@ -500,17 +533,17 @@ impl Dispatch {
             debug!(user = %asked.0, id = %asked.1, "nothing to cancel");
             return;
         };
+        let key = *key;
         let Some(job) = self
             .jobs
-            .get_mut(key)
+            .get_mut(&key)
             .filter(|job| job.phase == Phase::Open)
         else {
             return;
         };
-        if job.unchecked.take().is_some() || self.queue.position(*key).is_some() {
-            self.queue.remove(*key);
+        if job.unchecked.take().is_some() || self.queue.is_waiting(key) {
             let timings = job.timings_so_far();
-            job.end(Ending::Finished(Finish::Cancelled, timings));
+            self.stop(key, Ending::Finished(Finish::Cancelled, timings));
         } else {
             job.cancel = Cancel::Wanted;
         }

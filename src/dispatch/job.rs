@@ -15,7 +15,7 @@ use crate::link::{AckToken, Props, Publish};
 use crate::models::release::Runtime;
 use crate::wire::error::ApiError;
 use crate::wire::reply::{self, Accepted, End, Form, Outgoing, Parked, Part, Replier};
-use crate::wire::request::Request;
+use crate::wire::request::{Priority, Request};
 use crate::wire::tools;
 use crate::wire::topic::{Name, Op, RequestId};
 
@@ -87,9 +87,9 @@ pub(super) enum Cancel {
     /// The worker was told; its `Done` is awaited.
     Sent,
     /// It is to leave the worker for a while; to be handed to the worker at the next turn.
-    PauseWanted,
-    /// The worker was told; its `Done` is awaited.
-    PauseSent,
+    ParkWanted,
+    /// The worker was told; its `Parked` is awaited.
+    ParkSent,
 }
 
 #[derive(Debug)]
@@ -106,6 +106,18 @@ pub(super) struct Job {
     /// The packets to acknowledge once it is: the first, and repeats that were quicker than the disk.
     pub(super) acks: Vec<AckToken>,
     pub(super) arrived: Instant,
+    /// Order of acceptance.
+    pub(super) order: Order,
+    /// When its answer is worthless.
+    pub(super) deadline: Option<Instant>,
+    /// Its requester is still to be told of this place in the queue.
+    pub(super) place: Option<Accepted>,
+    /// Jobs before it, as its requester was last told.
+    pub(super) told_queue: Option<usize>,
+    /// When it first entered a worker.
+    pub(super) began: Option<Instant>,
+    /// Times and guesses of the stays in workers that it left before its end.
+    pub(super) stays: Timings,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
     pub(super) output: Output,
@@ -198,6 +210,8 @@ impl Job {
             },
             resume,
             head: self.head.clone(),
+            urgent: self.priority() == Priority::Alarm,
+            yields: self.priority() == Priority::Batch,
         }
     }
 
@@ -292,11 +306,36 @@ impl Job {
         }
     }
 
-    /// It left the worker and goes on later from its last piece: what the worker released when it was
-    /// stopped could be the begin of a stop string.
+    /// It left the worker and goes on later from its last piece.
     pub(super) fn pause(&mut self) {
         self.cancel = Cancel::No;
         self.resumed += u32::from(!self.prompt_ids.is_empty());
+    }
+
+    /// Whether it is on its way out of the worker, which is still to say how far it came.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.cancel == Cancel::ParkSent
+    }
+
+    /// A stay in the worker is over, and the job is not.
+    pub(super) fn spent_in(&mut self, stay: Timings) {
+        self.stays = self.timings_with(stay);
+    }
+
+    /// Those of the last stay, with the times of all before it.
+    pub(super) fn timings_with(&self, last: Timings) -> Timings {
+        Timings {
+            prefill_ms: self.stays.prefill_ms + last.prefill_ms,
+            decode_ms: self.stays.decode_ms + last.decode_ms,
+            n_guessed: self.stays.n_guessed + last.n_guessed,
+            n_right: self.stays.n_right + last.n_right,
+            ..last
+        }
+    }
+
+    /// Its class.
+    pub(super) fn priority(&self) -> Priority {
+        self.request.priority.unwrap_or_default()
     }
 
     /// Whether a worker has begun it.
@@ -324,6 +363,8 @@ impl Job {
         if self.phase == Phase::Open {
             self.phase = Phase::Ended;
             self.ending = Some(ending);
+            // News of a pause or of the queue is none any more.
+            (self.parked, self.place) = (None, None);
             if self.calls.as_mut().is_some_and(Calls::end) {
                 self.output
                     .release(self.output.text().len(), Instant::now());
@@ -338,8 +379,19 @@ impl Job {
     }
 
     /// seq 0: accepted. `None` for forms that have no such message.
-    pub(super) fn accepted(&self, queue: usize) -> Option<Outgoing> {
-        self.replier.accepted(&Accepted { queue })
+    pub(super) fn accepted(&mut self, place: &Accepted) -> Option<Outgoing> {
+        self.told_queue = Some(place.queue);
+        self.replier.accepted(place)
+    }
+
+    /// Whether its answer begins with that.
+    pub(super) fn has_accepted(&self) -> bool {
+        !self.replier.form.is_bare()
+    }
+
+    /// Whether its answer has a place for news of the queue.
+    pub(super) fn hears_places(&self) -> bool {
+        self.replier.form == Form::Chunks
     }
 
     /// The next chunk that is due, if its time has come.
@@ -348,9 +400,10 @@ impl Job {
             return None;
         }
         let seq = self.output.n_chunks() + 1;
-        match (self.output.due(), &self.parked) {
-            (None, Some(parked)) => self.replier.parked(seq, parked),
-            (due, _) if due? <= now => {
+        match (self.output.due(), &self.parked, &self.place) {
+            (None, Some(parked), _) => self.replier.parked(seq, parked),
+            (None, None, Some(place)) => self.replier.moved(seq, place),
+            (due, _, _) if due? <= now => {
                 let cut = self.output.chunk();
                 match &self.calls {
                     None => {
@@ -377,7 +430,9 @@ impl Job {
                 self.output.sent(now);
             }
             None => {
-                self.parked = None;
+                if self.parked.take().is_none() {
+                    self.place = None;
+                }
                 self.output.sent_empty();
             }
         }
@@ -522,10 +577,7 @@ impl Replay {
             created_s: replay.created_s,
             attempt: replay.attempt,
         };
-        let mut messages: Vec<_> = replier
-            .accepted(&Accepted { queue: 0 })
-            .into_iter()
-            .collect();
+        let mut messages: Vec<_> = replier.accepted(&Accepted::default()).into_iter().collect();
         if let Some(sought) = &calls {
             messages.extend(calls::replayed(
                 sought,

@@ -1,25 +1,32 @@
-//! PURE: which waiting job enters the worker next, and the poison rule.
+//! PURE: which waiting job enters the worker next, which makes room for it, and the poison rule.
 //!
-//! Users take turns: the next job is that of the user whose turn is longest ago, and of its jobs the oldest.
-//! Who had none lately is first, so that one prompt of a quiet user waits for one sequence and not for the
-//! queue of a busy one. No sequence stays free while a job waits, unless its user has as many
-//! running as it may.
+//! Three classes. An `alarm` goes before everything, and takes the place of a `batch` job where none is free.
+//! `normal` goes before `batch`, but not for ever: after [`BATCH_AFTER`] of the one that passed it, one of the
+//! other has its turn. Inside a class users take turns by their weights (`lane`), and of its user's jobs the
+//! oldest goes first: one prompt of a quiet user waits for one sequence and not for the queue of a busy one. No
+//! sequence stays free while a job waits, unless its user has as many running as it may.
 //!
-//! A job whose worker died goes before all that never began, in its old order. A worker's death counts
-//! against the jobs inside only when it died by itself. A job that saw two such deaths is a *suspect*:
-//! suspects go first and run alone, so that the next death names its cause. The one that kills the worker
-//! while alone is poison; the others end normally. Whatever the reasons, a job is tried at most
-//! [`DEATHS_MAX`] times.
+//! A job whose worker died, or that made room, goes before those of its class that never began, in its old
+//! order. A worker's death counts against the jobs inside only when it died by itself. A job that saw two such
+//! deaths is a *suspect*: suspects go before others of their class and run alone, so that the next death names
+//! its cause. The one that kills the worker while alone is poison; the others end normally. Whatever the
+//! reasons, a job is tried at most [`DEATHS_MAX`] times.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod lane;
+
+use std::collections::BTreeMap;
 
 use crate::frames::JobKey;
+use crate::wire::request::Priority;
 use crate::wire::topic::Name;
+use lane::{Lane, Turn};
 
 /// Deaths by itself after which a job is run alone.
 const SUSPECT_AFTER: u32 = 2;
 /// Deaths of any kind after which a job is given up.
 pub const DEATHS_MAX: u32 = 8;
+/// Jobs of the class `normal` that pass a waiting one of the class `batch` before that has its turn.
+pub const BATCH_AFTER: u32 = 16;
 
 /// Order of acceptance; lower goes first.
 pub type Order = u64;
@@ -28,41 +35,48 @@ pub type Order = u64;
 #[derive(Debug, Default)]
 pub struct Queue {
     jobs: BTreeMap<JobKey, Entry>,
-    /// Waiting again after a worker's death.
-    begun: BTreeSet<(Order, JobKey)>,
-    /// Users with a job that waits or runs, and those who had one lately.
+    /// What waits, by class; see [`index`].
+    lanes: [Lane; 3],
+    /// Users with a job that waits or runs.
     users: BTreeMap<Name, User>,
-    /// Rises with each job that enters.
-    turn: u64,
+    /// Jobs of the class `normal` that entered while one of the class `batch` waited.
+    batch_passed: u32,
     n_running: usize,
+}
+
+/// How a job is to be treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Its class.
+    pub priority: Priority,
+    /// Turns of its user for each one of a user with 1.
+    pub weight: u32,
+    /// Most jobs of its user in the worker; `None`: any number.
+    pub running_max: Option<usize>,
 }
 
 #[derive(Debug)]
 struct Entry {
     order: Order,
     user: Name,
+    terms: Terms,
     place: Place,
     deaths: Deaths,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Among its user's jobs; it never ran.
-    Fresh,
-    /// It ran, and waits again.
-    Begun,
-    /// In the worker. Its user's turn before it entered, and what it was then.
-    Running { turn: u64, was_begun: bool },
+    /// In its lane.
+    Waiting,
+    /// In the worker. The turn by which it entered; `None`: it had begun before.
+    Running { turn: Option<Turn>, passed: u32 },
 }
 
 #[derive(Debug, Default)]
 struct User {
-    fresh: BTreeSet<(Order, JobKey)>,
+    n_jobs: usize,
     n_running: usize,
-    n_begun: usize,
     running_max: Option<usize>,
-    /// When it last had its turn; 0: not since it came.
-    turn: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -83,26 +97,36 @@ pub enum Verdict {
 }
 
 impl Queue {
-    /// A new job at its place in the order. Its user may have `running_max` jobs in the worker from now on;
-    /// `None`: any number.
-    pub fn push(&mut self, order: Order, job: JobKey, user: &Name, running_max: Option<usize>) {
+    /// A new job at its place in the order. Its user may have as many jobs in the worker as its terms say from
+    /// now on.
+    pub fn push(&mut self, order: Order, job: JobKey, user: &Name, terms: Terms) {
         let entry = Entry {
             order,
             user: user.clone(),
-            place: Place::Fresh,
+            terms,
+            place: Place::Waiting,
             deaths: Deaths::default(),
         };
         self.jobs.insert(job, entry);
-        let user = self.users.entry(user.clone()).or_default();
-        user.fresh.insert((order, job));
-        user.running_max = running_max;
+        let known = self.users.entry(user.clone()).or_default();
+        known.n_jobs += 1;
+        known.running_max = terms.running_max;
+        self.lanes[index(terms.priority)].push((order, job), user, terms.weight);
     }
 
     /// The job is over, wherever it was.
     pub fn remove(&mut self, job: JobKey) {
-        if self.leave(job).is_some() {
-            self.jobs.remove(&job);
-            self.forget_idle();
+        if !self.leave(job) {
+            return;
+        }
+        let Some(entry) = self.jobs.remove(&job) else {
+            return;
+        };
+        if let Some(user) = self.users.get_mut(&entry.user) {
+            user.n_jobs -= 1;
+            if user.n_jobs == 0 {
+                self.users.remove(&entry.user);
+            }
         }
     }
 
@@ -111,31 +135,44 @@ impl Queue {
         self.jobs.len() - self.n_running
     }
 
+    /// Those of one class.
+    pub fn waiting_in(&self, class: Priority) -> usize {
+        self.lanes[index(class)].waiting()
+    }
+
     /// Jobs in the worker.
     pub fn running(&self) -> usize {
         self.n_running
     }
 
-    /// How many go before a waiting job if nobody else comes; `None` when it does not wait.
+    /// Whether the job waits.
+    pub fn is_waiting(&self, job: JobKey) -> bool {
+        let entry = self.jobs.get(&job);
+        entry.is_some_and(|entry| entry.place == Place::Waiting)
+    }
+
+    /// Whether the job is in the worker.
+    pub fn is_running(&self, job: JobKey) -> bool {
+        self.jobs.contains_key(&job) && !self.is_waiting(job)
+    }
+
+    /// How many go before a waiting job if nobody else comes; `None` when it does not wait. Each call walks
+    /// the line: ask [`Queue::line`] for many.
     pub fn position(&self, job: JobKey) -> Option<usize> {
-        let entry = self.jobs.get(&job)?;
-        let place = (entry.order, job);
-        match entry.place {
-            Place::Running { .. } => None,
-            Place::Begun => Some(self.begun.range(..place).count()),
-            Place::Fresh => {
-                let own = &self.users[&entry.user];
-                let ahead = own.fresh.range(..place).count();
-                let others = self.users.iter().filter(|(name, _)| **name != entry.user);
-                // Before its user's n-th turn from now, each other has n turns, or one more if it is next
-                // before this user.
-                let turns = others.map(|(_, other)| {
-                    let first = usize::from(other.key() < own.key());
-                    other.fresh.len().min(ahead + first)
-                });
-                Some(self.begun.len() + ahead + turns.sum::<usize>())
-            }
-        }
+        self.is_waiting(job)
+            .then(|| self.line().position(|other| other == job))?
+    }
+
+    /// All that wait, in the order in which they would enter one after the other if nobody else came.
+    pub fn line(&self) -> impl Iterator<Item = JobKey> {
+        let mut lanes = self.lanes.each_ref().map(|lane| lane.line().peekable());
+        let mut passed = self.batch_passed;
+        std::iter::from_fn(move || {
+            let waits = lanes.each_mut().map(|lane| lane.peek().is_some());
+            let class = choose(waits, passed)?;
+            passed = passed_after(passed, class, waits);
+            lanes[class].next()
+        })
     }
 
     /// Takes the next job for a worker with `n_seq_max` sequences, or says that none may enter now.
@@ -144,28 +181,49 @@ impl Queue {
         if self.n_running >= n_seq_max || self.suspect_runs() {
             return None;
         }
-        let begun = self.begun.iter().map(|(_, job)| *job);
-        let mut begun = begun.filter(|job| !waits(*job));
-        // Only jobs that ran can be suspects.
-        let suspect = begun.clone().find(|job| self.is_suspect(*job));
-        let job = match suspect {
-            Some(_) if self.n_running > 0 => return None, // It waits until it can be alone.
-            Some(job) => job,
-            None => match begun.next() {
-                Some(job) => job,
-                None => self.next_fresh(&waits)?,
-            },
-        };
-        self.enter(job);
+        let firsts = [0, 1, 2].map(|lane| self.first_of(lane, &waits));
+        let are_there = firsts.map(|first| first.is_some());
+        let class = choose(are_there, self.batch_passed)?;
+        let job = firsts[class]?;
+        if self.is_suspect(job) && self.n_running > 0 {
+            return None; // It waits until it can be alone.
+        }
+        let passed = self.batch_passed;
+        self.batch_passed = passed_after(passed, class, are_there);
+        self.enter(job, passed);
         Some(job)
+    }
+
+    /// The job that has to make room, where an alarm could enter if one did: the youngest of those of the class
+    /// `batch` that `may_leave`.
+    pub fn victim(
+        &self,
+        n_seq_max: usize,
+        waits: impl Fn(JobKey) -> bool,
+        may_leave: impl Fn(JobKey) -> bool,
+    ) -> Option<JobKey> {
+        if self.n_running < n_seq_max && !self.suspect_runs() {
+            return None;
+        }
+        self.first_of(index(Priority::Alarm), &waits)?;
+        let running = self.jobs.iter().filter(|(job, entry)| {
+            entry.place != Place::Waiting
+                && entry.terms.priority == Priority::Batch
+                && may_leave(**job)
+        });
+        running
+            .map(|(job, entry)| (entry.order, *job))
+            .max()
+            .map(|(_, job)| job)
     }
 
     /// Puts back a job that could not be handed over, as if it had not been taken.
     pub fn put_back(&mut self, job: JobKey) {
-        if let Some(Place::Running { turn, was_begun }) = self.jobs.get(&job).map(|e| e.place) {
+        let place = self.jobs.get(&job).map(|entry| entry.place);
+        if let Some(Place::Running { turn, passed }) = place {
             self.leave(job);
-            self.wait(job, was_begun);
-            self.user_of(job).turn = turn;
+            self.wait(job, turn);
+            self.batch_passed = passed;
         }
     }
 
@@ -173,14 +231,8 @@ impl Queue {
     pub fn pause(&mut self, job: JobKey) {
         if self.is_running(job) {
             self.leave(job);
-            self.wait(job, true);
+            self.wait(job, None);
         }
-    }
-
-    /// Whether the job is in the worker.
-    pub fn is_running(&self, job: JobKey) -> bool {
-        let entry = self.jobs.get(&job);
-        entry.is_some_and(|entry| matches!(entry.place, Place::Running { .. }))
     }
 
     /// The worker died. Every running job gets its verdict; those to be tried again wait at their place.
@@ -203,7 +255,7 @@ impl Queue {
             match verdict {
                 Verdict::Again => {
                     self.leave(job);
-                    self.wait(job, true);
+                    self.wait(job, None);
                 }
                 Verdict::Poison | Verdict::GiveUp => self.remove(job),
             }
@@ -217,7 +269,7 @@ impl Queue {
         let running = self.running_jobs();
         for job in &running {
             self.leave(*job);
-            self.wait(*job, true);
+            self.wait(*job, None);
         }
         running
             .into_iter()
@@ -226,109 +278,70 @@ impl Queue {
     }
 
     fn running_jobs(&self) -> Vec<JobKey> {
-        let is_running = |(job, entry): (&JobKey, &Entry)| {
-            matches!(entry.place, Place::Running { .. }).then_some(*job)
-        };
-        self.jobs.iter().filter_map(is_running).collect()
+        let running = self.jobs.iter();
+        let running = running.filter(|(_, entry)| entry.place != Place::Waiting);
+        running.map(|(job, _)| *job).collect()
     }
 
-    /// The oldest job of the user whose turn is longest ago, among those who may have one more running.
-    fn next_fresh(&self, waits: impl Fn(JobKey) -> bool) -> Option<JobKey> {
-        let may = |user: &&User| user.running_max.is_none_or(|max| user.n_running < max);
-        let first = |user: &User| {
-            user.fresh
-                .iter()
-                .map(|(_, job)| *job)
-                .find(|job| !waits(*job))
+    /// The job of one lane that goes before the others there, among those that may.
+    fn first_of(&self, lane: usize, waits: &impl Fn(JobKey) -> bool) -> Option<JobKey> {
+        let lane = &self.lanes[lane];
+        let mut begun = lane.begun().filter(|job| !waits(*job));
+        // Only jobs that ran can be suspects.
+        let suspect = begun.clone().find(|job| self.is_suspect(*job));
+        let may = |user: &Name| {
+            // The lane remembers some who have nothing here.
+            let user = self.users.get(user);
+            user.is_some_and(|user| user.running_max.is_none_or(|max| user.n_running < max))
         };
-        let waiting = self.users.values().filter(may);
-        let waiting = waiting.filter_map(|user| Some((user.key(), first(user)?)));
-        waiting.min_by_key(|(key, _)| *key).map(|(_, job)| job)
+        suspect
+            .or_else(|| begun.next())
+            .or_else(|| lane.fresh(may, |job| !waits(job)))
     }
 
-    fn enter(&mut self, job: JobKey) {
-        let was_begun = self.jobs[&job].place == Place::Begun;
-        self.leave(job);
-        let next_turn = self.turn + 1;
-        let user = self.user_of(job);
-        user.n_running += 1;
-        let before = user.turn;
-        // What goes on had its turn when it began.
-        if !was_begun {
-            user.turn = next_turn;
-            self.turn = next_turn;
-        }
+    fn enter(&mut self, job: JobKey, passed: u32) {
+        let entry = self.jobs.get_mut(&job).expect("it was chosen from here");
+        let lane = &mut self.lanes[index(entry.terms.priority)];
+        let turn = lane.enter((entry.order, job), &entry.user);
+        entry.place = Place::Running { turn, passed };
+        let user = self.users.get_mut(&entry.user);
+        user.expect("users of jobs are known").n_running += 1;
         self.n_running += 1;
-        self.jobs
-            .get_mut(&job)
-            .expect("it was chosen from here")
-            .place = Place::Running {
-            turn: before,
-            was_begun,
-        };
     }
 
-    /// Takes a job from where it is; what it is next, the caller says.
-    fn leave(&mut self, job: JobKey) -> Option<()> {
-        let entry = self.jobs.get(&job)?;
-        let place = (entry.order, job);
-        let user = self
-            .users
-            .get_mut(&entry.user)
-            .expect("users of jobs are known");
+    /// Takes a job from where it is; what it is next, the caller says. Whether there is such a job.
+    fn leave(&mut self, job: JobKey) -> bool {
+        let Some(entry) = self.jobs.get(&job) else {
+            return false;
+        };
         match entry.place {
-            Place::Fresh => {
-                user.fresh.remove(&place);
-            }
-            Place::Begun => {
-                self.begun.remove(&place);
-                user.n_begun -= 1;
+            Place::Waiting => {
+                let lane = &mut self.lanes[index(entry.terms.priority)];
+                lane.remove((entry.order, job), &entry.user);
             }
             Place::Running { .. } => {
-                user.n_running -= 1;
+                let user = self.users.get_mut(&entry.user);
+                user.expect("users of jobs are known").n_running -= 1;
                 self.n_running -= 1;
             }
         }
-        Some(())
+        true
     }
 
-    fn wait(&mut self, job: JobKey, begun: bool) {
+    /// `turn`: that by which it entered, to be had again; `None`: it waits as one that ran.
+    fn wait(&mut self, job: JobKey, turn: Option<Turn>) {
         let entry = self.jobs.get_mut(&job).expect("it left just now");
-        let place = (entry.order, job);
-        let user = self
-            .users
-            .get_mut(&entry.user)
-            .expect("users of jobs are known");
-        if begun {
-            entry.place = Place::Begun;
-            self.begun.insert(place);
-            user.n_begun += 1;
-        } else {
-            entry.place = Place::Fresh;
-            user.fresh.insert(place);
-        }
-    }
-
-    fn user_of(&mut self, job: JobKey) -> &mut User {
-        let name = &self.jobs[&job].user;
-        self.users.get_mut(name).expect("users of jobs are known")
-    }
-
-    /// Forgets users who have nothing here, but for those whose turn was later than that of somebody who
-    /// waits: coming back must not put them first again.
-    fn forget_idle(&mut self) {
-        let waiting = self.users.values().filter(|user| !user.fresh.is_empty());
-        let oldest = waiting.map(|user| user.turn).min().unwrap_or(u64::MAX);
-        let idle = |user: &User| user.fresh.is_empty() && user.n_begun + user.n_running == 0;
-        self.users
-            .retain(|_, user| !idle(user) || user.turn > oldest);
+        entry.place = Place::Waiting;
+        let (seat, terms) = ((entry.order, job), entry.terms);
+        let lane = &mut self.lanes[index(terms.priority)];
+        lane.put_back(seat, &entry.user, terms.weight, turn);
     }
 
     fn suspect_runs(&self) -> bool {
         // At most one runs while a suspect does, and few workers have many sequences.
-        self.jobs.iter().any(|(job, entry)| {
-            matches!(entry.place, Place::Running { .. }) && self.is_suspect(*job)
-        })
+        self.jobs
+            .iter()
+            .any(|(job, entry)| entry.place != Place::Waiting && self.is_suspect(*job))
     }
 
     fn is_suspect(&self, job: JobKey) -> bool {
@@ -338,13 +351,35 @@ impl Queue {
     }
 }
 
-impl User {
-    /// Lower goes first: whose turn is longer ago; of two who had none, whose job is older.
-    fn key(&self) -> (u64, Option<(Order, JobKey)>) {
-        (self.turn, self.fresh.first().copied())
+/// The lane of a class; those that go first come first.
+const fn index(class: Priority) -> usize {
+    match class {
+        Priority::Alarm => 0,
+        Priority::Normal => 1,
+        Priority::Batch => 2,
+    }
+}
+
+/// The lane whose turn it is, of those where somebody waits.
+fn choose(waits: [bool; 3], batch_passed: u32) -> Option<usize> {
+    match waits {
+        [true, _, _] => Some(0),
+        [_, true, true] if batch_passed >= BATCH_AFTER => Some(2),
+        [_, true, _] => Some(1),
+        [_, _, true] => Some(2),
+        _ => None,
+    }
+}
+
+/// The count of those that passed the class `batch`, after one of `class` entered.
+fn passed_after(passed: u32, class: usize, waits: [bool; 3]) -> u32 {
+    match class {
+        1 if waits[2] => passed.saturating_add(1),
+        // An alarm is no competitor: it may not use up others' patience.
+        0 => passed,
+        _ => 0,
     }
 }
 
 #[cfg(test)]
-#[path = "queue_tests.rs"]
 mod tests;

@@ -27,6 +27,8 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 /// Advice to wait is never shorter or longer.
 const WAIT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(60);
+/// The longest time after which a bucket is full again.
+const DEBT_MAX: Duration = Duration::from_secs(3600);
 /// Weight of the newest interval in the mean between two ends of jobs.
 const PACE_WEIGHT: f64 = 0.1;
 
@@ -44,6 +46,7 @@ pub struct Quotas {
 struct Usage {
     requests: Bucket,
     bytes: Bucket,
+    tokens: Bucket,
     refusals: Bucket,
     logged: Option<Instant>,
     jobs: usize,
@@ -65,6 +68,13 @@ pub enum Excess {
         /// The limit.
         per_minute: u64,
         /// When as many bytes are allowed.
+        wait: Duration,
+    },
+    /// Tokens of prompts a minute.
+    Tokens {
+        /// The limit.
+        per_minute: u64,
+        /// When some are allowed again.
         wait: Duration,
     },
     /// Jobs that have not ended.
@@ -126,8 +136,21 @@ impl Quotas {
             let taken = usage.bytes.take(bytes as u64, per_minute, now);
             taken.map_err(|wait| Excess::Bytes { per_minute, wait })
         })?;
+        if let Some(per_minute) = limits.prompt_tokens_per_minute_max {
+            // How many it has is known when it is read: it is enough that one is left.
+            let taken = usage.tokens.take(1, per_minute, now);
+            taken.map_err(|wait| Excess::Tokens { per_minute, wait })?;
+        }
         usage.requests = requests;
         Ok(())
+    }
+
+    /// A prompt of this user was read. What it has beyond the limit counts against the next minutes.
+    pub fn read(&mut self, user: &Name, limits: &UserLimits, n_tokens: u64, now: Instant) {
+        if let Some(per_minute) = limits.prompt_tokens_per_minute_max {
+            let usage = self.usage(user, now);
+            usage.tokens = usage.tokens.charge(n_tokens, per_minute, now);
+        }
     }
 
     /// Whether there is room for one more job of a user in its share of the queue.
@@ -211,7 +234,7 @@ impl Quotas {
 impl Usage {
     /// Nothing would change if it were forgotten, but when the log told of it.
     fn is_idle(&self, now: Instant) -> bool {
-        let buckets = [self.requests, self.bytes, self.refusals];
+        let buckets = [self.requests, self.bytes, self.tokens, self.refusals];
         self.jobs == 0 && buckets.iter().all(|bucket| bucket.is_full(now))
     }
 }
@@ -227,14 +250,21 @@ impl Bucket {
 
     /// The bucket without `n`, or how long until it has as many. Never to be called with more than it holds.
     fn take(self, n: u64, per_minute: u64, now: Instant) -> Result<Bucket, Duration> {
+        let taken = self.charge(n, per_minute, now);
+        let full_in = taken.full_at.map_or(Duration::ZERO, |at| at - now);
+        match full_in.checked_sub(Self::HOLDS) {
+            None | Some(Duration::ZERO) => Ok(taken),
+            Some(wait) => Err(wait),
+        }
+    }
+
+    /// The bucket without `n`, which may be more than there are, though never more than an hour's worth.
+    fn charge(self, n: u64, per_minute: u64, now: Instant) -> Bucket {
         let nanos = u128::from(n) * Self::HOLDS.as_nanos() / u128::from(per_minute.max(1));
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let full_at = self.full_at.map_or(now, |at| at.max(now)) + cost;
-        match (full_at - now).checked_sub(Self::HOLDS) {
-            None | Some(Duration::ZERO) => Ok(Bucket {
-                full_at: Some(full_at),
-            }),
-            Some(wait) => Err(wait),
+        let full_at = self.full_at.map_or(now, |at| at.max(now));
+        Bucket {
+            full_at: Some((full_at + cost.min(DEBT_MAX)).min(now + DEBT_MAX)),
         }
     }
 
@@ -275,6 +305,10 @@ impl Excess {
             }
             Self::Bytes { per_minute, wait } => {
                 let text = format!("this user may send {per_minute} bytes of requests a minute");
+                limited(Code::RateLimited, text, wait)
+            }
+            Self::Tokens { per_minute, wait } => {
+                let text = format!("this user may ask with {per_minute} prompt tokens a minute");
                 limited(Code::RateLimited, text, wait)
             }
             Self::Jobs { max, wait } => {

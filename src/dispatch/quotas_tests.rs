@@ -13,6 +13,8 @@ fn limits() -> UserLimits {
         queue_jobs_max: 3,
         queue_bytes_max: 1000,
         running_jobs_max: None,
+        weight: 1,
+        prompt_tokens_per_minute_max: None,
     }
 }
 
@@ -36,6 +38,36 @@ fn a_minutes_worth_may_come_at_once_and_then_one_for_each_that_the_minute_gives(
     assert_eq!(
         arrive(SECOND * 3 / 2),
         Err(Excess::Requests { per_minute, wait })
+    );
+}
+
+#[test]
+fn prompt_tokens_are_paid_for_when_they_are_counted() {
+    let (mut quotas, ann, start) = (Quotas::default(), name("ann"), Instant::now());
+    let limits = UserLimits {
+        prompt_tokens_per_minute_max: Some(600),
+        ..limits()
+    };
+    assert_eq!(quotas.arrive(&ann, &limits, 10, start), Ok(()));
+    quotas.read(&ann, &limits, 599, start);
+    assert_eq!(
+        quotas.arrive(&ann, &limits, 10, start),
+        Ok(()),
+        "one is left"
+    );
+    quotas.read(&ann, &limits, 601, start);
+    let refused = quotas.arrive(&ann, &limits, 10, start);
+    let Err(Excess::Tokens { per_minute, wait }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(per_minute, 600);
+    assert!(wait > SECOND * 60 && wait < SECOND * 61, "{wait:?}");
+    assert_eq!(quotas.arrive(&ann, &limits, 10, start + wait), Ok(()));
+    // No prompt keeps a user away for longer than an hour.
+    quotas.read(&ann, &limits, u64::MAX, start);
+    assert_eq!(
+        quotas.arrive(&ann, &limits, 10, start + SECOND * 3600),
+        Ok(())
     );
 }
 

@@ -140,6 +140,8 @@ pub struct Settings {
     pub output_pending_bytes_max: usize,
     /// How long answers are remembered.
     pub retention: Duration,
+    /// How often streams that wait are told of their place; `None`: never.
+    pub queue_notice: Option<Duration>,
     /// Text is joined this long.
     pub coalesce: Duration,
     /// Or until this many bytes.
@@ -159,6 +161,8 @@ pub struct Tuning {
     pub queue_bytes_max: usize,
     /// Text of one job that may wait for the broker.
     pub output_pending_bytes_max: usize,
+    /// How often streams that wait are told of their place; `None`: never.
+    pub queue_notice: Option<Duration>,
     /// Text is joined this long.
     pub coalesce: Duration,
     /// Or until this many bytes.
@@ -175,6 +179,7 @@ impl Settings {
         self.pools.jobs_max = tuning.queue_jobs_max;
         self.pools.bytes_max = tuning.queue_bytes_max;
         self.output_pending_bytes_max = tuning.output_pending_bytes_max;
+        self.queue_notice = tuning.queue_notice;
         self.coalesce = tuning.coalesce;
         self.coalesce_bytes = tuning.coalesce_bytes;
     }

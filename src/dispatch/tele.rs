@@ -1,5 +1,6 @@
 //! Telemetry: what the dispatcher counts, and publishing it beside what was read from the board.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -10,7 +11,8 @@ use super::Dispatch;
 use super::report::retained;
 use crate::link::{Props, Publish};
 use crate::telemetry::{Heard, Reading};
-use crate::wire::telemetry::{QuantilesMs, TeleLlm, TeleQueue};
+use crate::wire::request::Priority;
+use crate::wire::telemetry::{QuantilesMs, TeleClass, TeleLlm, TeleQueue};
 
 /// Longest time told apart from longer ones.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -29,12 +31,16 @@ pub(super) struct Meters {
     pub(super) n_guessed: u64,
     pub(super) n_right: u64,
     pub(super) n_deaths: u64,
+    /// Times that a stream made room for another.
+    pub(super) n_parked: u64,
     n_tokens_before: u64,
     /// Time with at least one token a second or so, since the last publication.
     busy: Duration,
     last_step: Option<Instant>,
     ttft: Histogram<u64>,
     itl: Histogram<u64>,
+    /// By class, in the order of [`Priority::ALL`].
+    waits: [Histogram<u64>; 3],
     published: Instant,
 }
 
@@ -55,11 +61,13 @@ impl Meters {
             n_guessed: 0,
             n_right: 0,
             n_deaths: 0,
+            n_parked: 0,
             n_tokens_before: 0,
             busy: Duration::ZERO,
             last_step: None,
             ttft: microseconds(),
             itl: microseconds(),
+            waits: [microseconds(), microseconds(), microseconds()],
             published: Instant::now(),
         }
     }
@@ -75,6 +83,14 @@ impl Meters {
             } else {
                 Duration::ZERO
             };
+        }
+    }
+
+    /// A request entered the engine for the first time.
+    pub(super) fn entered(&mut self, class: Priority, after: Duration) {
+        let classes = Priority::ALL.into_iter().zip(&mut self.waits);
+        for (_, waits) in classes.filter(|(of, _)| *of == class) {
+            waits.saturating_record(after.as_micros() as u64);
         }
     }
 
@@ -150,7 +166,7 @@ impl Dispatch {
         let waiting = self
             .jobs
             .values()
-            .filter(|job| self.queue.position(job.key).is_some());
+            .filter(|job| self.queue.is_waiting(job.key));
         let oldest = waiting.map(|job| job.arrived).min();
         let queue = TeleQueue {
             at_ms,
@@ -162,6 +178,8 @@ impl Dispatch {
             refused_count: self.meters.n_refused,
             answered_count: self.meters.n_answered,
             failed_count: self.meters.n_failed,
+            parked_count: Some(self.meters.n_parked),
+            classes: Some(self.classes()),
         };
         self.tell("host", &reading.host, expiry);
         if let Some(gpu) = &reading.gpu {
@@ -169,6 +187,24 @@ impl Dispatch {
         }
         self.tell("llm", &llm, expiry);
         self.tell("queue", &queue, expiry);
+    }
+
+    fn classes(&mut self) -> BTreeMap<String, TeleClass> {
+        let jobs = &self.jobs;
+        let running_in = |class| {
+            let running = jobs.values().filter(|job| self.queue.is_running(job.key));
+            running.filter(|job| job.priority() == class).count() as u64
+        };
+        let classes = Priority::ALL.into_iter().zip(&mut self.meters.waits);
+        let told = classes.map(|(class, waits)| {
+            let numbers = TeleClass {
+                waiting_count: self.queue.waiting_in(class) as u64,
+                running_count: running_in(class),
+                wait_ms: quantiles(waits),
+            };
+            (class.as_str().to_owned(), numbers)
+        });
+        told.collect()
     }
 
     /// Numbers are worth one try: the next ones come soon.

@@ -1,8 +1,9 @@
 //! Op `tokenize`: answered by the worker beside its jobs, without the queue and the store.
 
+use super::Dispatch;
 use super::durable::too_large;
 use super::job::Address;
-use super::{Dispatch, api_error};
+use super::serve::api_error;
 use crate::frames::{self, Command, JobError, JobKey, Token};
 use crate::link::AckToken;
 use crate::wire::error::{ApiError, Code};

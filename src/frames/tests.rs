@@ -78,6 +78,7 @@ fn job() -> impl Strategy<Value = Job> {
         proptest::option::of(
             (any::<String>(), any::<u32>()).prop_map(|(text, n_output)| Head { text, n_output }),
         ),
+        any::<(bool, bool)>(),
     );
     (job_key(), input(), sampling(), rest).prop_map(
         |(
@@ -92,6 +93,7 @@ fn job() -> impl Strategy<Value = Job> {
                 pace_ms,
                 resume,
                 head,
+                class,
             ),
         )| Job {
             job,
@@ -106,6 +108,8 @@ fn job() -> impl Strategy<Value = Job> {
             pace_ms,
             resume,
             head,
+            urgent: class.0,
+            yields: class.1,
         },
     )
 }
@@ -153,6 +157,7 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         job().prop_map(|job| Command::Submit(Box::new(job))),
         job_key().prop_map(Command::Cancel),
+        job_key().prop_map(Command::Park),
         (job_key(), input()).prop_map(|(job, input)| Command::Tokenize { job, input }),
         any::<u64>().prop_map(Command::Ping),
         ask().prop_map(Command::Ask),
@@ -229,6 +234,16 @@ fn event() -> impl Strategy<Value = Event> {
             timings,
         },
     );
+    let parked =
+        (job_key(), ids(), logprobs(), any::<String>()).prop_map(|(job, ids, logprobs, text)| {
+            Parked {
+                job,
+                ids,
+                logprobs,
+                text,
+                timings: Timings::default(),
+            }
+        });
     prop_oneof![
         (0.0_f32..=1.0).prop_map(|fraction| Event::LoadProgress { fraction }),
         sandbox().prop_map(Event::Sandboxed),
@@ -241,6 +256,7 @@ fn event() -> impl Strategy<Value = Event> {
         (any::<u64>(), proptest::collection::vec(piece, 0..9))
             .prop_map(|(step, pieces)| Event::Step { step, pieces }),
         done.prop_map(|done| Event::Done(Box::new(done))),
+        parked.prop_map(|parked| Event::Parked(Box::new(parked))),
         (job_key(), ids()).prop_map(|(job, ids)| Event::Tokenized { job, ids: Ok(ids) }),
         (job_key(), error(), any::<u32>()).prop_map(|(job, error, index)| Event::Embedded {
             job,

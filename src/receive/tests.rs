@@ -19,7 +19,12 @@ fn replier(attempt: u32) -> Replier {
 }
 
 fn accepted(attempt: u32) -> Outgoing {
-    replier(attempt).accepted(&Accepted { queue: 0 }).unwrap()
+    replier(attempt)
+        .accepted(&Accepted {
+            queue: 0,
+            eta_ms: None,
+        })
+        .unwrap()
 }
 
 fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {

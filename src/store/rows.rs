@@ -80,6 +80,7 @@ impl BodyRow<'_> {
             response_topic: self.response_topic.map(str::to_owned),
             correlation: self.correlation.map(|c| Bytes::copy_from_slice(c.0)),
             accept: self.accept.map(str::to_owned),
+            beside: None, // In a table of its own.
             accepted_at_ms: self.accepted_at_ms,
         }
     }

@@ -18,6 +18,8 @@ pub(super) const FORMAT: u64 = 1;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const JOBS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("jobs");
 const BODIES: TableDefinition<u64, &[u8]> = TableDefinition::new("bodies");
+/// A table of its own, so that versions without it can read all the others.
+const BESIDE: TableDefinition<u64, &[u8]> = TableDefinition::new("beside");
 const FINALS: TableDefinition<u64, &[u8]> = TableDefinition::new("finals");
 
 /// Outer: the disk. Inner: the rules.
@@ -123,6 +125,7 @@ impl Rules<'_> {
 pub(super) struct Tables<'txn> {
     jobs: Table<'txn, (&'static str, &'static str), &'static [u8]>,
     bodies: Table<'txn, u64, &'static [u8]>,
+    beside: Table<'txn, u64, &'static [u8]>,
     finals: Table<'txn, u64, &'static [u8]>,
     pub(super) totals: Totals,
     /// Whether there is anything to commit.
@@ -134,6 +137,7 @@ impl<'txn> Tables<'txn> {
         Ok(Tables {
             jobs: txn.open_table(JOBS)?,
             bodies: txn.open_table(BODIES)?,
+            beside: txn.open_table(BESIDE)?,
             finals: txn.open_table(FINALS)?,
             totals,
             changed: false,
@@ -165,7 +169,8 @@ impl<'txn> Tables<'txn> {
             }));
         }
         let body = rows::encode(&BodyRow::from(record));
-        let bytes = body.len() as u64 + ROW_BYTES;
+        let n_beside = record.beside.as_ref().map_or(0, Bytes::len);
+        let bytes = (body.len() + n_beside) as u64 + ROW_BYTES;
         if let Err(refused) = self.admit(bytes, rules) {
             return Ok(Err(refused));
         }
@@ -179,6 +184,11 @@ impl<'txn> Tables<'txn> {
             bytes,
         };
         self.bodies.insert(row.order, &*body)?;
+        match &record.beside {
+            Some(beside) => self.beside.insert(row.order, &**beside)?,
+            // A version without this table may have left some of an order that is used again.
+            None => self.beside.remove(row.order)?,
+        };
         self.put(&record.job, &row)?;
         self.totals.add(&row);
         Ok(Ok(row.order))
@@ -224,6 +234,7 @@ impl<'txn> Tables<'txn> {
         }
         self.totals.remove(&row);
         self.bodies.remove(row.order)?;
+        self.beside.remove(row.order)?;
         row.state = JobState::Finished {
             at_ms: end.finished_at_ms,
             delivered: end.delivered,
@@ -385,7 +396,11 @@ impl<'txn> Tables<'txn> {
                 body.job()
             )));
         }
-        Ok(body.record(row.digest))
+        let beside = self.beside.get(row.order)?;
+        Ok(Record {
+            beside: beside.map(|bytes| Bytes::copy_from_slice(bytes.value())),
+            ..body.record(row.digest)
+        })
     }
 
     /// Deletes what a failed transaction may have left behind: every job of these orders.
@@ -416,7 +431,10 @@ impl<'txn> Tables<'txn> {
         self.changed = true;
         self.jobs.remove((&*job.user, &*job.id))?;
         match row.state {
-            JobState::Pending => self.bodies.remove(row.order)?,
+            JobState::Pending => {
+                self.beside.remove(row.order)?;
+                self.bodies.remove(row.order)?
+            }
             JobState::Finished { .. } => self.finals.remove(row.order)?,
         };
         self.totals.remove(row);
@@ -438,6 +456,7 @@ impl Tables<'_> {
     pub(super) fn dump(txn: &redb::ReadTransaction) -> Vec<Stored> {
         let jobs = txn.open_table(JOBS).unwrap();
         let bodies = txn.open_table(BODIES).unwrap();
+        let besides = txn.open_table(BESIDE).unwrap();
         let finals = txn.open_table(FINALS).unwrap();
         let mut all = Vec::new();
         let mut n_bodies = 0;
@@ -451,7 +470,11 @@ impl Tables<'_> {
                 JobState::Pending => {
                     let body = bodies.get(row.order).unwrap().unwrap();
                     let body: BodyRow<'_> = rows::decode("bodies", body.value()).unwrap();
-                    record = Some(body.record(row.digest));
+                    let beside = besides.get(row.order).unwrap();
+                    record = Some(Record {
+                        beside: beside.map(|bytes| Bytes::copy_from_slice(bytes.value())),
+                        ..body.record(row.digest)
+                    });
                     n_bodies += 1;
                 }
                 JobState::Finished { at_ms, delivered } => {

@@ -35,6 +35,7 @@ pub(super) fn record(id: &str, body_bytes: usize) -> Record {
         response_topic: Some(format!("orinoco/v1/resp/anna/{id}")),
         correlation: Some(Bytes::from_static(b"\0\xff")),
         accept: Some("text/plain".into()),
+        beside: Some(Bytes::from_static(b"{}")),
         accepted_at_ms: NOW,
     }
 }

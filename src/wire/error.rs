@@ -54,6 +54,8 @@ codes! {
     SlowConsumer = "slow_consumer" 408 "timeout_error",
     /// The id was used within the last ten minutes with another body.
     IdReused = "id_reused" 409 "invalid_request_error",
+    /// A newer request of the same user with the same keep_latest took its place.
+    Replaced = "replaced" 409 "cancelled_error",
     /// The payload is larger than this node takes.
     PayloadTooLarge = "payload_too_large" 413 "invalid_request_error",
     /// The prompt has more tokens than one request may use.
@@ -106,6 +108,9 @@ pub struct ApiError {
     /// When the same request, with the same id, may succeed.
     #[serde(default)]
     pub retry_after_ms: Option<u64>,
+    /// When the answer would come, where that is too late.
+    #[serde(default)]
+    pub eta_ms: Option<u64>,
 }
 
 impl ApiError {
@@ -116,6 +121,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry_after_ms: None,
+            eta_ms: None,
         }
     }
 
@@ -130,6 +136,13 @@ impl ApiError {
     #[must_use]
     pub fn with_retry(mut self, retry_after_ms: u64) -> Self {
         self.retry_after_ms = Some(retry_after_ms);
+        self
+    }
+
+    /// Says when the answer would come.
+    #[must_use]
+    pub fn with_eta(mut self, eta_ms: u64) -> Self {
+        self.eta_ms = Some(eta_ms);
         self
     }
 
@@ -154,6 +167,7 @@ impl Serialize for ApiError {
             code: self.code,
             param: self.param.as_deref(),
             retry_after_ms: self.retry_after_ms,
+            eta_ms: self.eta_ms,
         }
         .serialize(serializer)
     }
@@ -175,6 +189,9 @@ pub(super) struct ErrorObject<'a> {
     /// Milliseconds after which the same request, with the same id, may succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// Milliseconds in which the answer would have come, where a deadline cannot be met.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_ms: Option<u64>,
 }
 
 /// Puts the status beside each code of the published schema.

@@ -104,11 +104,13 @@ pub struct Outgoing {
     pub status: Option<u16>,
 }
 
-/// When a job was taken into the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a job stands in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// Jobs before it.
     pub queue: usize,
+    /// About how long until its answer has ended, milliseconds.
+    pub eta_ms: Option<u64>,
 }
 
 /// How a job ended.
@@ -176,6 +178,7 @@ impl Replier {
         };
         let orinoco = Orinoco {
             queue: Some(accepted.queue as u64),
+            eta_ms: accepted.eta_ms,
             ..self.orinoco()
         };
         let chunk = self.response(0, false, self.piece_choice(role, "", None), orinoco);
@@ -272,6 +275,20 @@ impl Replier {
         }
         let orinoco = Orinoco {
             parked: Some(parked.clone()),
+            ..self.orinoco()
+        };
+        let chunk = self.response(seq, false, self.piece_choice(None, "", None), orinoco);
+        Some(json(&chunk, seq, false, None))
+    }
+
+    /// The stream waits, and is nearer than it was. `None` in forms that have no place for it.
+    pub fn moved(&self, seq: u64, place: &Accepted) -> Option<Outgoing> {
+        if self.form != Form::Chunks {
+            return None;
+        }
+        let orinoco = Orinoco {
+            queue: Some(place.queue as u64),
+            eta_ms: place.eta_ms,
             ..self.orinoco()
         };
         let chunk = self.response(seq, false, self.piece_choice(None, "", None), orinoco);

@@ -9,6 +9,7 @@
 //! A body that is no JSON object is plain text: one user message, or the prompt.
 
 mod answer;
+mod beside;
 mod embed;
 mod fields;
 mod json;
@@ -24,6 +25,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::beside::Beside;
 pub use self::embed::{EmbedRequest, Encoding, parse_embed};
 pub use self::sampling::SamplingOverrides;
 use self::{fields::Fields, messages::Message};
@@ -87,7 +89,7 @@ impl Default for Limits {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// When nobody else waits; may be interrupted and continued.
+    /// When no other waits, or sixteen have passed it; an alarm may interrupt it, and it goes on later.
     Batch,
     /// In turn.
     #[default]
@@ -166,7 +168,7 @@ pub struct Request {
     pub priority: Option<Priority>,
     /// The answer is worthless after this many milliseconds from acceptance; at least 1.
     pub deadline_ms: Option<u64>,
-    /// A later request of the same user with the same key replaces this one while it waits.
+    /// A later request of the same user with the same key replaces this one until it has ended.
     pub keep_latest: Option<String>,
 }
 
@@ -180,6 +182,12 @@ pub struct Defaults {
     pub max_tokens: u32,
     /// Model when the request does not name one; `None`: the active one.
     pub model: Option<String>,
+    /// Class of requests that claim none; `None`: normal.
+    pub priority: Option<Priority>,
+    /// Deadline of requests that have none, milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// Key of requests that have none.
+    pub keep_latest: Option<String>,
     /// Sampling when the request does not say. In configuration any subset of the keys; the rest are
     /// those of [`Defaults::default`], checked against the same ranges as requests.
     #[serde(deserialize_with = "sampling::over_builtin")]
@@ -192,6 +200,9 @@ impl Default for Defaults {
             system_prompt: None,
             max_tokens: 512,
             model: None,
+            priority: None,
+            deadline_ms: None,
+            keep_latest: None,
             sampling: sampling::builtin(),
         }
     }
@@ -256,13 +267,18 @@ impl Request {
         }
     }
 
-    /// Fills in what the request leaves open: model, `max_tokens`, and the system prompt of a chat
-    /// without one. Sampling is merged by [`Request::sampling`].
+    /// Fills in what the request leaves open: model, `max_tokens`, how it is scheduled, and the system prompt of
+    /// a chat without one. Sampling is merged by [`Request::sampling`].
     pub fn apply_defaults(&mut self, defaults: &Defaults) {
         if self.model.is_none() {
             self.model.clone_from(&defaults.model);
         }
         self.max_tokens.get_or_insert(defaults.max_tokens);
+        self.priority = self.priority.or(defaults.priority);
+        self.deadline_ms = self.deadline_ms.or(defaults.deadline_ms);
+        if self.keep_latest.is_none() {
+            self.keep_latest.clone_from(&defaults.keep_latest);
+        }
         if let (Some(prompt), Input::Chat { messages, .. }) =
             (&defaults.system_prompt, &mut self.input)
         {

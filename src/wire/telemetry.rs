@@ -121,7 +121,7 @@ pub struct TeleLlm {
 }
 
 /// `tele/queue`: requests.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TeleQueue {
     /// When it was counted, unix milliseconds.
     pub at_ms: u64,
@@ -142,4 +142,24 @@ pub struct TeleQueue {
     pub answered_count: u64,
     /// Accepted requests that ended with an error since the daemon started, a count.
     pub failed_count: u64,
+    /// Times that a stream made room for an alarm, or for want of room, since the daemon started, a count; from a
+    /// node of 1.1 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked_count: Option<u64>,
+    /// By class: alarm, normal, batch; from a node of 1.1 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<BTreeMap<String, TeleClass>>,
+}
+
+/// Requests of one class.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TeleClass {
+    /// Requests that wait, a count.
+    pub waiting_count: u64,
+    /// Requests in the engine, a count.
+    pub running_count: u64,
+    /// From acceptance to the first entry into the engine, of those that entered since the telemetry before,
+    /// milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<QuantilesMs>,
 }

@@ -168,6 +168,8 @@ impl Asking<'_> {
             pace_ms: 0,
             resume: None,
             head: None,
+            urgent: false,
+            yields: false,
         })))
         .await?;
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! From a submitted job to a slot: tokens, prefix, cells; and back when it ends.
+//! From a submitted job to a slot: tokens, prefix, cells; and back when it ends. `park` is what lies between.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -42,10 +42,21 @@ impl Run<'_> {
         match slot {
             Ok((slot, Taken::More)) => match &job.constraint {
                 Some(constraint) => self.constrain(slot, constraint),
-                None => self.waiting.push_back(slot),
+                None => self.wait(slot),
             },
             Ok((slot, Taken::Over(finish))) => self.say_done(slot, Ok(finish)),
             Err(error) => self.refuse(job, error),
+        }
+    }
+
+    /// Urgent ones before others, in their order.
+    pub(super) fn wait(&mut self, slot: Slot) {
+        let n_urgent = self.waiting.iter().filter(|slot| slot.urgent).count();
+        if slot.urgent && n_urgent < self.waiting.len() {
+            self.may_admit = true;
+            self.waiting.insert(n_urgent, slot);
+        } else {
+            self.waiting.push_back(slot);
         }
     }
 
@@ -91,6 +102,9 @@ impl Run<'_> {
             let saved = self.shelf.best(slot.tokens());
             let admission = self.pool.admit(slot.tokens(), reserved, saved, whole);
             let Some(admission) = admission else {
+                if self.make_room() {
+                    continue;
+                }
                 self.may_admit = false;
                 return;
             };
@@ -101,6 +115,7 @@ impl Run<'_> {
                 Some(Source::Saved(found)) => self.restore(admission.seq, found, &slot),
                 None => {}
             }
+            self.forget(slot.job);
             slot.begin(self.pool.tokens(admission.seq).len());
             self.outbox.push_back(Event::Started {
                 job: slot.job,
@@ -133,7 +148,7 @@ impl Run<'_> {
     }
 
     /// Saves what is in the cache for `seq`, if its last window is whole and it is worth it.
-    fn save(&mut self, seq: SeqId) {
+    pub(super) fn save(&mut self, seq: SeqId) {
         let tokens = self.pool.tokens(seq);
         let others_wait = self.slots.iter().any(Option::is_some) || !self.waiting.is_empty();
         if others_wait && !self.shelf.may_hold_up(tokens.len()) {
@@ -157,6 +172,7 @@ impl Run<'_> {
 
     /// Forgets all saved sequences, saves none until told to, and gives back what the heap has free.
     pub(super) fn trim(&mut self) {
+        self.forget_parked();
         self.shelf.clear();
         self.shelf.set_open(false);
         crate::process::give_heap_back();
@@ -193,7 +209,7 @@ impl Run<'_> {
         n > 0
     }
 
-    fn release(&mut self, seq: SeqId) {
+    pub(super) fn release(&mut self, seq: SeqId) {
         self.pool.end(seq);
         self.decoder.seq_rm(seq, 0);
         self.may_admit = true;

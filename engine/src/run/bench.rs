@@ -16,6 +16,7 @@ use crate::prefix::Pool;
 pub(super) fn measure(run: &mut Run<'_>, asked: BenchSpec) -> BenchReport {
     let limits = run.decoder.limits();
     run.shelf.clear();
+    run.forget_parked();
     for seq in 0..limits.n_seq_max {
         run.decoder.seq_rm(seq, 0);
     }

@@ -45,7 +45,7 @@ impl Run<'_> {
                 .and_then(|matcher| slot.constrain(matcher));
             match begun {
                 Ok(Taken::More) => {
-                    self.waiting.push_back(slot);
+                    self.wait(slot);
                     self.may_admit = true;
                 }
                 Ok(Taken::Over(finish)) => self.say_done(slot, Ok(finish)),

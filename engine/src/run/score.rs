@@ -27,6 +27,7 @@ pub(super) fn score(run: &mut Run<'_>, text: &str) -> Result<Scored, JobError> {
         return Err(JobError::Input("a text of less than two tokens".into()));
     }
     run.shelf.clear();
+    run.forget_parked();
     for seq in 0..limits.n_seq_max {
         run.decoder.seq_rm(seq, 0);
     }

@@ -2,6 +2,7 @@
 
 mod constrained;
 mod many;
+mod parking;
 mod prefixes;
 mod resume;
 mod speculation;
@@ -188,6 +189,8 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         pace_ms: 0,
         resume: None,
         head: None,
+        urgent: false,
+        yields: false,
     }
 }
 

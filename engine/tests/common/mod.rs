@@ -229,6 +229,8 @@ pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
         pace_ms: 0,
         resume: None,
         head: None,
+        urgent: false,
+        yields: false,
     }
 }
 

@@ -244,6 +244,98 @@ fn a_second_turn_reuses_the_first_and_answers_as_without_a_cache() {
     }
 }
 
+/// Greedy, on both models, wherever it was interrupted: the cells are the same, so the text is.
+#[test]
+fn a_parked_stream_has_the_uninterrupted_text() {
+    for name in [SMOLLM, GEMMA] {
+        // What was parked is all that can be found.
+        let mut spec = real_spec(name);
+        spec.prefix_cache_bytes = 0;
+        with_decoder(&spec, |decoder, loaded| {
+            for (key, prompt) in PROMPTS.iter().enumerate().take(6) {
+                let mut asked = job(1, prompt, 40);
+                asked.ignore_eos = true;
+                let whole =
+                    run_jobs(decoder, &spec, &loaded, std::slice::from_ref(&asked)).remove(0);
+                let cut = 3 + 5 * key;
+                let parked = run_parked(decoder, &spec, &loaded, &asked, cut);
+                assert_eq!(parked, (whole.ids, whole.text), "{name}: {prompt}, {cut}");
+            }
+        });
+    }
+}
+
+/// Parks a job after at least `n` tokens, has an urgent one answered, and brings it back; its ids and text.
+fn run_parked(
+    decoder: &mut dyn Decoder,
+    spec: &orinoco::frames::LoadSpec,
+    loaded: &orinoco::frames::Loaded,
+    asked: &Job,
+    n: usize,
+) -> (Vec<i32>, String) {
+    use std::sync::mpsc::sync_channel;
+
+    use orinoco::frames::{Command, Event, JobKey};
+    let (commands, command_receiver) = sync_channel(64);
+    let (events, event_receiver) = sync_channel(1000);
+    let result = std::thread::scope(|scope| {
+        let teller = scope.spawn(move || {
+            let submit = |job: &Job| {
+                let job = Box::new(job.clone());
+                commands.send(Command::Submit(job)).unwrap();
+            };
+            submit(asked);
+            let (mut ids, mut text, mut prompt) = (Vec::new(), String::new(), Vec::new());
+            let mut is_told = false;
+            loop {
+                match event_receiver.recv().unwrap() {
+                    Event::Started {
+                        job, prompt_ids, ..
+                    } if job == asked.job => prompt = prompt_ids,
+                    Event::Step { pieces, .. } => {
+                        for piece in pieces.into_iter().filter(|piece| piece.job == asked.job) {
+                            ids.extend(piece.ids);
+                            text.push_str(&piece.text);
+                        }
+                        if ids.len() >= n && !is_told {
+                            is_told = true;
+                            commands.send(Command::Park(asked.job)).unwrap();
+                            let mut urgent = job(2, "Fire in hall two:", 8);
+                            urgent.urgent = true;
+                            submit(&urgent);
+                        }
+                    }
+                    Event::Parked(parked) => {
+                        ids.extend(parked.ids);
+                        text.push_str(&parked.text);
+                    }
+                    Event::Done(done) if done.job == JobKey(2) => submit(&Job {
+                        resume: Some(Resume {
+                            prompt_ids: prompt.clone(),
+                            output_ids: ids.clone(),
+                            text_bytes: text.len() as u64,
+                        }),
+                        ..asked.clone()
+                    }),
+                    Event::Done(done) => {
+                        ids.extend(done.ids);
+                        text.push_str(&done.text);
+                        break (ids, text);
+                    }
+                    _ => {}
+                }
+            }
+        });
+        orinoco_engine::run::run(decoder, spec, loaded.clone(), &command_receiver, &events)
+            .unwrap();
+        teller.join().unwrap()
+    });
+    for seq in 0..2 * decoder.limits().n_seq_max {
+        decoder.seq_rm(seq, 0);
+    }
+    result
+}
+
 /// Where a sliding window let go of a prefix, taking it back would answer wrongly without an error.
 #[test]
 fn a_prefix_behind_the_window_is_recomputed() {

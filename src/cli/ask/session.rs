@@ -238,7 +238,10 @@ impl Session<'_> {
                 0
             }
             Heard::Text { from } => {
-                self.first_text_at.get_or_insert_with(Instant::now);
+                // News of the queue has none.
+                if from < receiver.text().len() {
+                    self.first_text_at.get_or_insert_with(Instant::now);
+                }
                 from
             }
             _ => had.min(receiver.text().len()),

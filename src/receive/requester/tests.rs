@@ -30,7 +30,10 @@ fn replier(node: &str, attempt: u32) -> Replier {
 }
 
 fn accepted(node: &str, attempt: u32) -> Outgoing {
-    let accepted = replier(node, attempt).accepted(&Accepted { queue: 0 });
+    let accepted = replier(node, attempt).accepted(&Accepted {
+        queue: 0,
+        eta_ms: None,
+    });
     accepted.expect("a chat in chunks has one")
 }
 

@@ -62,11 +62,16 @@ impl Seen {
     }
 }
 
+/// What a pending job is charged.
+fn bytes_of(record: &Record) -> u64 {
+    let n_beside = record.beside.as_ref().map_or(0, Bytes::len);
+    (encode(&BodyRow::from(record)).len() + n_beside) as u64 + ROW_BYTES
+}
+
 impl Model {
     fn pending_bytes(&self) -> u64 {
         let rows = self.entries.values().filter_map(|e| e.record.as_ref());
-        rows.map(|r| encode(&BodyRow::from(r)).len() as u64 + ROW_BYTES)
-            .sum()
+        rows.map(bytes_of).sum()
     }
 
     fn n_pending(&self) -> u64 {
@@ -81,7 +86,7 @@ impl Model {
                 if self.entries.contains_key(&record.job) {
                     return Seen::Exists;
                 }
-                let bytes = encode(&BodyRow::from(record)).len() as u64 + ROW_BYTES;
+                let bytes = bytes_of(record);
                 if self.n_pending() >= config.pending_jobs_max
                     || self.pending_bytes() + bytes > config.pending_bytes_max
                 {

@@ -248,8 +248,9 @@ pub struct Part {
 /// Why a stream pauses, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parked {
-    /// `update`: another model is being put into service, and memory does not hold both.
-    #[schemars(extend("enum" = ["update"]))]
+    /// `update`: another model is being put into service, and memory does not hold both. `alarm`: a request of
+    /// that class has its place.
+    #[schemars(extend("enum" = ["update", "alarm"]))]
     pub reason: String,
     /// About how long until text comes again, milliseconds.
     pub eta_ms: u64,
@@ -263,6 +264,14 @@ impl Parked {
             eta_ms: eta.as_millis() as u64,
         }
     }
+
+    /// For a request of the class alarm, which takes about so long.
+    pub fn for_alarm(eta: std::time::Duration) -> Self {
+        Self {
+            reason: "alarm".to_owned(),
+            eta_ms: eta.as_millis() as u64,
+        }
+    }
 }
 
 /// What OpenAI has no place for. Absent keys do not apply to the message.
@@ -271,9 +280,12 @@ pub struct Orinoco<'a> {
     /// Node that answers; in every message, since of a pool two may.
     #[schemars(regex(pattern = NAME_PATTERN))]
     pub node: Cow<'a, str>,
-    /// Requests before this one; in accepted.
+    /// Requests before this one; in accepted, and in chunks without text while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u64>,
+    /// About how long until the answer has ended, milliseconds, by what requests took lately; beside queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_ms: Option<u64>,
     /// The stream pauses and goes on by itself, with nothing lost or repeated; in a chunk without text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<Parked>,

@@ -87,7 +87,12 @@ fn who_gets_accepted_and_who_gets_pieces() {
     ] {
         let replier = replier(op, form);
         assert_eq!(
-            replier.accepted(&Accepted { queue: 0 }).is_some(),
+            replier
+                .accepted(&Accepted {
+                    queue: 0,
+                    eta_ms: None
+                })
+                .is_some(),
             is_accepted,
             "{op}"
         );
@@ -98,7 +103,12 @@ fn who_gets_accepted_and_who_gets_pieces() {
 #[test]
 fn status_is_on_the_first_message_and_on_the_last() {
     let replier = replier(Op::Chat, Form::Chunks);
-    let accepted = replier.accepted(&Accepted { queue: 3 }).unwrap();
+    let accepted = replier
+        .accepted(&Accepted {
+            queue: 3,
+            eta_ms: None,
+        })
+        .unwrap();
     assert_eq!(
         (accepted.status, accepted.seq, accepted.is_final),
         (Some(202), Some(0), false)

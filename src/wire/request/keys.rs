@@ -262,11 +262,11 @@ keys! {
     GRAMMAR = "grammar" Text(|_| 0..=super::answer::GRAMMAR_BYTES_MAX),
         "A grammar in llguidance's dialect of Lark, whose text the answer is; in the place of response_format.";
     PRIORITY = "priority" Word(&Priority::WORDS),
-        "Which request goes first; the node's configuration says who may claim which. Absent: normal. Checked and not acted on yet.";
+        "Which request goes first; the node's configuration says who may claim which. Absent: the user's default, normal unless configured.";
     DEADLINE_MS = "deadline_ms" Integer(|limits| 1..=limits.deadline_ms_max),
-        "Milliseconds from acceptance after which the answer is worthless. Checked and not acted on yet.";
+        "Milliseconds from acceptance after which the answer is worthless: refused at once where it cannot be met, ended when it passes. Absent: the user's default, none unless configured.";
     KEEP_LATEST = "keep_latest" NameText,
-        "A later request of the same user with the same key replaces this one while it waits. Checked and not acted on yet.";
+        "A later request of the same user with the same key replaces this one until it has ended.";
     N = "n" Integer(|_| 1..=1),
         "Answers wanted; only one is made.";
     BEST_OF = "best_of" Integer(|_| 1..=1),

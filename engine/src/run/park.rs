@@ -1,0 +1,105 @@
+//! Jobs that are interrupted, to go on later where they were.
+//!
+//! What a job has in the cache moves to a place of the pool, which only marks cells: it costs no time, and an
+//! urgent job has its slot in the same turn. There it stays until the job comes back, or until somebody needs
+//! its cells: then it becomes bytes on the shelf, or is read again. In the first two cases the text is the
+//! uninterrupted one, for the cells are the same.
+
+use orinoco::frames::{Event, JobKey};
+
+use super::Run;
+use crate::model::SeqId;
+use crate::slot::Slot;
+
+impl Run<'_> {
+    /// Takes a job out of its slot, or out of the queue; nothing where it is over.
+    pub(super) fn park(&mut self, job: JobKey) {
+        if let Some(at) = self.waiting.iter().position(|slot| slot.job == job)
+            && let Some(slot) = self.waiting.remove(at)
+        {
+            self.may_admit = true;
+            self.outbox
+                .push_back(Event::Parked(Box::new(slot.parked())));
+            return;
+        }
+        // Its grammar is compiled again when it comes back.
+        if let Some(at) = self.compiling.iter().position(|slot| slot.job == job) {
+            let slot = self.compiling.swap_remove(at);
+            self.outbox
+                .push_back(Event::Parked(Box::new(slot.parked())));
+            return;
+        }
+        let is_it = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.job == job);
+        if let Some(seq) = self.slots.iter().position(is_it) {
+            self.park_slot(seq as SeqId);
+        }
+    }
+
+    fn park_slot(&mut self, seq: SeqId) {
+        let Some(slot) = self.slots[seq as usize].take() else {
+            return;
+        };
+        let n_past = self.pool.tokens(seq).len() as u32;
+        match self.pool.park(seq).filter(|_| n_past > 0) {
+            Some(place) => {
+                self.decoder.seq_cp(seq, place, n_past);
+                self.decoder.seq_rm(seq, 0);
+                self.parked.push((slot.job, place));
+                self.may_admit = true;
+            }
+            // More are parked than can decode: it goes the way of one that is over.
+            None => {
+                self.pool.over(seq);
+                self.over.push(seq);
+            }
+        }
+        self.outbox
+            .push_back(Event::Parked(Box::new(slot.parked())));
+    }
+
+    /// Makes room for the first that waits: of what is parked, others' first; then, for an urgent one, the
+    /// youngest job that yields; at last its own. Whether there was anything.
+    pub(super) fn make_room(&mut self) -> bool {
+        let Some(first) = self.waiting.front().filter(|_| self.pool.has_slot()) else {
+            return false;
+        };
+        let (job, urgent) = (first.job, first.urgent);
+        if let Some(at) = self.parked.iter().position(|(of, _)| *of != job) {
+            let (_, place) = self.parked.remove(at);
+            self.put_away(place);
+            return true;
+        }
+        let slots = self.slots.iter().enumerate();
+        let yields = slots.filter_map(|(seq, slot)| Some((seq, slot.as_ref()?)));
+        let yields = yields.filter(|(_, slot)| urgent && slot.yields);
+        if let Some((seq, _)) = yields.max_by_key(|(_, slot)| slot.job) {
+            self.park_slot(seq as SeqId);
+            return true;
+        }
+        match self.parked.pop() {
+            Some((_, place)) => self.put_away(place),
+            None => return false,
+        }
+        true
+    }
+
+    fn put_away(&mut self, place: SeqId) {
+        self.save(place);
+        self.release(place);
+    }
+
+    /// The job came back, or is over: nothing is kept for it.
+    pub(super) fn forget(&mut self, job: JobKey) {
+        if let Some(at) = self.parked.iter().position(|(of, _)| *of == job) {
+            let (_, place) = self.parked.remove(at);
+            self.release(place);
+        }
+    }
+
+    /// Nothing is kept for anybody.
+    pub(super) fn forget_parked(&mut self) {
+        for (_, place) in std::mem::take(&mut self.parked) {
+            self.release(place);
+        }
+    }
+}

@@ -31,6 +31,7 @@ mod power;
 mod problem;
 mod reader;
 mod requests;
+mod sessions;
 mod show;
 mod telemetry;
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use pools::PoolsConfig;
 pub use power::{Basis, Choose, Figure, PowerConfig, ProfileConfig, shipped_profiles};
 pub use problem::{Entry, Problem};
 pub use requests::RequestsConfig;
+pub use sessions::SessionsConfig;
 pub use telemetry::TelemetryConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
 pub use watchdog::{Threshold, WatchdogConfig};
@@ -97,6 +99,8 @@ pub struct Config {
     pub ota: OtaConfig,
     /// The job store.
     pub store: StoreConfig,
+    /// Conversations that it keeps.
+    pub sessions: SessionsConfig,
     /// What users get by default and what they may ask for.
     pub users: UsersConfig,
     /// What is logged and how.
@@ -138,6 +142,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let pools = PoolsConfig::read(&mut root);
     let ota = OtaConfig::read(&mut root, &paths);
     let store = StoreConfig::read(&mut root);
+    let sessions = SessionsConfig::read(&mut root, &store);
     let users = UsersConfig::read(&mut root);
     let log = LogConfig::read(&mut root);
     root.finish();
@@ -163,6 +168,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         pools,
         ota,
         store,
+        sessions,
         users,
         log,
         entries,

@@ -19,6 +19,7 @@
 mod calls;
 mod checked;
 mod checks;
+mod conversation;
 mod durable;
 mod embed;
 mod energy;
@@ -58,6 +59,7 @@ use crate::store::{self, Store};
 use crate::telemetry::Heard;
 use crate::wire::topic::{Name, RequestId};
 use crate::worker::{Asks, Checker, Report};
+use conversation::Lines;
 use durable::StoreDone;
 pub use embed::EmbedSettings;
 use embed::Embedder;
@@ -65,7 +67,6 @@ use energy::Energy;
 use eta::Rates;
 use job::{Job, Phase};
 use pools::Pools;
-
 use queue::Queue;
 use quotas::Quotas;
 use refusals::Ignored;
@@ -174,6 +175,8 @@ struct Dispatch {
     answered: HashMap<Asked, Answered>,
     clock: Clock,
     queue: Queue,
+    /// Who is in line for which conversation.
+    lines: Lines,
     /// Jobs that are over here and not yet in the worker, which is still to be told.
     stops: Vec<JobKey>,
     queued_bytes: usize,
@@ -384,6 +387,7 @@ impl Dispatch {
             answered: HashMap::new(),
             clock,
             queue: Queue::default(),
+            lines: Lines::default(),
             stops: Vec::new(),
             queued_bytes: 0,
             quotas: Quotas::default(),

@@ -18,7 +18,7 @@ pub use grammar::{CheckSpec, Constraint, Refused, ToolSyntax};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 10;
+pub const PROTOCOL: u32 = 11;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -117,6 +117,8 @@ pub enum Event {
         prompt_ids: Vec<Token>,
         /// How many of them were found in the KV cache.
         n_cached: u32,
+        /// Of [`Job::turns`], the oldest that found no room.
+        n_left_out: u32,
     },
     /// What one decode step made. One event a step, all sequences together.
     Step {
@@ -425,10 +427,29 @@ pub struct Job {
     pub resume: Option<Resume>,
     /// What another model made of the answer.
     pub head: Option<Head>,
+    /// Messages of each earlier turn of a conversation, the oldest first; they stand behind the system messages
+    /// at the beginning of [`Input::Chat`]. Where the prompt is too long, the oldest turns are left out.
+    pub turns: Vec<u32>,
+    /// What is kept of it for those that begin as it does.
+    pub leaves: Leaves,
     /// Its prompt is read before those of others, and jobs that yield make room for it.
     pub urgent: bool,
     /// It may be parked where an urgent job finds no room.
     pub yields: bool,
+}
+
+/// What a job leaves behind outside the KV pool ([`LoadSpec::prefix_cache_bytes`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leaves {
+    /// Until something newer needs the room.
+    #[default]
+    Usual,
+    /// The same for the conversation with this number, in the place of what it left before; what nobody came back
+    /// to goes first.
+    Session(u64),
+    /// For as long as there is room at all. The job is not answered: of its prompt the part is read that does not
+    /// depend on what the last message says. It gives way to every other.
+    Pinned,
 }
 
 /// Texts to turn into vectors.

@@ -24,6 +24,7 @@
 //! | `bodies` | order | a pending job: its name, op, body and what its answer needs |
 //! | `beside` | order | of a pending job: what its requester said beside the body; not of all |
 //! | `finals` | order | a finished job: its messages, byte for byte |
+//! | `sessions`, `turns` | (user, name) | a conversation: when it was last gone on with; what is kept of it |
 //!
 //! A file of a newer format is refused and left as it is. A damaged file is moved aside as
 //! `jobs.redb.corrupt-<unix seconds>` (the newest two are kept) and a new one is begun, because nobody
@@ -48,6 +49,7 @@ mod disk;
 mod error;
 mod journal;
 mod rows;
+mod sessions;
 mod tables;
 mod worker;
 
@@ -174,6 +176,54 @@ impl fmt::Debug for FinalMessage {
     }
 }
 
+/// Names a conversation of one user. The caller has validated both parts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// The authenticated user.
+    pub user: String,
+    /// As the user calls it.
+    pub name: String,
+}
+
+/// What is kept of a conversation.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// As its user calls it.
+    pub name: String,
+    /// The caller's; kept as they are.
+    pub bytes: Bytes,
+}
+
+impl Kept {
+    fn session_of(&self, user: &str) -> SessionId {
+        SessionId {
+            user: user.to_owned(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Kept {
+    /// Without the bytes: a conversation may end up in a log line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept")
+            .field("name", &self.name)
+            .field("bytes", &self.bytes.len())
+            .finish()
+    }
+}
+
+/// What may be kept of conversations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionBounds {
+    /// Conversations of one user; 0: none is kept.
+    pub per_user_max: u64,
+    /// Bytes of all together, 512 a conversation charged for its rows.
+    pub total_bytes_max: u64,
+    /// How long one may rest before it is forgotten.
+    pub idle_max: Duration,
+}
+
 /// What the store knows of a job, without its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
@@ -263,6 +313,8 @@ pub struct StoreConfig {
     pub pending_max: Duration,
     /// How long accepts are refused without touching the disk after it was full (default 1 s).
     pub full_retry: Duration,
+    /// Conversations (default: 16 a user, 8 MiB, a day).
+    pub sessions: SessionBounds,
 }
 
 impl StoreConfig {
@@ -281,6 +333,11 @@ impl StoreConfig {
             undelivered_max: Duration::from_secs(24 * 3600),
             pending_max: Duration::from_secs(24 * 3600),
             full_retry: Duration::from_secs(1),
+            sessions: SessionBounds {
+                per_user_max: 16,
+                total_bytes_max: 8 * MIB,
+                idle_max: Duration::from_secs(24 * 3600),
+            },
         }
     }
 }
@@ -344,6 +401,31 @@ impl Store {
     /// then repeat it. Errors: [`StoreError::Unknown`], [`StoreError::AlreadyFinished`].
     pub async fn finish(&self, job: JobId, end: Final) -> Result<(), StoreError> {
         self.ask(Op::Finish(job, end)).await.map(drop)
+    }
+
+    /// As [`Store::finish`], and keeps what its conversation goes on with: both or neither.
+    pub async fn finish_keeping(
+        &self,
+        job: JobId,
+        end: Final,
+        kept: Kept,
+    ) -> Result<(), StoreError> {
+        let op = Op::FinishKeeping(job, end, kept);
+        self.ask(op).await.map(drop)
+    }
+
+    /// What is kept of a conversation; nothing when it is unknown or rested too long. `now_ms` is from the same
+    /// clock as in [`open`].
+    pub async fn kept(&self, session: SessionId, now_ms: u64) -> Result<Option<Bytes>, StoreError> {
+        match self.ask(Op::Kept(session, now_ms)).await? {
+            Answer::Kept(kept) => Ok(kept),
+            other => unreachable!("answer of another operation: {other:?}"),
+        }
+    }
+
+    /// Forgets a conversation, known or not; durable when it returns.
+    pub async fn forget_session(&self, session: SessionId) -> Result<(), StoreError> {
+        self.ask(Op::ForgetSession(session)).await.map(drop)
     }
 
     /// Notes that the broker has taken all messages of the final.

@@ -152,6 +152,7 @@ fn end(finish: Finish, text: &str) -> End {
         n_chunks: 1,
         resumed: 0,
         parts: Vec::new(),
+        session: None,
         energy_j: None,
         logprobs: Vec::new(),
         include_text: false,
@@ -193,7 +194,7 @@ fn refusing(error: ApiError) -> Script {
         Incoming::Request { user, id, .. } => {
             vec![(names.resp(user, id), replier(id).error(0, &error))]
         }
-        Incoming::Cancel { .. } => Vec::new(),
+        Incoming::Cancel { .. } | Incoming::Forget { .. } => Vec::new(),
     })
 }
 
@@ -259,6 +260,22 @@ fn a_prompt_from_stdin_reaches_the_node_whole() {
 }
 
 #[test]
+fn a_conversation_is_forgotten_before_it_begins_anew() {
+    let (heard, hears) = mpsc::channel();
+    let mut answer = answering(&["ok"], "ok");
+    let site = Site::new(Box::new(move |names, incoming, message| {
+        heard.send(message.topic.clone()).unwrap();
+        answer(names, incoming, message)
+    }));
+    finish(&mut site.ask(&["--session", "kitchen", "x"]));
+    assert!(hears.recv().unwrap().contains("/chat/"));
+    finish(&mut site.ask(&["--session", "kitchen", "--new", "x"]));
+    let forgotten = hears.recv().unwrap();
+    assert!(forgotten.ends_with("/forget/kitchen"), "{forgotten}");
+    assert!(hears.recv().unwrap().contains("/chat/"));
+}
+
+#[test]
 fn a_refusal_is_a_failure_with_its_reason() {
     let site = Site::new(refusing(
         ApiError::new(Code::QueueFull, "1000 jobs wait").with_retry(2500),
@@ -309,6 +326,7 @@ fn ctrl_c_cancels_the_job_on_the_node() {
             let last = replier(id).end(2, &end(Finish::Cancelled, "On and\n"));
             vec![(names.resp(user, id), last)]
         }
+        Incoming::Forget { .. } => Vec::new(),
     }));
     let mut child = site
         .ask(&["Go on."])
@@ -362,6 +380,7 @@ fn a_reader_that_has_had_enough_cancels_the_job() {
             cancelled.send(id.clone()).unwrap();
             Vec::new()
         }
+        Incoming::Forget { .. } => Vec::new(),
     }));
     let mut child = site
         .ask(&["Go on."])

@@ -27,12 +27,12 @@ use orinoco::{
     wire::{
         Accepted, ApiError, Code, End, Form, Incoming, Limits, Name, Names, Op, Outgoing, Priority,
         Replier, Request, RequestId, SamplingOverrides,
-        reply::{Parked, Vectors, body::Answer},
+        reply::{Parked, Session, Vectors, body::Answer},
         report::{
             Engine, Hardware, Info, Memory, Mode, Model, ModelCommand, Models, PoolIntake,
             Presence, PressureEvent, Proof, State, Status, SwitchEvent, Verdict,
         },
-        request::{self, EmbedRequest, Encoding},
+        request::{self, EmbedRequest, Encoding, Keeps},
         telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
         tools::Part,
     },
@@ -122,6 +122,7 @@ fn end(finish: Finish) -> End {
         n_chunks: 2,
         resumed: 0,
         parts: Vec::new(),
+        session: None,
         energy_j: None,
         logprobs: Vec::new(),
         include_text: false,
@@ -290,8 +291,35 @@ fn a_chat_with_every_key_is_accepted() {
         priority: Some(Priority::Batch),
         deadline_ms: Some(30_000),
         keep_latest: Some("line-3".to_owned()),
+        session: None,
+        keeps: Keeps::No,
     };
     assert_eq!(found, Ok(expected));
+}
+
+#[test]
+fn a_conversation_is_named_and_forgotten() {
+    let read = |name| request::parse(Op::Chat, file(name).as_bytes(), &Limits::default()).unwrap();
+    let asked = read("request_chat_session.json");
+    assert_eq!(asked.session.as_deref(), Some("kitchen"));
+    assert_eq!(
+        (asked.keeps, asked.conversation()),
+        (Keeps::Yes, Some("kitchen"))
+    );
+    #[derive(Deserialize)]
+    struct Forget {
+        user: Name,
+        session: Name,
+        topic: String,
+    }
+    let Forget {
+        user,
+        session,
+        topic,
+    } = serde_json::from_str(&file("topic_forget.json")).unwrap();
+    let names = Names::new("orinoco", node()).unwrap();
+    assert_eq!(names.forget(&user, &session), topic);
+    assert_eq!(names.parse(&topic), Ok(Incoming::Forget { user, session }));
 }
 
 #[test]
@@ -419,6 +447,16 @@ fn finals_of_streams() {
         ..end(Finish::Cancelled)
     };
     assert_sent(&last(Op::Chat, &with_text), "final_chat_cancelled.json");
+    let kept = End {
+        session: Some(Session {
+            name: "kitchen".to_owned(),
+            turns: 9,
+            dropped_turns: 4,
+            left_out_turns: 4,
+        }),
+        ..end(Finish::Stop)
+    };
+    assert_sent(&last(Op::Chat, &kept), "final_chat_session.json");
 }
 
 #[test]

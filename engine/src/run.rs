@@ -9,8 +9,10 @@ mod admit;
 mod bench;
 mod constrain;
 mod park;
+mod pin;
 mod score;
 mod step;
+mod turns;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -18,7 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::time::{Duration, Instant};
 
 use orinoco::frames::{
-    BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded, Speculation,
+    BenchSpec, Command, Event, Finish, JobError, JobKey, Leaves, LoadSpec, Loaded, Speculation,
 };
 
 use crate::grammar::Grammars;
@@ -30,6 +32,7 @@ use crate::shelf::Shelf;
 use crate::slot::Slot;
 use crate::speculation::Gain;
 use crate::template::ChatTemplate;
+use park::Kept;
 
 /// Events that wait for the channel before commands are left unread.
 const OUTBOX_MAX: usize = 256;
@@ -120,9 +123,9 @@ struct Run<'d> {
     grammars: Grammars,
     markers: Rc<Markers>,
     /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
-    over: Vec<SeqId>,
+    over: Vec<(SeqId, Leaves)>,
     /// Jobs that are to come back, and the places where the pool keeps what they have; the oldest first.
-    parked: Vec<(JobKey, SeqId)>,
+    parked: Vec<Kept>,
     /// Whether anything changed since the first waiting job was last refused.
     may_admit: bool,
     pool: Pool,
@@ -255,7 +258,10 @@ impl Run<'_> {
             Command::Trim => self.trim(),
             Command::Grow => self.shelf.set_open(true),
             Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),
-            Command::Drain => self.draining = true,
+            Command::Drain => {
+                self.draining = true;
+                self.waiting.retain(|slot| !slot.is_pinned());
+            }
         }
     }
 

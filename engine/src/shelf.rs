@@ -4,9 +4,11 @@
 //! way gets them back, which takes a thousandth of the time of reading it again. They are not left in the
 //! pool, where they would be in the way of every decode: attention walks over all used cells, masked or not
 //! (SmolLM2 135M on two cores: with 2048 more cells a step takes 10 % longer, of eight sequences with 512).
-//! Bounded in bytes; who was used longest ago goes first. Knows nothing of the pool's cells.
+//! Bounded in bytes. What nobody came back to goes first, the oldest before others; then what was found again or is
+//! part of a conversation, which may have three quarters of the room: one flood of questions that are asked once
+//! forgets no conversation. What is pinned stays, and may have half. Knows nothing of the pool's cells.
 
-use orinoco::frames::Token;
+use orinoco::frames::{Leaves, Token};
 
 /// Shorter sequences are read again.
 const N_SAVED_MIN: usize = 32;
@@ -36,9 +38,16 @@ struct Entry {
     tokens: Vec<Token>,
     state: Vec<u8>,
     used_at: u64,
+    leaves: Leaves,
+    /// Found again, or part of a conversation.
+    is_proven: bool,
 }
 
 impl Entry {
+    fn is_pinned(&self) -> bool {
+        self.leaves == Leaves::Pinned
+    }
+
     fn bytes(&self) -> usize {
         bytes_of(self.tokens.len(), self.state.len())
     }
@@ -120,47 +129,84 @@ impl Shelf {
         self.clock += 1;
         let entry = self.entries.iter_mut().find(|entry| entry.key == key)?;
         entry.used_at = self.clock;
+        entry.is_proven = true;
         Some(&entry.state)
     }
 
     /// Whether a sequence of `tokens`, as `state_bytes`, is worth saving; makes room for it.
-    pub fn wants(&mut self, tokens: &[Token], state_bytes: usize) -> bool {
+    pub fn wants(&mut self, tokens: &[Token], state_bytes: usize, leaves: Leaves) -> bool {
         let bytes = bytes_of(tokens.len(), state_bytes);
         if !self.is_open || tokens.len() < N_SAVED_MIN || bytes > self.bytes_max {
             return false;
         }
         self.clock += 1;
         let clock = self.clock;
-        let longer = |entry: &&mut Entry| entry.tokens.starts_with(tokens);
+        let pins = leaves == Leaves::Pinned;
+        let longer =
+            |entry: &&mut Entry| entry.tokens.starts_with(tokens) && (!pins || entry.is_pinned());
         if let Some(longer) = self.entries.iter_mut().find(longer) {
             longer.used_at = clock;
             return false;
         }
-        // A head of it has nothing more to give.
-        self.entries
-            .retain(|entry| !tokens.starts_with(&entry.tokens));
+        let pinned = self.entries.iter().filter(|entry| entry.is_pinned());
+        let pinned_bytes: usize = pinned.map(Entry::bytes).sum();
+        let most = if pins {
+            self.bytes_max / 2
+        } else {
+            self.bytes_max
+        };
+        if pinned_bytes + bytes > most {
+            return false;
+        }
+        // A head of it has nothing more to give; nor has what the conversation left before.
+        let is_of_it =
+            |entry: &Entry| matches!(leaves, Leaves::Session(_)) && entry.leaves == leaves;
+        self.entries.retain(|entry| {
+            entry.is_pinned() || !(tokens.starts_with(&entry.tokens) || is_of_it(entry))
+        });
         while self.bytes() + bytes > self.bytes_max
-            && let Some(oldest) = self.entries.iter().map(|entry| entry.used_at).min()
+            && let Some(goes) = self.goes_first()
         {
-            self.entries.retain(|entry| entry.used_at != oldest);
+            self.entries.remove(goes);
         }
         true
     }
 
+    /// Place of the entry that makes room.
+    fn goes_first(&self) -> Option<usize> {
+        let proven = self
+            .entries
+            .iter()
+            .filter(|entry| entry.is_proven && !entry.is_pinned());
+        let proven_bytes: usize = proven.map(Entry::bytes).sum();
+        let is_spared = proven_bytes <= self.bytes_max / 4 * 3;
+        let all = self.entries.iter().enumerate();
+        let may_go = all.filter(|(_, entry)| !entry.is_pinned());
+        let first = may_go.min_by_key(|(_, entry)| (is_spared && entry.is_proven, entry.used_at));
+        first.map(|(at, _)| at)
+    }
+
     /// Saves what [`Shelf::wants`].
-    pub fn put(&mut self, tokens: Vec<Token>, state: Vec<u8>) {
+    pub fn put(&mut self, tokens: Vec<Token>, state: Vec<u8>, leaves: Leaves) {
         self.n_saved += 1;
         self.entries.push(Entry {
             key: self.n_saved,
             tokens,
             state,
             used_at: self.clock,
+            leaves,
+            is_proven: matches!(leaves, Leaves::Session(_)),
         });
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.entries = Vec::new();
+    }
+
+    /// Whether anything could be saved.
+    pub fn is_open(&self) -> bool {
+        self.is_open && self.bytes_max > 0
     }
 
     /// Whether it takes anything from now on.
@@ -188,12 +234,22 @@ mod tests {
     }
 
     fn save(shelf: &mut Shelf, text: &str) -> bool {
+        save_as(shelf, text, Leaves::Usual)
+    }
+
+    fn save_as(shelf: &mut Shelf, text: &str, leaves: Leaves) -> bool {
         let tokens = ids(text);
-        let wanted = shelf.wants(&tokens, text.len());
+        let wanted = shelf.wants(&tokens, text.len(), leaves);
         if wanted {
-            shelf.put(tokens, text.as_bytes().to_vec());
+            shelf.put(tokens, text.as_bytes().to_vec(), leaves);
         }
         wanted
+    }
+
+    /// First letters of what is there, in the order of saving.
+    fn kept(shelf: &Shelf) -> String {
+        let letters = shelf.entries.iter().map(|entry| entry.tokens[0] as u8);
+        letters.map(char::from).collect()
     }
 
     const TURN: &str = "system: be kind. user: hello. assistant: hi there";
@@ -226,8 +282,54 @@ mod tests {
         let a = shelf.best(&ids(&"a".repeat(40))).unwrap();
         shelf.take(a.key);
         assert!(save(&mut shelf, &"d".repeat(40)));
-        let kept = Vec::from_iter(shelf.entries.iter().map(|entry| entry.tokens[0] as u8));
-        assert_eq!(kept, b"acd");
+        assert_eq!(kept(&shelf), "acd");
+    }
+
+    #[test]
+    fn questions_asked_once_forget_no_conversation() {
+        let mut shelf = Shelf::new(5 * 5 * 40, 0);
+        for (n, name) in ["A", "B", "C"].into_iter().enumerate() {
+            save_as(&mut shelf, &name.repeat(40), Leaves::Session(n as u64));
+        }
+        for name in 'a'..='z' {
+            assert!(save(&mut shelf, &name.to_string().repeat(40)));
+        }
+        assert_eq!(kept(&shelf), "ABCyz");
+        // Conversations have their bound, too: the one that rested longest goes.
+        for (n, name) in ["D", "E"].into_iter().enumerate() {
+            save_as(&mut shelf, &name.repeat(40), Leaves::Session(10 + n as u64));
+        }
+        save(&mut shelf, &"x".repeat(40));
+        assert_eq!(kept(&shelf), "CzDEx");
+    }
+
+    #[test]
+    fn a_conversation_leaves_one_thing_also_where_its_past_is_told_otherwise() {
+        let mut shelf = Shelf::new(10_000, 0);
+        save_as(&mut shelf, &"a".repeat(40), Leaves::Session(7));
+        save_as(&mut shelf, &"b".repeat(40), Leaves::Session(8));
+        save_as(&mut shelf, &"c".repeat(40), Leaves::Session(7));
+        assert_eq!(kept(&shelf), "bc");
+    }
+
+    #[test]
+    fn what_is_pinned_stays_and_has_half_of_the_room() {
+        let mut shelf = Shelf::new(4 * 5 * 40, 0);
+        assert!(save_as(&mut shelf, &"S".repeat(40), Leaves::Pinned));
+        assert!(
+            !save_as(&mut shelf, &"S".repeat(40), Leaves::Pinned),
+            "once"
+        );
+        assert!(save_as(&mut shelf, &"T".repeat(40), Leaves::Pinned));
+        assert!(!save_as(&mut shelf, &"U".repeat(40), Leaves::Pinned));
+        let longer = format!("{}{}", "S".repeat(40), "x".repeat(5));
+        assert!(save(&mut shelf, &longer));
+        for name in 'a'..='z' {
+            save(&mut shelf, &name.to_string().repeat(40));
+        }
+        assert_eq!(kept(&shelf), "STyz");
+        shelf.clear();
+        assert_eq!(kept(&shelf), "");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use orinoco::frames::{
-    Done, Finish, Job, JobError, JobKey, Logprob, Parked, Piece, Timings, Token,
+    Done, Finish, Job, JobError, JobKey, Leaves, Logprob, Parked, Piece, Timings, Token,
 };
 
 use crate::grammar::Matcher;
@@ -27,6 +27,10 @@ pub struct Slot {
     pub urgent: bool,
     /// It makes room for an urgent one.
     pub yields: bool,
+    /// What is kept of it.
+    pub leaves: Leaves,
+    /// Turns of its conversation that found no room in the prompt.
+    pub n_left_out: u32,
     /// Prompt, then everything made so far.
     tokens: Vec<Token>,
     n_prompt: usize,
@@ -119,6 +123,8 @@ impl Slot {
             job: job.job,
             urgent: job.urgent,
             yields: job.yields,
+            leaves: job.leaves,
+            n_left_out: 0,
             tokens: prompt,
             n_prompt,
             n_past: 0,
@@ -177,6 +183,11 @@ impl Slot {
         matcher.foresee();
         self.matcher = Some(matcher);
         Ok(Taken::More)
+    }
+
+    /// Nobody asked for it, and nobody is told.
+    pub fn is_pinned(&self) -> bool {
+        self.leaves == Leaves::Pinned
     }
 
     /// Ids of the prompt.
@@ -374,7 +385,7 @@ impl Slot {
     }
 
     fn is_silent(&self) -> bool {
-        self.unsent_ids.is_empty() && self.unsent_text.is_empty()
+        self.is_pinned() || (self.unsent_ids.is_empty() && self.unsent_text.is_empty())
     }
 
     /// What it has to say since the last piece, if anything, where another slot is due: a little early, so

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::receive::Finished;
 use crate::wire::error::ApiError;
 use crate::wire::request::Priority;
+use crate::wire::topic::Name;
 use session::{Asked, End};
 
 /// Longest prompt read from standard input, bytes. Nodes take less; they say how much.
@@ -39,6 +40,7 @@ EXAMPLES
   orinoco ask --host broker.lan --port 8883 --node press-7 --ca-file ca.pem --user me --cert-file me.pem --key-file me.key \"Hello\"
   orinoco ask --host broker.lan --pool hall2 --user me --password-file me.password \"Hello\"
   orinoco ask --priority batch --deadline 60000 \"Summarise the shift.\"
+  orinoco ask --session kitchen \"And how long does it take?\"
   orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
 pub(super) struct Args {
     /// The question; - reads it from standard input
@@ -72,6 +74,12 @@ pub(super) struct Args {
     /// A later question with the same key takes this one's place [default: the user's]
     #[arg(long, value_name = "KEY")]
     keep_latest: Option<String>,
+    /// Conversation to go on with: the node keeps it, and answers to all that was said
+    #[arg(long, value_name = "NAME", conflicts_with = "pool")]
+    session: Option<Name>,
+    /// Forget the conversation first
+    #[arg(long, requires = "session")]
+    new: bool,
     /// Print each message as it came, one JSON object a line
     #[arg(long)]
     json: bool,
@@ -88,6 +96,7 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
     let asked = Asked {
         target: Target::find(&args.reach, args.pool.as_deref(), config)?,
         body: body(&args, &prompt),
+        forget: args.session.clone().filter(|_| args.new),
         accept_limit: Duration::from_secs(args.accept_seconds),
     };
     let mut page = Page {
@@ -160,6 +169,11 @@ fn body(args: &Args, prompt: &str) -> Vec<u8> {
             "keep_latest",
             args.keep_latest.as_ref().map(|key| json!(key)),
         ),
+        ("session", args.session.as_ref().map(|name| json!(name))),
+        (
+            "session_history",
+            args.session.as_ref().map(|_| json!(true)),
+        ),
     ];
     for (key, value) in options {
         if let Some(value) = value {
@@ -190,6 +204,16 @@ fn summary(finished: &Finished, ttft: Option<Duration>) -> String {
     }
     if let Some(n) = finished.details.resumed.filter(|n| *n > 0) {
         parts.push(format!("resumed {n} times"));
+    }
+    if let Some(session) = &finished.details.session {
+        let dropped = match session.dropped_turns {
+            0 => String::new(),
+            n => format!(" ({n} older ones dropped)"),
+        };
+        parts.push(format!(
+            "turn {} of {}{dropped}",
+            session.turns, session.name
+        ));
     }
     parts.extend([finished.finish_reason.clone(), finished.model.clone()]);
     harmless(&parts.join(", "))
@@ -312,6 +336,8 @@ mod tests {
             "5000",
             "--keep-latest",
             "panel",
+            "--session",
+            "kitchen",
             "-",
         ];
         let expected = json!({
@@ -321,6 +347,7 @@ mod tests {
             ],
             "stream": true, "model": "m", "max_tokens": 5, "temperature": 0.7, "seed": u64::MAX,
             "priority": "batch", "deadline_ms": 5000, "keep_latest": "panel",
+            "session": "kitchen", "session_history": true,
         });
         assert_eq!(parsed(&words), expected);
     }

@@ -100,6 +100,8 @@ pub struct UserPolicy {
     pub deadline_ms: Option<u64>,
     /// Key of requests that have none.
     pub keep_latest: Option<String>,
+    /// Conversation of requests that name none.
+    pub session: Option<String>,
     /// Tokens of an answer when the request does not say.
     pub max_tokens: u32,
     /// Most tokens that a request may ask for.
@@ -170,12 +172,8 @@ impl UserPolicy {
             priority: section.choice("priority", &["alarm", "normal", "batch"].map(|p| (p, p))),
             deadline_ms: Some(section.integer("deadline_ms", 0..=86_400_000))
                 .filter(|ms: &u64| *ms > 0),
-            keep_latest: section
-                .checked("keep_latest", |key| match key {
-                    "" => Ok(None),
-                    key => check_name(key).map(|()| Some(key.to_owned())),
-                })
-                .flatten(),
+            keep_latest: name_or_none(section, "keep_latest"),
+            session: name_or_none(section, "session"),
             max_tokens: section.integer("max_tokens", 1..=1 << 20),
             max_tokens_max: section.integer("max_tokens_max", 1..=1 << 20),
             ops: section.choices(
@@ -228,6 +226,14 @@ impl UserPolicy {
     pub fn allows_priority(&self, priority: &str) -> bool {
         self.priorities.contains(&priority)
     }
+}
+
+fn name_or_none(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    let name = section.checked(key, |name| match name {
+        "" => Ok(None),
+        name => check_name(name).map(|()| Some(name.to_owned())),
+    });
+    name.flatten()
 }
 
 /// `local` is the user of clients without credentials on loopback, so it can have a policy.

@@ -138,6 +138,7 @@ fn parameters() -> Value {
             "description": format!("Name of the node, {NAME_PATTERN}, none of: {reserved}."),
             "examples": ["press-7"],
         },
+        "session": {"description": "Name of a conversation, as the user's requests have it in session; shaped as a user's.", "examples": ["kitchen"]},
         "pool": {"description": "Name of a pool, shaped as a node's; info.pools of its members has it.", "examples": ["hall2"]},
         "fleet": {"description": "Group of devices that are updated together; ota.group of each.", "examples": ["hall2"]},
         "user": {

@@ -37,7 +37,8 @@ pub(super) const MESSAGES: &[Message] = &[
         examples: pinned!(
             "request_chat_small",
             "request_chat",
-            "request_chat_logprobs"
+            "request_chat_logprobs",
+            "request_chat_session"
         ),
     },
     Message {
@@ -110,7 +111,12 @@ pub(super) const MESSAGES: &[Message] = &[
         content_type: JSON,
         schema: "Response",
         headers: Some(ANSWER_HEADERS),
-        examples: pinned!("final_chat", "final_chat_cancelled", "final_complete"),
+        examples: pinned!(
+            "final_chat",
+            "final_chat_cancelled",
+            "final_complete",
+            "final_chat_session"
+        ),
     },
     Message {
         name: "whole",

@@ -98,12 +98,13 @@ const QUESTIONS: &[Question] = &[
 ];
 
 /// Stand for parameters in addresses, as no fixed level has capital letters.
-pub(super) const PLACEHOLDERS: [(&str, &str); 6] = [
+pub(super) const PLACEHOLDERS: [(&str, &str); 7] = [
     ("FLEET", "{fleet}"),
     ("ROOT", "{root}"),
     ("NODE", "{node}"),
     ("POOL", "{pool}"),
     ("USER", "{user}"),
+    ("SESSION", "{session}"),
     ("ID", "{id}"),
 ];
 const WELL_FORMED: &str = "placeholders are names";
@@ -175,6 +176,13 @@ pub(super) fn topics() -> Vec<Topic> {
             names.pool_cancel(&pool, &user, &id),
             "Call a request to a pool off",
             "For a request of which no node is known yet; every member hears it.",
+        ),
+        cancel(
+            "forget",
+            names.forget(&user, &name("SESSION")),
+            "Forget a conversation",
+            "What the node keeps of that conversation of the user is deleted, and what is being answered in it \
+             leaves nothing. Acknowledged when that is on disk; nothing is said. An unknown one is no error.",
         ),
         Topic {
             name: "resp",

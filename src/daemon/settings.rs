@@ -29,8 +29,9 @@ use crate::link::{Credentials, LinkConfig};
 use crate::models::release;
 use crate::models::{Catalogue, Entry, Releases};
 use crate::selection::{Line, Source};
-use crate::store::StoreConfig;
+use crate::store::{SessionBounds, StoreConfig};
 use crate::wire::report::{Model, Presence, Status};
+use crate::wire::request::history::Bounds;
 use crate::wire::request::{Defaults, Limits, Priority};
 use crate::wire::topic::{Names, Op};
 use crate::worker::{AdmissionConfig, WorkerConfig};
@@ -48,6 +49,11 @@ pub(super) fn store(config: &Config) -> StoreConfig {
             .pending_bytes_max
             .max(config.requests.queue_bytes_max as u64 * 2),
         retention: config.requests.retention,
+        sessions: SessionBounds {
+            per_user_max: config.sessions.per_user_max,
+            total_bytes_max: config.sessions.total_bytes_max,
+            idle_max: config.sessions.idle,
+        },
         ..defaults
     }
 }
@@ -521,6 +527,11 @@ pub(super) fn dispatcher(
         output_pending_bytes_max: requests.output_pending_bytes_max,
         retention: requests.retention,
         queue_notice: requests.queue_notice,
+        sessions: Bounds {
+            turns_max: config.sessions.turns_max,
+            bytes_max: config.sessions.bytes_max,
+        },
+        keeps_sessions: config.sessions.per_user_max > 0,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
     }
@@ -601,6 +612,7 @@ fn user(policy: &UserPolicy) -> UserSettings {
             priority: policy.priority.parse().ok(),
             deadline_ms: policy.deadline_ms,
             keep_latest: policy.keep_latest.clone(),
+            session: policy.session.clone(),
             sampling: policy.sampling.clone(),
         },
         max_tokens_max: policy.max_tokens_max,

@@ -4,11 +4,12 @@
 //! Part of the dispatcher's one task: it changes the dispatcher's state and waits for nothing. The work on
 //! disk runs in the store; what it answers comes back as a [`StoreDone`].
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::frames::{Command, JobKey};
-use crate::link::{Message, Publish};
+use crate::link::{AckToken, Message, Publish};
 use crate::store::{self, StoreError};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
@@ -41,6 +42,14 @@ pub(super) enum StoreDone {
     },
     Swept {
         outcome: Result<store::Swept, StoreError>,
+    },
+    Recalled {
+        job: JobKey,
+        outcome: Result<Option<Bytes>, StoreError>,
+    },
+    SessionForgotten {
+        ack: AckToken,
+        outcome: Result<(), StoreError>,
     },
 }
 
@@ -76,6 +85,12 @@ impl Dispatch {
                 Ok(swept) => swept.overdue.iter().for_each(|job| self.on_overdue(job)),
                 Err(error) => warn!(%error, "store not swept"),
             },
+            StoreDone::Recalled { job, outcome } => self.on_recalled(job, outcome),
+            StoreDone::SessionForgotten { ack, outcome } => match outcome {
+                Ok(()) => self.acknowledge(Some(ack)),
+                // Not acknowledged: the broker brings it again.
+                Err(error) => warn!(%error, "conversation not forgotten"),
+            },
         }
     }
 
@@ -97,6 +112,7 @@ impl Dispatch {
                 }
                 acks.into_iter().for_each(|ack| self.acknowledge(Some(ack)));
                 self.keep_latest(key);
+                self.recall(key);
             }
             Err(error) => {
                 warn!(%error, "request not accepted: the job store refused it");
@@ -234,14 +250,19 @@ impl Dispatch {
         self.retry_finals_at = None;
         let node = self.settings.names.node();
         let packet_bytes_max = self.link.packet_bytes_max() as usize;
+        // What a smaller context leaves out now has room again later.
+        let (drops, bounds) = (!self.small_context, &self.settings.sessions);
         for job in self.jobs.values_mut().filter(|job| job.ready_for_final()) {
             job.phase = Phase::Storing;
-            let reply = job.final_reply(now, self.settings.limits.text_bytes);
+            let mut turn = job.turn(drops, bounds);
+            let told = turn.as_ref().map(|(_, told)| told);
+            let reply = job.final_reply(now, self.settings.limits.text_bytes, told);
             let mut publish = job.address.publish(node, reply, None);
             let found = publish.packet_bytes();
             if found > packet_bytes_max {
                 job.ending = Some(Ending::Failed(too_large(found, packet_bytes_max)));
-                let reply = job.final_reply(now, self.settings.limits.text_bytes);
+                turn = None;
+                let reply = job.final_reply(now, self.settings.limits.text_bytes, None);
                 publish = job.address.publish(node, reply, None);
             }
             let final_ = store::Final {
@@ -256,7 +277,10 @@ impl Dispatch {
                 StoreDone::Finished {
                     job: key,
                     publish: Box::new(publish),
-                    outcome: store.finish(id, final_).await,
+                    outcome: match turn {
+                        Some((kept, _)) => store.finish_keeping(id, final_, kept).await,
+                        None => store.finish(id, final_).await,
+                    },
                 }
             });
         }

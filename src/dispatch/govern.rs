@@ -56,6 +56,7 @@ impl Dispatch {
             Word::Grow => {
                 // One that is not there may grow when it comes.
                 let _ = self.commands.try_send(Command::Grow);
+                self.pin_prompts();
             }
             Word::Stepped {
                 change,

@@ -65,6 +65,7 @@ impl Dispatch {
                 self.cancel((user, id));
                 self.acknowledge(Some(message.ack));
             }
+            Ok(Incoming::Forget { user, session }) => self.forget(user, session, message.ack),
             Ok(Incoming::Request { user, op, id }) => self.on_request(user, op, id, message),
         }
     }
@@ -105,7 +106,7 @@ impl Dispatch {
             return self.refuse_excess(&address, &replier, &excess.to_error(), message.ack);
         }
         let refusal = if let Some(name) = unknown {
-            let ops = "chat, complete, text, text-stream, tokenize, embed, cancel";
+            let ops = "chat, complete, text, text-stream, tokenize, embed, cancel, forget";
             Some(ApiError::new(
                 Code::UnknownOp,
                 format!("no op `{name}`: known are {ops}"),
@@ -180,10 +181,14 @@ impl Dispatch {
             let error = ApiError::new(Code::InvalidRequest, text).with_param("tools");
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
-        if self.is_of_pool(&message.ack)
-            && let Some(error) = self.pool_refusal()
-        {
-            return self.refuse(&address, &replier, &error, Some(message.ack));
+        if self.is_of_pool(&message.ack) {
+            let kept = request.conversation().map(|_| {
+                let text = "a conversation is kept by one node: ask that, and not its pool";
+                ApiError::new(Code::NotSupported, text).with_param("session")
+            });
+            if let Some(error) = kept.or_else(|| self.pool_refusal()) {
+                return self.refuse(&address, &replier, &error, Some(message.ack));
+            }
         }
         if op == Op::Tokenize {
             return self.tokenize(
@@ -264,6 +269,11 @@ impl Dispatch {
         request.add(&self.beside(message)?)?;
         self.settings.user(user).check(&request)?;
         request.apply_defaults(&self.settings.user(user).defaults);
+        request.check_session()?;
+        if request.conversation().is_some() && !self.settings.keeps_sessions {
+            let text = "this node keeps no conversations (sessions.per_user_max is 0): send all of it with messages";
+            return Err(ApiError::new(Code::NotSupported, text).with_param("session"));
+        }
         if let Some(model) = &request.model
             && let meant = self.settings.meant(model)
             && !self.node.has_model(meant, &self.settings.releases.borrow())
@@ -323,47 +333,47 @@ impl Dispatch {
         self.quotas.entered(&address.user, record.body.len());
         debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
         let logprobs = Logprobs::new(request.logprobs.is_some());
-        self.jobs.insert(
+        let mut job = Job {
             key,
-            Job {
-                key,
-                digest: record.digest,
-                body_bytes: record.body.len(),
-                address,
-                replier,
-                request,
-                sampling,
-                committed: ack.is_none(),
-                acks: ack.into_iter().collect(),
-                arrived: Instant::now(),
-                order: place.order,
-                deadline,
-                place: None,
-                told_queue: None,
-                began: None,
-                stays: Timings::default(),
-                first_token: None,
-                last_token: None,
-                output: Output::new(coalesce, coalesce_bytes),
-                calls: None,
-                unchecked: Some(place.order),
-                prompt_ids: Vec::new(),
-                output_ids: Vec::new(),
-                logprobs,
-                n_cached: 0,
-                ids_of: String::new(),
-                head: None,
-                parts: Vec::new(),
-                n_prompt: 0,
-                resumed: 0,
-                spent: Spent::default(),
-                phase: Phase::Open,
-                ending: None,
-                cancel: Cancel::No,
-                outgrown: None,
-                parked: None,
-            },
-        );
+            digest: record.digest,
+            body_bytes: record.body.len(),
+            address,
+            replier,
+            request,
+            sampling,
+            committed: ack.is_none(),
+            acks: ack.into_iter().collect(),
+            arrived: Instant::now(),
+            order: place.order,
+            deadline,
+            place: None,
+            told_queue: None,
+            began: None,
+            stays: Timings::default(),
+            first_token: None,
+            last_token: None,
+            output: Output::new(coalesce, coalesce_bytes),
+            calls: None,
+            unchecked: Some(place.order),
+            prompt_ids: Vec::new(),
+            output_ids: Vec::new(),
+            logprobs,
+            n_cached: 0,
+            ids_of: String::new(),
+            head: None,
+            parts: Vec::new(),
+            n_prompt: 0,
+            resumed: 0,
+            spent: Spent::default(),
+            phase: Phase::Open,
+            ending: None,
+            cancel: Cancel::No,
+            outgrown: None,
+            parked: None,
+            conversation: None,
+        };
+        self.join(&mut job);
+        self.jobs.insert(key, job);
         self.line_up(key);
         key
     }
@@ -436,6 +446,7 @@ impl Dispatch {
                     let key = self.take(address, op, request, &record, place, None);
                     self.keep_latest(key);
                     self.announce(key);
+                    self.recall(key);
                 }
                 Err(error) => {
                     // Taken under other limits than today's: it still gets its one final.

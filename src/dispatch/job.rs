@@ -1,16 +1,21 @@
 //! One accepted prompt, from its record in the store to its final.
 
+use std::hash::{Hash as _, Hasher as _};
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use tokio::time::Instant;
 
 use super::calls::{self, Calls, Sought};
+use super::conversation::Conversation;
 use super::energy::Spent;
 use super::logprobs::Logprobs;
 use super::output::Output;
 use super::queue::Order;
-use crate::frames::{self, Finish, Head, JobKey, Logprob, Resume, Timings, Token, ToolSyntax};
+use crate::frames::{
+    self, Finish, Head, JobKey, Leaves, Logprob, Resume, Timings, Token, ToolSyntax,
+};
 use crate::link::{AckToken, Props, Publish};
 use crate::models::release::Runtime;
 use crate::wire::error::ApiError;
@@ -101,6 +106,8 @@ pub(super) struct Job {
     pub(super) replier: Replier,
     pub(super) request: Request,
     pub(super) sampling: frames::Sampling,
+    /// Its part in a conversation that the node keeps.
+    pub(super) conversation: Option<Conversation>,
     /// The record is on disk; nothing is said to the requester before.
     pub(super) committed: bool,
     /// The packets to acknowledge once it is: the first, and repeats that were quicker than the disk.
@@ -192,9 +199,13 @@ impl Job {
             output_ids: self.output_ids.clone(),
             text_bytes: (self.output.text().len() - self.head_bytes()) as u64,
         });
+        let (input, turns) = match &self.conversation {
+            Some(conversation) => conversation.continued(&self.request.input),
+            None => (self.request.input.clone(), Vec::new()),
+        };
         frames::Job {
             job: self.key,
-            input: self.request.input.clone(),
+            input,
             sampling,
             stop,
             max_tokens: self.request.max_tokens.unwrap_or(0),
@@ -210,6 +221,11 @@ impl Job {
             },
             resume,
             head: self.head.clone(),
+            turns,
+            leaves: match &self.request.session {
+                Some(session) => Leaves::Session(number_of(&self.address.user, session)),
+                None => Leaves::Usual,
+            },
             urgent: self.priority() == Priority::Alarm,
             yields: self.priority() == Priority::Batch,
         }
@@ -315,6 +331,11 @@ impl Job {
     /// Whether it is on its way out of the worker, which is still to say how far it came.
     pub(super) fn is_leaving(&self) -> bool {
         self.cancel == Cancel::ParkSent
+    }
+
+    /// Whether it cannot enter the worker now, whatever room there is.
+    pub(super) fn must_wait(&self) -> bool {
+        self.is_leaving() || self.waits_for_turn()
     }
 
     /// A stay in the worker is over, and the job is not.
@@ -462,7 +483,12 @@ impl Job {
     }
 
     /// The final message of an ended job.
-    pub(super) fn final_reply(&self, now: Instant, text_bytes_max: usize) -> Outgoing {
+    pub(super) fn final_reply(
+        &self,
+        now: Instant,
+        text_bytes_max: usize,
+        session: Option<&reply::Session>,
+    ) -> Outgoing {
         let seq = self.output.n_chunks() + 1;
         match self.ending.as_ref().expect("only called on an ended job") {
             Ending::Failed(error) => self.replier.error(seq, error),
@@ -489,6 +515,7 @@ impl Job {
                         resumed: self.resumed,
                         parts: self.parts(),
                         energy_j: self.spent.joules(),
+                        session: session.cloned(),
                         logprobs: self.logprobs.until(text.len()).to_vec(),
                         include_text: self.request.include_text,
                         text_sha256: sha2::Sha256::digest(text).into(),
@@ -499,6 +526,13 @@ impl Job {
             }
         }
     }
+}
+
+/// The same name of two users is two conversations.
+fn number_of(user: &Name, session: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (user, session).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn millis(duration: std::time::Duration) -> f64 {

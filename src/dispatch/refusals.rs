@@ -107,5 +107,6 @@ impl Dispatch {
         self.queued_bytes -= job.body_bytes;
         let now = Instant::now().into_std();
         self.quotas.left(&job.address.user, job.body_bytes, now);
+        self.leave_line(job);
     }
 }

@@ -13,14 +13,18 @@ use super::job::{Cancel, Ending, Phase};
 use super::queue::{self, Verdict};
 use super::{Dispatch, govern};
 use crate::frames::{
-    Command, Done, Event, Finish, JobError, JobKey, Logprob, Parked, Piece, Timings, Token,
+    self, Command, Done, Event, Finish, JobError, JobKey, Leaves, Logprob, Parked, Piece, Timings,
+    Token,
 };
 use crate::governor::Notice;
 use crate::pressure::Level;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
+use crate::wire::request::{self, Defaults};
 use crate::worker::Report;
 
+/// System prompts that are read before anybody asks, at most; the worker has room for more commands.
+const PINNED_MAX: usize = 8;
 /// What a stream is told of its pause for an alarm while nothing was measured.
 const PAUSE_GUESS: Duration = Duration::from_secs(1);
 
@@ -39,6 +43,7 @@ impl Dispatch {
                 if !self.small_context {
                     self.n_ctx_full = loaded.n_ctx_seq;
                 }
+                self.pin_prompts();
                 self.notice(Notice::Serving(govern::serving(&loaded)));
             }
             Report::SwitchFailed { name, reason } => {
@@ -54,6 +59,7 @@ impl Dispatch {
                 job,
                 prompt_ids,
                 n_cached,
+                n_left_out,
             }) => {
                 if let Some(job) = self.jobs.get_mut(&job) {
                     if job.n_prompt == 0 {
@@ -68,6 +74,11 @@ impl Dispatch {
                         // What it finds of its own when it comes back is not told as found.
                         job.n_cached = n_cached;
                     }
+                    if job.prompt_ids.is_empty()
+                        && let Some(conversation) = &mut job.conversation
+                    {
+                        conversation.n_left_out = n_left_out;
+                    }
                     job.prompt_ids = prompt_ids;
                 }
             }
@@ -81,6 +92,35 @@ impl Dispatch {
                 self.notice(Notice::NotServing);
                 self.on_worker_down(&down);
             }
+        }
+    }
+
+    /// Has the worker read the system prompts of the configuration before anybody asks. They are not jobs of the
+    /// queue: nobody hears of them, and they give way to whatever comes.
+    pub(super) fn pin_prompts(&mut self) {
+        let prompts = self.settings.users.system_prompts();
+        let inputs = Vec::from_iter(prompts.into_iter().take(PINNED_MAX).map(request::beginning));
+        for input in inputs {
+            let job = frames::Job {
+                job: self.new_key(),
+                input,
+                sampling: Defaults::default().sampling,
+                stop: Vec::new(),
+                max_tokens: 1,
+                min_tokens: 0,
+                ignore_eos: false,
+                logprobs: None,
+                constraint: None,
+                pace_ms: 0,
+                resume: None,
+                head: None,
+                turns: Vec::new(),
+                leaves: Leaves::Pinned,
+                urgent: false,
+                yields: false,
+            };
+            // A worker that takes nothing more now reads it when it is asked for.
+            let _ = self.commands.try_send(Command::Submit(Box::new(job)));
         }
     }
 
@@ -311,7 +351,7 @@ impl Dispatch {
             let (straits, jobs) = (self.straits(), &self.jobs);
             let waits = |key| {
                 jobs.get(&key)
-                    .is_some_and(|job| job.is_leaving() || straits.must_wait(job))
+                    .is_some_and(|job| job.must_wait() || straits.must_wait(job))
             };
             let Some(key) = self.queue.next(n_seq_max, waits) else {
                 break;
@@ -373,7 +413,7 @@ impl Dispatch {
         let (straits, jobs) = (self.straits(), &self.jobs);
         let waits = |key| {
             jobs.get(&key)
-                .is_some_and(|job| job.is_leaving() || straits.must_wait(job))
+                .is_some_and(|job| job.must_wait() || straits.must_wait(job))
         };
         let may_leave = |key| {
             jobs.get(&key)

@@ -1,6 +1,6 @@
 //! What the dispatcher takes from the configuration.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::config::UserLimits;
 use crate::models::Releases;
 use crate::models::release::Runtime;
 use crate::wire::error::{ApiError, Code};
+use crate::wire::request::history::Bounds;
 use crate::wire::request::{Defaults, Limits, Priority, Request};
 use crate::wire::topic::{Name, Names, Op};
 
@@ -49,6 +50,14 @@ impl UsersSettings {
             None => (&self.by_role, account()),
         };
         &by_role[&role]
+    }
+
+    /// The system prompts that the configuration has, each once.
+    pub fn system_prompts(&self) -> BTreeSet<&str> {
+        let named = self.by_name.values().flat_map(|entry| &entry.by_role);
+        let all = named.chain(&self.by_role).map(|(_, user)| &user.defaults);
+        all.filter_map(|defaults| defaults.system_prompt.as_deref())
+            .collect()
     }
 }
 
@@ -132,6 +141,10 @@ pub struct Settings {
     pub users: UsersSettings,
     /// When this node takes requests from its pools.
     pub pools: super::pools::policy::Limits,
+    /// What is kept of a conversation.
+    pub sessions: Bounds,
+    /// Whether any is kept.
+    pub keeps_sessions: bool,
     /// Jobs that may wait or run.
     pub queue_jobs_max: usize,
     /// Bytes of their bodies.

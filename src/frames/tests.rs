@@ -60,6 +60,14 @@ fn constraint() -> impl Strategy<Value = Constraint> {
     ]
 }
 
+fn leaves() -> impl Strategy<Value = Leaves> {
+    prop_oneof![
+        Just(Leaves::Usual),
+        any::<u64>().prop_map(Leaves::Session),
+        Just(Leaves::Pinned),
+    ]
+}
+
 fn job() -> impl Strategy<Value = Job> {
     let resume =
         (ids(), ids(), any::<u64>()).prop_map(|(prompt_ids, output_ids, text_bytes)| Resume {
@@ -78,7 +86,7 @@ fn job() -> impl Strategy<Value = Job> {
         proptest::option::of(
             (any::<String>(), any::<u32>()).prop_map(|(text, n_output)| Head { text, n_output }),
         ),
-        any::<(bool, bool)>(),
+        (any::<(bool, bool)>(), any::<Vec<u32>>(), leaves()),
     );
     (job_key(), input(), sampling(), rest).prop_map(
         |(
@@ -108,8 +116,10 @@ fn job() -> impl Strategy<Value = Job> {
             pace_ms,
             resume,
             head,
-            urgent: class.0,
-            yields: class.1,
+            turns: class.1,
+            leaves: class.2,
+            urgent: class.0.0,
+            yields: class.0.1,
         },
     )
 }
@@ -248,11 +258,14 @@ fn event() -> impl Strategy<Value = Event> {
         (0.0_f32..=1.0).prop_map(|fraction| Event::LoadProgress { fraction }),
         sandbox().prop_map(Event::Sandboxed),
         any::<String>().prop_map(|message| Event::LoadFailed { message }),
-        (job_key(), ids(), any::<u32>()).prop_map(|(job, prompt_ids, n_cached)| Event::Started {
-            job,
-            prompt_ids,
-            n_cached
-        }),
+        (job_key(), ids(), any::<[u32; 2]>()).prop_map(
+            |(job, prompt_ids, [n_cached, n_left_out])| Event::Started {
+                job,
+                prompt_ids,
+                n_cached,
+                n_left_out
+            }
+        ),
         (any::<u64>(), proptest::collection::vec(piece, 0..9))
             .prop_map(|(step, pieces)| Event::Step { step, pieces }),
         done.prop_map(|done| Event::Done(Box::new(done))),

@@ -39,6 +39,7 @@ fn end(attempt: u32, seq: u64, text: &str) -> Outgoing {
             n_chunks: seq - 1,
             resumed: 0,
             parts: Vec::new(),
+            session: None,
             energy_j: None,
             logprobs: Vec::new(),
             include_text: false,

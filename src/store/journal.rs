@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use redb::{Database, WriteTransaction};
 use tracing::{error, info, warn};
 
@@ -16,8 +17,8 @@ use super::database::{Opened, Refusal, begin, damage};
 use super::disk::{Disk, Meter};
 use super::tables::{FORMAT, Numbers, Rules, Tables, Totals};
 use super::{
-    Final, Full, JobId, JobState, Known, Pending, Record, Recovered, SetAside, StoreConfig,
-    StoreError, Swept,
+    Final, Full, JobId, JobState, Kept, Known, Pending, Record, Recovered, SessionId, SetAside,
+    StoreConfig, StoreError, Swept,
 };
 
 /// One operation.
@@ -25,25 +26,29 @@ use super::{
 pub(super) enum Op {
     Accept(Record),
     Finish(JobId, Final),
+    /// With what is kept of the conversation that it is part of.
+    FinishKeeping(JobId, Final, Kept),
     Delivered(JobId),
     Forget(JobId),
     BumpAttempt(JobId),
     FinalOf(JobId),
     Lookup(JobId),
     Sweep(u64),
+    Kept(SessionId, u64),
+    ForgetSession(SessionId),
 }
 
 impl Op {
     fn job(&self) -> Option<&JobId> {
         match self {
             Op::Accept(record) => Some(&record.job),
-            Op::Finish(job, _) => Some(job),
+            Op::Finish(job, _) | Op::FinishKeeping(job, ..) => Some(job),
             Op::Delivered(job)
             | Op::Forget(job)
             | Op::BumpAttempt(job)
             | Op::FinalOf(job)
             | Op::Lookup(job) => Some(job),
-            Op::Sweep(_) => None,
+            Op::Sweep(_) | Op::Kept(..) | Op::ForgetSession(_) => None,
         }
     }
 }
@@ -57,6 +62,7 @@ pub(super) enum Answer {
     Final(Option<Final>),
     Known(Option<Known>),
     Swept(Swept),
+    Kept(Option<Bytes>),
 }
 
 pub(super) struct Journal {
@@ -215,6 +221,7 @@ impl Journal {
                 for (_, row) in tables.all()? {
                     tables.totals.add(&row);
                 }
+                tables.count_sessions()?;
                 tables.take_back(self.next_order..)?;
                 tables.totals.next_order = self.next_order;
                 tables.changed = true;
@@ -381,6 +388,7 @@ impl Journal {
         let (mut pending, mut finals) = (Vec::new(), Vec::new());
         let totals = {
             let mut tables = Tables::open(&txn, Totals::default())?;
+            tables.count_sessions()?;
             for (job, mut row) in tables.all()? {
                 tables.totals.add(&row);
                 if row.state == JobState::Pending {

@@ -10,6 +10,7 @@ use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::journal::{Answer, Op};
 use super::rows::{self, BodyRow, JobRow, MessageRow, ROW_BYTES};
+use super::sessions::Sessions;
 use super::{FIRST_ATTEMPT, Final, Full, JobId, JobState, Record, StoreConfig, StoreError, Swept};
 
 /// Version of the layout of these tables. Raised with every change that an older version would misread.
@@ -35,6 +36,8 @@ pub(super) struct Totals {
     pub(super) final_bytes: u64,
     /// Part of `final_bytes`.
     pub(super) undelivered_bytes: u64,
+    /// Of conversations.
+    pub(super) session_bytes: u64,
 }
 
 impl Totals {
@@ -112,8 +115,13 @@ pub(super) struct Rules<'a> {
 impl Rules<'_> {
     /// Age of a row's last change. Times of earlier runs may come from another clock.
     fn age_ms(&self, row: &JobRow, now_ms: u64) -> u64 {
-        let since_ms = if row.run == self.run {
-            row.at_ms
+        self.since_ms(row.run, row.at_ms, now_ms)
+    }
+
+    /// How long ago something of this run or an earlier one was.
+    pub(super) fn since_ms(&self, run: u64, at_ms: u64, now_ms: u64) -> u64 {
+        let since_ms = if run == self.run {
+            at_ms
         } else {
             self.opened_at_ms
         };
@@ -127,6 +135,7 @@ pub(super) struct Tables<'txn> {
     bodies: Table<'txn, u64, &'static [u8]>,
     beside: Table<'txn, u64, &'static [u8]>,
     finals: Table<'txn, u64, &'static [u8]>,
+    sessions: Sessions<'txn>,
     pub(super) totals: Totals,
     /// Whether there is anything to commit.
     pub(super) changed: bool,
@@ -139,6 +148,7 @@ impl<'txn> Tables<'txn> {
             bodies: txn.open_table(BODIES)?,
             beside: txn.open_table(BESIDE)?,
             finals: txn.open_table(FINALS)?,
+            sessions: Sessions::open(txn)?,
             totals,
             changed: false,
         })
@@ -148,6 +158,26 @@ impl<'txn> Tables<'txn> {
         Ok(match op {
             Op::Accept(record) => self.accept(record, rules)?.map(Answer::Order),
             Op::Finish(job, end) => self.finish(job, end, rules)?.map(|()| Answer::Done),
+            Op::FinishKeeping(job, end, kept) => match self.finish(job, end, rules)? {
+                Ok(()) => {
+                    let session = kept.session_of(&job.user);
+                    let (at_ms, total) = (end.finished_at_ms, self.totals.session_bytes);
+                    let total = self.sessions.put(&session, kept, at_ms, total, rules)?;
+                    self.totals.session_bytes = total;
+                    self.changed = true;
+                    Ok(Answer::Done)
+                }
+                Err(error) => Err(error),
+            },
+            Op::Kept(session, now_ms) => {
+                let kept = self.sessions.get(session, *now_ms, rules)?;
+                Ok(Answer::Kept(kept.map(Bytes::from)))
+            }
+            Op::ForgetSession(session) => {
+                let freed = self.sessions.remove(session)?;
+                self.free_sessions(freed);
+                Ok(Answer::Done)
+            }
             Op::Delivered(job) => self.delivered(job)?.map(|()| Answer::Done),
             Op::Forget(job) => self.forget_final(job)?.map(|()| Answer::Done),
             Op::BumpAttempt(job) => self.bump_attempt(job)?.map(Answer::Attempt),
@@ -157,6 +187,17 @@ impl<'txn> Tables<'txn> {
             )),
             Op::Sweep(now_ms) => Ok(Answer::Swept(self.sweep(*now_ms, rules)?)),
         })
+    }
+
+    /// Counts what conversations take; once, behind [`Tables::open`] with totals that do not know it.
+    pub(super) fn count_sessions(&mut self) -> Result<(), redb::Error> {
+        self.totals.session_bytes = self.sessions.bytes()?;
+        Ok(())
+    }
+
+    fn free_sessions(&mut self, freed: u64) {
+        self.changed |= freed > 0;
+        self.totals.session_bytes = self.totals.session_bytes.saturating_sub(freed);
     }
 
     fn accept(&mut self, record: &Record, rules: &Rules<'_>) -> Outcome<u64> {
@@ -366,6 +407,8 @@ impl<'txn> Tables<'txn> {
                 JobState::Pending | JobState::Finished { .. } => {}
             }
         }
+        let freed = self.sessions.sweep(now_ms, rules)?;
+        self.free_sessions(freed);
         Ok(swept)
     }
 

@@ -6,6 +6,7 @@ mod faulty_disk;
 mod files;
 mod model;
 mod rules;
+mod sessions;
 
 use bytes::Bytes;
 

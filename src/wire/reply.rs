@@ -31,7 +31,7 @@ mod tests;
 mod vectors;
 
 use body::{Choice, Delta, Failure, Logprobs, Message, Orinoco, Response, Tokens, Usage};
-pub use body::{Parked, Part};
+pub use body::{Parked, Part, Session};
 pub use vectors::Vectors;
 
 const JSON: &str = "application/json";
@@ -134,6 +134,8 @@ pub struct End {
     pub parts: Vec<Part>,
     /// Of the module's energy, joules; on boards with rails.
     pub energy_j: Option<f64>,
+    /// What was kept of the conversation that it is part of.
+    pub session: Option<Session>,
     /// Of all tokens, for [`Form::Whole`]; where they were asked for.
     pub logprobs: Vec<Logprob>,
     /// The final of a stream repeats the text.
@@ -472,6 +474,7 @@ impl Replier {
             resumed: Some(end.resumed),
             parts: (end.parts.len() > 1).then(|| end.parts.clone()),
             energy_j: end.energy_j.map(round),
+            session: end.session.clone(),
             truncated: end.truncated.then_some(true),
             ..self.orinoco()
         }

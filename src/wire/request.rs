@@ -12,6 +12,7 @@ mod answer;
 mod beside;
 mod embed;
 mod fields;
+pub mod history;
 mod json;
 mod keys;
 mod messages;
@@ -170,6 +171,21 @@ pub struct Request {
     pub deadline_ms: Option<u64>,
     /// A later request of the same user with the same key replaces this one until it has ended.
     pub keep_latest: Option<String>,
+    /// Conversation that it is part of.
+    pub session: Option<String>,
+    /// Whether the node keeps that conversation.
+    pub keeps: Keeps,
+}
+
+/// Whether the node keeps the turns of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeps {
+    /// The requester sends all of it each time.
+    No,
+    /// Where the request is part of one: plain text has no place for what was said before.
+    InSession,
+    /// The request said so.
+    Yes,
 }
 
 /// What a user's or node's configuration adds to a request.
@@ -188,6 +204,8 @@ pub struct Defaults {
     pub deadline_ms: Option<u64>,
     /// Key of requests that have none.
     pub keep_latest: Option<String>,
+    /// Conversation of requests that name none.
+    pub session: Option<String>,
     /// Sampling when the request does not say. In configuration any subset of the keys; the rest are
     /// those of [`Defaults::default`], checked against the same ranges as requests.
     #[serde(deserialize_with = "sampling::over_builtin")]
@@ -203,6 +221,7 @@ impl Default for Defaults {
             priority: None,
             deadline_ms: None,
             keep_latest: None,
+            session: None,
             sampling: sampling::builtin(),
         }
     }
@@ -264,11 +283,34 @@ impl Request {
             priority: None,
             deadline_ms: None,
             keep_latest: None,
+            session: None,
+            keeps: Keeps::No,
+        }
+    }
+
+    /// The conversation that the node keeps for it, if it does.
+    pub fn conversation(&self) -> Option<&str> {
+        let is_chat = matches!(self.op, Op::Chat | Op::Text | Op::TextStream);
+        let session = self.session.as_deref();
+        session.filter(|_| is_chat && self.keeps != Keeps::No)
+    }
+
+    /// Refuses a conversation without a name; to be asked when the defaults are filled in.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`].
+    pub fn check_session(&self) -> Result<(), ApiError> {
+        match (self.keeps, &self.session) {
+            (Keeps::Yes, None) => Err(invalid(
+                "session_history is true and no session is named: say which with session",
+            )
+            .with_param("session")),
+            _ => Ok(()),
         }
     }
 
     /// Fills in what the request leaves open: model, `max_tokens`, how it is scheduled, and the system prompt of
-    /// a chat without one. Sampling is merged by [`Request::sampling`].
+    /// a chat without one, unless the node keeps its conversation, which may have one. Sampling is merged by [`Request::sampling`].
     pub fn apply_defaults(&mut self, defaults: &Defaults) {
         if self.model.is_none() {
             self.model.clone_from(&defaults.model);
@@ -279,8 +321,12 @@ impl Request {
         if self.keep_latest.is_none() {
             self.keep_latest.clone_from(&defaults.keep_latest);
         }
-        if let (Some(prompt), Input::Chat { messages, .. }) =
-            (&defaults.system_prompt, &mut self.input)
+        if self.session.is_none() {
+            self.session.clone_from(&defaults.session);
+        }
+        if self.conversation().is_none()
+            && let (Some(prompt), Input::Chat { messages, .. }) =
+                (&defaults.system_prompt, &mut self.input)
         {
             messages::put_system_first(messages, prompt);
         }
@@ -293,6 +339,11 @@ impl Request {
         base.seed = fallback_seed;
         self.sampling.over(base)
     }
+}
+
+/// A chat that begins with a system prompt and says nothing.
+pub fn beginning(system_prompt: &str) -> Input {
+    messages::to_input(&[Message::of("system", system_prompt), Message::user("-")])
 }
 
 fn invalid(message: impl Into<String>) -> ApiError {
@@ -312,7 +363,9 @@ fn plain(op: Op, text: &str) -> Result<Request, ApiError> {
         Op::Complete | Op::Tokenize => Input::Text(text.to_owned()),
         _ => messages::to_input(&[Message::user(text)]),
     };
-    Ok(Request::new(op, input))
+    let mut request = Request::new(op, input);
+    request.keeps = Keeps::InSession;
+    Ok(request)
 }
 
 fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiError> {
@@ -364,6 +417,14 @@ fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiErr
     };
     request.deadline_ms = fields.integer(&keys::DEADLINE_MS)?;
     request.keep_latest = fields.name(&keys::KEEP_LATEST)?;
+    request.session = fields.name(&keys::SESSION)?;
+    match op {
+        Op::Chat if fields.boolean(&keys::SESSION_HISTORY)? == Some(true) => {
+            request.keeps = Keeps::Yes;
+        }
+        Op::Chat => {}
+        _ => fields::refuse_unserved(&fields, keys::CHAT_UNSERVED)?,
+    }
     Ok(request)
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! orinoco/v1/press-7/req/plc4/chat/01J9Z3     a request of user plc4 to node press-7
 //! orinoco/v1/press-7/req/plc4/cancel/01J9Z3   ... called off
+//! orinoco/v1/press-7/req/plc4/forget/kitchen  a conversation that the node keeps, forgotten
 //! orinoco/v1/resp/plc4/01J9Z3                 its answer
 //! orinoco/v1/press-7/status                   retained, also the last will
 //! ```
@@ -260,6 +261,13 @@ pub enum Incoming {
         /// Which.
         id: RequestId,
     },
+    /// A conversation that the node keeps, forgotten.
+    Forget {
+        /// Whose.
+        user: Name,
+        /// Which.
+        session: Name,
+    },
 }
 
 /// What an operator's topic asks for.
@@ -312,6 +320,9 @@ pub enum TopicError {
     /// The id's level is no request id.
     #[error("id of topic: {0}")]
     Id(NameError),
+    /// The session's level is no name.
+    #[error("session of topic: {0}")]
+    Session(NameError),
 }
 
 /// The topics of one node under one root, and of the pools that it is in.
@@ -390,6 +401,10 @@ impl Names {
         let user = Name::new(user).map_err(TopicError::User)?;
         if user.is_reserved() && user.as_str() != LOCAL_USER {
             return Err(TopicError::User(NameError::Reserved { found: user.0 }));
+        }
+        if op == "forget" {
+            let session = Name::new(id).map_err(TopicError::Session)?;
+            return Ok(Incoming::Forget { user, session });
         }
         let id = RequestId::new(id).map_err(TopicError::Id)?;
         Ok(match op {
@@ -524,6 +539,11 @@ impl Names {
     /// `{r}/v1/{n}/req/{u}/cancel/{id}`: where a client calls off.
     pub fn cancel(&self, user: &Name, id: &RequestId) -> String {
         self.of_node(&format!("req/{user}/cancel/{id}"))
+    }
+
+    /// `{r}/v1/{n}/req/{u}/forget/{session}`: where a client has a conversation forgotten.
+    pub fn forget(&self, user: &Name, session: &Name) -> String {
+        self.of_node(&format!("req/{user}/forget/{session}"))
     }
 
     fn of_node(&self, rest: &str) -> String {

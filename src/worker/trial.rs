@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use super::Cause;
 use super::process::{Child, ReadError};
 use crate::frames::{
-    BenchReport, BenchSpec, Command, Event, Finish, Input, Job, JobError, JobKey, Sampling, Scored,
+    BenchReport, BenchSpec, Command, Event, Finish, Input, Job, JobError, JobKey, Leaves, Sampling,
+    Scored,
 };
 
 /// What a worker has to show.
@@ -168,6 +169,8 @@ impl Asking<'_> {
             pace_ms: 0,
             resume: None,
             head: None,
+            turns: Vec::new(),
+            leaves: Leaves::default(),
             urgent: false,
             yields: false,
         })))

@@ -378,6 +378,7 @@ async fn called_off(tap: &mut Tap) {
     tap.ask(&to_node("chat", "x3"), "!count", Props::default())
         .await;
     tap.until_finals(&["x3"]).await;
+    tap.cancel(&to_node("forget", "kitchen")).await;
     tap.cancel(&to_node("cancel", "x2")).await;
     tap.until_finals(&["x2"]).await;
     tap.cancel(&to_pool("cancel", "x1")).await;

@@ -172,6 +172,7 @@ const LISTS: &[&str] = &[
     "error_codes",
     "error_codes_1_1",
     "requests_refused",
+    "topic_forget",
     "topics",
     "topics_pool",
 ];

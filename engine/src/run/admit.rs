@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use orinoco::frames::{Event, Finish, Input, Job, JobError, Token};
+use orinoco::frames::{Event, Finish, Input, Job, JobError, Leaves, Token};
 
 use super::{Run, WAITING_MAX};
 use crate::model::SeqId;
@@ -14,6 +14,9 @@ use crate::slot::{Slot, Taken, refused};
 impl Run<'_> {
     /// Tokenizes a job and puts it at the end of the queue, or ends it.
     pub(super) fn submit(&mut self, job: &Job) {
+        if job.leaves == Leaves::Pinned {
+            return self.pin(job);
+        }
         if self.waiting.len() >= WAITING_MAX {
             let error = JobError::Decode(format!("{WAITING_MAX} jobs already wait in the worker"));
             return self.refuse(job, error);
@@ -24,21 +27,27 @@ impl Run<'_> {
             None => Ok(Vec::new()),
         };
         let prompt = head.map_err(JobError::Input).and_then(|head| {
-            let prompt = match &job.resume {
+            let (prompt, n_left_out) = match &job.resume {
                 // Ids, never text again: tokenizing the text could cut it differently.
-                Some(resume) => resume.prompt_ids.clone(),
-                None => [self.tokens_of(&job.input)?, head.clone()].concat(),
+                Some(resume) => (resume.prompt_ids.clone(), 0),
+                None => {
+                    let (prompt, n_left_out) = self.prompt_of(job)?;
+                    ([prompt, head.clone()].concat(), n_left_out)
+                }
             };
             let n_head = head.len().min(prompt.len());
-            Ok((prompt, n_head))
+            Ok((prompt, n_head, n_left_out))
         });
         let has_tools = matches!(&job.input, Input::Chat { tools: Some(_), .. });
         let markers = match has_tools || job.constraint.is_some() {
             true => Rc::clone(&self.markers),
             false => Rc::default(),
         };
-        let slot = prompt
-            .and_then(|(prompt, n_head)| Slot::new(job, prompt, n_head, markers, self.decoder));
+        let slot = prompt.and_then(|(prompt, n_head, n_left_out)| {
+            let (mut slot, taken) = Slot::new(job, prompt, n_head, markers, self.decoder)?;
+            slot.n_left_out = n_left_out;
+            Ok((slot, taken))
+        });
         match slot {
             Ok((slot, Taken::More)) => match &job.constraint {
                 Some(constraint) => self.constrain(slot, constraint),
@@ -49,15 +58,13 @@ impl Run<'_> {
         }
     }
 
-    /// Urgent ones before others, in their order.
+    /// Urgent ones before others, in their order; what nobody asked for behind all.
     pub(super) fn wait(&mut self, slot: Slot) {
-        let n_urgent = self.waiting.iter().filter(|slot| slot.urgent).count();
-        if slot.urgent && n_urgent < self.waiting.len() {
-            self.may_admit = true;
-            self.waiting.insert(n_urgent, slot);
-        } else {
-            self.waiting.push_back(slot);
-        }
+        let goes_before = |other: &Slot| other.is_pinned() || (slot.urgent && !other.urgent);
+        let place = self.waiting.iter().position(goes_before);
+        self.may_admit |= place.is_some();
+        self.waiting
+            .insert(place.unwrap_or(self.waiting.len()), slot);
     }
 
     fn refuse(&mut self, job: &Job, error: JobError) {
@@ -117,10 +124,15 @@ impl Run<'_> {
             }
             self.forget(slot.job);
             slot.begin(self.pool.tokens(admission.seq).len());
+            if slot.is_pinned() {
+                self.slots[admission.seq as usize] = Some(slot);
+                continue;
+            }
             self.outbox.push_back(Event::Started {
                 job: slot.job,
                 prompt_ids: slot.prompt().to_vec(),
                 n_cached: slot.n_cached(),
+                n_left_out: slot.n_left_out,
             });
             self.slots[admission.seq as usize] = Some(slot);
         }
@@ -148,7 +160,7 @@ impl Run<'_> {
     }
 
     /// Saves what is in the cache for `seq`, if its last window is whole and it is worth it.
-    pub(super) fn save(&mut self, seq: SeqId) {
+    pub(super) fn save(&mut self, seq: SeqId, leaves: Leaves) {
         let tokens = self.pool.tokens(seq);
         let others_wait = self.slots.iter().any(Option::is_some) || !self.waiting.is_empty();
         if others_wait && !self.shelf.may_hold_up(tokens.len()) {
@@ -159,10 +171,12 @@ impl Run<'_> {
         let has_window = (self.decoder.seq_pos_min(seq))
             .is_some_and(|min| min == 0 || (n_swa > 0 && (min + n_swa) as usize <= tokens.len()));
         if has_window
-            && self.shelf.wants(tokens, self.decoder.state_bytes(seq))
+            && self
+                .shelf
+                .wants(tokens, self.decoder.state_bytes(seq), leaves)
             && let Some(state) = self.decoder.state(seq)
         {
-            self.shelf.put(tokens.to_vec(), state);
+            self.shelf.put(tokens.to_vec(), state, leaves);
             if others_wait {
                 let ms = began.elapsed().as_secs_f64() * 1e3;
                 self.shelf.held_up(tokens.len(), ms);
@@ -187,11 +201,13 @@ impl Run<'_> {
         let seq = seq as SeqId;
         if end.is_ok() {
             self.pool.over(seq);
-            self.over.push(seq);
+            self.over.push((seq, slot.leaves));
         } else {
             self.release(seq);
         }
-        self.say_done(slot, end);
+        if !slot.is_pinned() {
+            self.say_done(slot, end);
+        }
     }
 
     /// Saves what ended jobs left in the pool and takes it out: all of it while others are under way, since
@@ -202,8 +218,8 @@ impl Run<'_> {
             true => self.over.len().min(1),
             false => self.over.len(),
         };
-        for seq in Vec::from_iter(self.over.drain(..n)) {
-            self.save(seq);
+        for (seq, leaves) in Vec::from_iter(self.over.drain(..n)) {
+            self.save(seq, leaves);
             self.release(seq);
         }
         n > 0

@@ -5,11 +5,20 @@
 //! its cells: then it becomes bytes on the shelf, or is read again. In the first two cases the text is the
 //! uninterrupted one, for the cells are the same.
 
-use orinoco::frames::{Event, JobKey};
+use orinoco::frames::{Event, JobKey, Leaves};
 
 use super::Run;
 use crate::model::SeqId;
 use crate::slot::Slot;
+
+/// A job that is to come back.
+#[derive(Debug)]
+pub(super) struct Kept {
+    job: JobKey,
+    /// Where the pool keeps what it has.
+    place: SeqId,
+    leaves: Leaves,
+}
 
 impl Run<'_> {
     /// Takes a job out of its slot, or out of the queue; nothing where it is over.
@@ -44,13 +53,17 @@ impl Run<'_> {
             Some(place) => {
                 self.decoder.seq_cp(seq, place, n_past);
                 self.decoder.seq_rm(seq, 0);
-                self.parked.push((slot.job, place));
+                self.parked.push(Kept {
+                    job: slot.job,
+                    place,
+                    leaves: slot.leaves,
+                });
                 self.may_admit = true;
             }
             // More are parked than can decode: it goes the way of one that is over.
             None => {
                 self.pool.over(seq);
-                self.over.push(seq);
+                self.over.push((seq, slot.leaves));
             }
         }
         self.outbox
@@ -60,13 +73,19 @@ impl Run<'_> {
     /// Makes room for the first that waits: of what is parked, others' first; then, for an urgent one, the
     /// youngest job that yields; at last its own. Whether there was anything.
     pub(super) fn make_room(&mut self) -> bool {
-        let Some(first) = self.waiting.front().filter(|_| self.pool.has_slot()) else {
+        let Some(first) = self.waiting.front().filter(|slot| !slot.is_pinned()) else {
             return false;
         };
         let (job, urgent) = (first.job, first.urgent);
-        if let Some(at) = self.parked.iter().position(|(of, _)| *of != job) {
-            let (_, place) = self.parked.remove(at);
-            self.put_away(place);
+        if self.unpin() {
+            return true;
+        }
+        if !self.pool.has_slot() {
+            return false;
+        }
+        if let Some(at) = self.parked.iter().position(|kept| kept.job != job) {
+            let kept = self.parked.remove(at);
+            self.put_away(&kept);
             return true;
         }
         let slots = self.slots.iter().enumerate();
@@ -77,29 +96,29 @@ impl Run<'_> {
             return true;
         }
         match self.parked.pop() {
-            Some((_, place)) => self.put_away(place),
+            Some(kept) => self.put_away(&kept),
             None => return false,
         }
         true
     }
 
-    fn put_away(&mut self, place: SeqId) {
-        self.save(place);
-        self.release(place);
+    fn put_away(&mut self, kept: &Kept) {
+        self.save(kept.place, kept.leaves);
+        self.release(kept.place);
     }
 
     /// The job came back, or is over: nothing is kept for it.
     pub(super) fn forget(&mut self, job: JobKey) {
-        if let Some(at) = self.parked.iter().position(|(of, _)| *of == job) {
-            let (_, place) = self.parked.remove(at);
-            self.release(place);
+        if let Some(at) = self.parked.iter().position(|kept| kept.job == job) {
+            let kept = self.parked.remove(at);
+            self.release(kept.place);
         }
     }
 
     /// Nothing is kept for anybody.
     pub(super) fn forget_parked(&mut self) {
-        for (_, place) in std::mem::take(&mut self.parked) {
-            self.release(place);
+        for kept in std::mem::take(&mut self.parked) {
+            self.release(kept.place);
         }
     }
 }

@@ -3,16 +3,18 @@
 mod constrained;
 mod many;
 mod parking;
+mod pins;
 mod prefixes;
 mod resume;
 mod speculation;
+mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 
-use orinoco::frames::{Done, Input, Job, Logprob, Piece, Resume, Sampling, Token};
+use orinoco::frames::{Done, Input, Job, Leaves, Logprob, Piece, Resume, Sampling, Token};
 
 use super::*;
 use crate::scripted::{self, Scripted};
@@ -100,6 +102,7 @@ impl Play {
                 job,
                 prompt_ids,
                 n_cached,
+                ..
             } => (job, prompt_ids, n_cached),
             other => panic!("Started was expected, not {other:?}"),
         }
@@ -189,6 +192,8 @@ fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
         pace_ms: 0,
         resume: None,
         head: None,
+        turns: Vec::new(),
+        leaves: Leaves::default(),
         urgent: false,
         yields: false,
     }

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use orinoco::frames::codec::{FrameError, read_frame, write_frame};
 use orinoco::frames::{
-    Command, Done, Event, Finish, Input, Job, JobKey, LoadSpec, Loaded, Resume, Sandbox, Token,
+    Command, Done, Event, Finish, Input, Job, JobKey, Leaves, LoadSpec, Loaded, Resume, Sandbox,
+    Token,
 };
 use orinoco_engine::scripted;
 
@@ -153,6 +154,7 @@ impl Worker {
                     job,
                     prompt_ids,
                     n_cached,
+                    ..
                 } => {
                     let answer = &mut answers[at(job)];
                     answer.prompt_ids = prompt_ids;
@@ -229,6 +231,8 @@ pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
         pace_ms: 0,
         resume: None,
         head: None,
+        turns: Vec::new(),
+        leaves: Leaves::default(),
         urgent: false,
         yields: false,
     }

@@ -25,6 +25,10 @@ pub fn check(data: &[u8]) {
                     assert_eq!(names.cancel(user, id), text);
                     (user, id)
                 }
+                Incoming::Forget { user, session } => {
+                    assert_eq!(names.forget(user, session), text);
+                    return;
+                }
             };
             let answer = names.resp(user, id);
             assert!(names.resp_allowed(user, &answer));

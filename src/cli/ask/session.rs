@@ -13,7 +13,7 @@ use crate::link::{self, Inbound, Inbox, Link, LinkConfig, Props, Publish};
 use crate::receive::{Action, Finished, Heard, Requester};
 use crate::wire::error::{ApiError, Code};
 use crate::wire::report::{Presence, Status};
-use crate::wire::topic::{Op, RequestId};
+use crate::wire::topic::{Name, Op, RequestId};
 
 /// After Ctrl-C the final is waited for this long.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
@@ -26,6 +26,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct Asked {
     pub(super) target: Target,
     pub(super) body: Vec<u8>,
+    /// A conversation that is to be forgotten first.
+    pub(super) forget: Option<Name>,
     pub(super) accept_limit: Duration,
 }
 
@@ -73,6 +75,7 @@ pub(super) async fn ask(asked: Asked, page: &mut Page) -> anyhow::Result<End> {
         answers,
         id,
         body: Bytes::from(asked.body),
+        forget: asked.forget,
         page,
         requester: None,
         started: Instant::now(),
@@ -95,6 +98,8 @@ struct Session<'a> {
     answers: String,
     id: RequestId,
     body: Bytes,
+    /// Before the request.
+    forget: Option<Name>,
     page: &'a mut Page,
     /// None before the first connection: there is nothing to repeat, and nothing to cancel.
     requester: Option<Requester>,
@@ -293,6 +298,16 @@ impl Session<'_> {
             names, user, pool, ..
         } = self.target;
         while let Some(action) = self.next_action(now) {
+            if let Some(session) = self.forget.take() {
+                let publish = Publish {
+                    topic: names.forget(user, &session),
+                    at_least_once: true,
+                    ..Publish::default()
+                };
+                self.link
+                    .try_publish(publish)
+                    .context("failed to have the conversation forgotten")?;
+            }
             let to = match &action {
                 Action::AskNode(node) | Action::CancelAt(node) => names
                     .of(node.clone())

@@ -53,6 +53,7 @@ fn end(node: &str, attempt: u32, seq: u64, text: &str, finish: Finish) -> Outgoi
         n_chunks: seq - 1,
         resumed: 0,
         parts: Vec::new(),
+        session: None,
         energy_j: None,
         logprobs: Vec::new(),
         include_text: false,

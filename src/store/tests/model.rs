@@ -172,6 +172,9 @@ impl Model {
                 });
                 Seen::Answer(Answer::Swept(swept))
             }
+            Op::FinishKeeping(..) | Op::Kept(..) | Op::ForgetSession(_) => {
+                unreachable!("conversations have tests of their own")
+            }
         }
     }
 

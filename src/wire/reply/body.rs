@@ -245,6 +245,20 @@ pub struct Part {
     pub text_bytes: u64,
 }
 
+/// A conversation that the node keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Session {
+    /// Its name.
+    #[schemars(regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// Turns that are kept, this one among them; 0: it was too large to be kept.
+    pub turns: u64,
+    /// Oldest turns that were dropped with this one, for want of room in the model's context or on the node.
+    pub dropped_turns: u64,
+    /// Oldest turns that the model did not see this time.
+    pub left_out_turns: u64,
+}
+
 /// Why a stream pauses, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parked {
@@ -333,6 +347,9 @@ pub struct Orinoco<'a> {
     /// True where the text was cut to a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncated: Option<bool>,
+    /// The conversation that the node keeps, with this turn; in the final.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
 }
 
 /// The final of a request that was refused or failed.

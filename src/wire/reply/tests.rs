@@ -33,6 +33,7 @@ fn end(finish: Finish, text: &str) -> End {
         n_chunks: 2,
         resumed: 0,
         parts: Vec::new(),
+        session: None,
         energy_j: None,
         logprobs: Vec::new(),
         include_text: false,

@@ -18,13 +18,16 @@ pub struct Beside {
     deadline_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_latest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
     /// Of the message: what is worthless after it need not be answered after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     expiry_ms: Option<u64>,
 }
 
 impl Beside {
-    /// Reads the user properties `priority`, `deadline_ms` and `keep_latest`, and a Message Expiry in seconds.
+    /// Reads the user properties `priority`, `deadline_ms`, `keep_latest` and `session`, and a Message Expiry in
+    /// seconds.
     /// Other properties are passed over.
     ///
     /// # Errors
@@ -47,14 +50,19 @@ impl Beside {
                 Err(wrong("deadline_ms", text, &expected))
             }
         };
-        let key = |text: &str| match Name::new(text) {
-            Ok(name) => Ok(name.to_string()),
-            Err(error) => Err(wrong("keep_latest", text, &error.to_string())),
+        let key = |name: &str| match said(name).map(Name::new) {
+            None => Ok(None),
+            Some(Ok(key)) => Ok(Some(key.to_string())),
+            Some(Err(error)) => {
+                let found = said(name).unwrap_or_default();
+                Err(wrong(name, found, &error.to_string()))
+            }
         };
         Ok(Self {
             priority: said("priority").map(str::parse).transpose()?,
             deadline_ms: said("deadline_ms").map(deadline).transpose()?,
-            keep_latest: said("keep_latest").map(key).transpose()?,
+            keep_latest: key("keep_latest")?,
+            session: key("session")?,
             // One that has expired is not delivered; less than a second may be left.
             expiry_ms: expiry_s.map(|s| u64::from(s.max(1)) * 1000),
         })
@@ -82,6 +90,7 @@ impl Request {
         join("deadline_ms", &mut self.deadline_ms, beside.deadline_ms)?;
         let key = beside.keep_latest.clone();
         join("keep_latest", &mut self.keep_latest, key)?;
+        join("session", &mut self.session, beside.session.clone())?;
         let deadlines = self.deadline_ms.into_iter().chain(beside.expiry_ms);
         self.deadline_ms = deadlines.min();
         Ok(())
@@ -129,11 +138,13 @@ mod tests {
             ("priority", "batch"),
             ("deadline_ms", "2500"),
             ("keep_latest", "panel"),
+            ("session", "kitchen"),
         ];
         let request = asked("hello", &read(&said, None).unwrap()).unwrap();
         assert_eq!(request.priority, Some(Priority::Batch));
         assert_eq!(request.deadline_ms, Some(2500));
         assert_eq!(request.keep_latest.as_deref(), Some("panel"));
+        assert_eq!(request.conversation(), Some("kitchen"));
     }
 
     #[test]
@@ -172,6 +183,7 @@ mod tests {
             ("deadline_ms", "99999999999"),
             ("keep_latest", "a/b"),
             ("keep_latest", ""),
+            ("session", "a b"),
         ] {
             let error = read(&[(name, value)], None).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(name), "{value}");

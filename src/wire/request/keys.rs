@@ -267,6 +267,8 @@ keys! {
         "Milliseconds from acceptance after which the answer is worthless: refused at once where it cannot be met, ended when it passes. Absent: the user's default, none unless configured.";
     KEEP_LATEST = "keep_latest" NameText,
         "A later request of the same user with the same key replaces this one until it has ended.";
+    SESSION = "session" NameText,
+        "The conversation that the request is part of, by a name of the user's own. Absent: the user's default, none unless configured.";
     N = "n" Integer(|_| 1..=1),
         "Answers wanted; only one is made.";
     BEST_OF = "best_of" Integer(|_| 1..=1),
@@ -327,6 +329,13 @@ keys! {
         "Taken and without effect: calls that must be made always validate.";
 }
 
+keys! {
+    /// Of a chat alone.
+    CHAT:
+    SESSION_HISTORY = "session_history" Boolean,
+        "true: the node keeps the conversation; messages has what is new, and earlier turns stand before it. Needs session. Absent: false; plain text with a session is kept.";
+}
+
 /// Tools are chosen by nobody where there are none.
 const NO_CHOICE: &[&str] = &["none", "auto"];
 
@@ -358,6 +367,9 @@ pub(super) const CHAT_ONLY: &[Key<Unserved>] = &[
     unserved("tools", Neutral::EmptyArray),
     unserved("tool_choice", Neutral::Words(NO_CHOICE)),
 ];
+
+/// Keys of [`CHAT`], in other ops.
+pub(super) const CHAT_UNSERVED: &[Key<Unserved>] = &[unserved("session_history", Neutral::False)];
 
 /// The same in a message.
 pub(super) const MESSAGE_UNSERVED: &[Key<Unserved>] = &[

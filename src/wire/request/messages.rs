@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     answer::TOOLS_MAX,
     fields::{Fields, check_text, quoted, refuse_unserved},
+    history::{Answer, Call},
     invalid,
     json::Value,
     keys,
@@ -33,7 +34,7 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn of(role: &'a str, content: &'a str) -> Self {
+    pub(super) fn of(role: &'a str, content: &'a str) -> Self {
         Self {
             role: role.into(),
             content: content.into(),
@@ -46,6 +47,28 @@ impl<'a> Message<'a> {
     /// What plain text stands for.
     pub(super) fn user(content: &'a str) -> Self {
         Self::of("user", content)
+    }
+
+    pub(super) fn is_system(&self) -> bool {
+        self.role == "system"
+    }
+
+    /// What the model said.
+    pub(super) fn answer(answer: Answer) -> Message<'static> {
+        let call = |call: Call| ToolCall {
+            index: None,
+            id: Some(call.id.into()),
+            kind: Some("function".into()),
+            function: Called {
+                name: Some(call.name.into()),
+                arguments: call.arguments.into(),
+            },
+        };
+        Message {
+            content: answer.text.into(),
+            tool_calls: answer.calls.into_iter().map(call).collect(),
+            ..Message::of("assistant", "")
+        }
     }
 }
 
@@ -218,8 +241,13 @@ pub(super) fn to_input(messages: &[Message<'_>]) -> Input {
     }
 }
 
-fn to_json(messages: &[Message<'_>]) -> String {
+pub(super) fn to_json<M: Serialize>(messages: &[M]) -> String {
     serde_json::to_string(messages).expect("strings and options always serialise")
+}
+
+/// What [`to_input`] wrote; another text has none.
+pub(super) fn parsed(messages: &str) -> Vec<Message<'static>> {
+    serde_json::from_str(messages).unwrap_or_default()
 }
 
 /// Puts a system message first, unless the chat has one. `messages` is the text of [`to_input`];

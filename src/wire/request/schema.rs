@@ -43,6 +43,10 @@ pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
     };
     add(&mut body, keys::BODY, limits);
     match op {
+        Op::Chat => add(&mut body, keys::CHAT, limits),
+        _ => add_unserved(&mut body, keys::CHAT_UNSERVED, limits),
+    }
+    match op {
         Op::Complete => add_unserved(&mut body, keys::CHAT_ONLY, limits),
         _ => add(&mut body, keys::TOOL_KEYS, limits),
     }

@@ -85,6 +85,8 @@ fn every_key_of_a_chat_arrives() {
         priority: Some(Priority::Alarm),
         deadline_ms: Some(5000),
         keep_latest: Some("line-3".to_owned()),
+        session: None,
+        keeps: Keeps::No,
     };
     assert_eq!(found, Ok(expected));
 }

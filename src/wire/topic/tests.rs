@@ -25,7 +25,7 @@ fn level() -> impl Strategy<Value = String> {
         Just("..".to_owned()),
         prop::sample::select(RESERVED.to_vec()).prop_map(str::to_owned),
         prop::sample::select(vec![
-            "orinoco", "v1", "press-7", "chat", "cancel", "plc4", "$share"
+            "orinoco", "v1", "press-7", "chat", "cancel", "forget", "plc4", "$share"
         ])
         .prop_map(str::to_owned),
         "[A-Za-z0-9_-]{1,70}",
@@ -306,6 +306,7 @@ proptest! {
         match names().parse(&topic) {
             Err(_) => {}
             Ok(Incoming::Cancel { user, id }) => prop_assert_eq!(names().cancel(&user, &id), topic),
+            Ok(Incoming::Forget { user, session }) => prop_assert_eq!(names().forget(&user, &session), topic),
             Ok(Incoming::Request { user, op, id }) => {
                 let op = op.map_or_else(|unknown| unknown, |op| op.to_string());
                 prop_assert_eq!(format!("orinoco/v1/press-7/req/{user}/{op}/{id}"), topic);

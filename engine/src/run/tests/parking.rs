@@ -1,3 +1,4 @@
+use orinoco::frames::Constraint;
 use proptest::prelude::*;
 
 use super::*;
@@ -41,6 +42,7 @@ impl Stream {
                     job,
                     prompt_ids,
                     n_cached,
+                    ..
                 } if job == self.job.job => {
                     (self.prompt_ids, self.n_cached) = (prompt_ids, n_cached);
                 }
@@ -179,6 +181,30 @@ fn guesses_probabilities_and_the_fewest_tokens_go_on_after_a_pause() {
         assert_eq!(stream.ids, whole.ids, "{cut}");
         assert_eq!(stream.text, whole.text, "{cut}");
         assert_eq!(stream.logprobs, whole.logprobs, "{cut}");
+    }
+}
+
+#[test]
+fn a_grammar_is_kept_over_a_pause_also_while_it_is_compiled() {
+    let schema = r#"{"type":"array","minItems":9,"maxItems":9,"items":{"type":"integer","minimum":10,"maximum":99}}"#;
+    let play = Play::new(&spec());
+    let mut job = Job {
+        constraint: Some(Constraint::JsonSchema(schema.to_owned())),
+        yields: true,
+        ..chat(1, "12 99 !step 1", 100)
+    };
+    let whole = play.ask(&job);
+    assert_eq!(whole.end, Some(Ok(Finish::Stop)));
+    for cut in [0, 1, 5, 12] {
+        job.job = JobKey(10 + cut as u64);
+        let mut stream = Stream::begin(&play, job.clone());
+        stream.until(&play, cut);
+        play.send(Command::Park(job.job));
+        if let Some(Event::Parked(_)) = stream.until(&play, usize::MAX) {
+            stream.come_back(&play);
+            assert_eq!(stream.end(&play), Ok(Finish::Stop));
+        }
+        assert_eq!(stream.text, whole.text, "{cut}");
     }
 }
 

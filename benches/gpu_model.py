@@ -37,7 +37,7 @@ SHAPES = {
     "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128256),
     "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128256),
 }
-CONTROL = 3  # llama.cpp's kind of token that is never part of a text
+NORMAL = 1  # llama.cpp's kind of token that is text
 KEYS = ["tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "pre"]
 
 
@@ -72,8 +72,9 @@ def make(name, vocabulary_file, out):
     writer.add_vocab_size(shape.n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words["pre"])
-    writer.add_token_list([*words["tokens"], *(f"<more{n}>" for n in range(n_more))])
-    writer.add_token_types([*words["token_type"], *[CONTROL] * n_more])
+    # Words, each with a space before it: a stream of tokens without text would say nothing of first tokens and pauses.
+    writer.add_token_list([*words["tokens"], *(f"\u0120more{n}" for n in range(n_more))])
+    writer.add_token_types([*words["token_type"], *[NORMAL] * n_more])
     writer.add_token_merges(words["merges"])
     writer.add_bos_token_id(words["bos_token_id"])
     writer.add_eos_token_id(words["eos_token_id"])

@@ -208,7 +208,7 @@ def measure(rig, broker, work, n, mosquitto_port, prompts):
     with LlamaServer(rig, work) as peer:
         found["llama_server"] = serve(peer, prompts, greedy_too=False)
     with Orinoco(rig, work / f"round{n}", mosquitto_port if broker == "mosquitto" else None) as peer:
-        found["idle_mib"], found["idle_cpu"] = peer.supervisor_mib(), peer.idle_cpu(5)
+        found["idle_mib"], found["idle_cpu"] = peer.supervisor_mib(), peer.idle_cpu(10)
         found["orinoco"] = serve(peer, prompts, greedy_too=True)
         found["resume_ms"], found["load_ms"] = resume(peer, prompts), peer.load_ms()
     # Over Mosquitto, since the embedded broker holds each user to a rate, which is not what is measured.

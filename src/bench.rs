@@ -6,9 +6,11 @@
 //! A figure that was not measured is absent, never zero.
 
 pub mod bandwidth;
+mod client;
 pub mod quantiles;
 pub mod report;
 pub mod run;
+pub mod seeds;
 pub mod table;
 
 use std::time::Duration;

@@ -208,7 +208,7 @@ const HOMES: &[(&str, &[&str])] = &[
     (
         "getrandom",
         &[
-            "src/bench/run.rs",
+            "src/bench/client.rs",
             "src/broker",
             "src/cli",
             "src/daemon",

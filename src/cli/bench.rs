@@ -1,5 +1,6 @@
 //! `orinoco bench`: what this board makes of its model, alone and through MQTT.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -7,9 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use super::{exit, output};
 use crate::bench::run::{self, Plan};
+use crate::bench::seeds;
 use crate::bench::table::{self, Outcome};
 use crate::config::Config;
 use crate::models::Catalogue;
@@ -30,6 +33,7 @@ EXAMPLES
   orinoco bench
   orinoco bench --json > today.json
   orinoco bench --runs 5 --set model.active=SmolLM2-135M-Instruct.Q4_1
+  orinoco bench --seed-report
   orinoco bench --table
   orinoco bench --table qwen2.5-3b --runs 1 --json")]
 pub(super) struct Args {
@@ -39,6 +43,9 @@ pub(super) struct Args {
     /// Measure every model in this power mode, and write the table for power.choose = "auto"
     #[arg(long)]
     table: bool,
+    /// Instead: a greeting, a tool call, a coding question and five questions at once, as people ask them
+    #[arg(long, conflicts_with = "table")]
+    seed_report: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -56,22 +63,30 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
     if args.table {
         return write_table(args, config, &bar);
     }
-    let plan = Plan {
-        n_runs: args.runs.into(),
-        ..Plan::default()
-    };
-    // One thread, the main one: the engine is its child.
-    let runtime = super::runtime()?;
-    let report = runtime.block_on(run::run(config, plan, |what, done| {
+    let progress = |what: &str, done: f64| {
         bar.set_message(what.to_owned());
         bar.set_position((done * 100.0) as u64);
-    }));
+    };
+    let n_runs = args.runs.into();
+    // One thread, the main one: the engine is its child.
+    let runtime = super::runtime()?;
+    if args.seed_report {
+        let seeds = runtime.block_on(seeds::run(config, n_runs, progress));
+        bar.finish_and_clear();
+        return show(args, &seeds?);
+    }
+    let plan = Plan {
+        n_runs,
+        ..Plan::default()
+    };
+    let report = runtime.block_on(run::run(config, plan, progress));
     bar.finish_and_clear();
-    let report = report?;
+    show(args, &report?)
+}
+
+fn show(args: &Args, report: &(impl Serialize + Display)) -> anyhow::Result<ExitCode> {
     let text = match args.json {
-        true => {
-            serde_json::to_string_pretty(&report).context("failed to encode the report")? + "\n"
-        }
+        true => serde_json::to_string_pretty(report).context("failed to encode the report")? + "\n",
         false => report.to_string(),
     };
     output::answer(&text)

@@ -229,8 +229,8 @@ pub struct LoadSpec {
     pub draft_tokens: u32,
     /// What the worker may still touch once the sandbox is closed; `None`: no sandbox, for debugging.
     pub sandbox: Option<SandboxSpec>,
-    /// A smaller model of the same vocabulary that is there to draft for this one. This version of the engine
-    /// leaves it aside.
+    /// A smaller model of the same vocabulary that drafts for this one, where guesses are made. One that does
+    /// not load, or has another vocabulary, is left aside.
     pub draft: Option<Draft>,
 }
 

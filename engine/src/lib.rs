@@ -8,6 +8,7 @@
 //! which tokens may follow.
 
 pub mod budget;
+pub mod draft;
 pub mod embed;
 pub mod grammar;
 pub mod llama;

@@ -172,16 +172,20 @@ pub trait Encoder {
 #[error("{0}")]
 pub struct LoadError(pub String);
 
+/// What is done with a loaded model, and with its draft model if it has one.
+pub type Serve<'a> = dyn FnMut(&mut dyn Decoder, Option<&mut dyn Decoder>, Loaded) + 'a;
+
 /// Loads a model and lends it out.
 pub trait Loader {
-    /// Loads `spec`, hands the decoder and its description to `serve`, and frees both after it.
+    /// Loads `spec`, hands the decoder, that of its draft model where guesses are made and it has one, and the
+    /// description to `serve`, and frees all after it.
     ///
     /// `progress` is called with 0.0 to 1.0 while bytes move; when it returns `false` loading stops.
     fn with_model(
         &mut self,
         spec: &LoadSpec,
         progress: &mut dyn FnMut(f32) -> bool,
-        serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+        serve: &mut Serve<'_>,
     ) -> Result<(), LoadError>;
 
     /// As [`Loader::with_model`], of a model that makes vectors ([`Task::Embed`](orinoco::frames::Task)).

@@ -23,6 +23,7 @@ use orinoco::frames::{
     BenchSpec, Command, Event, Finish, JobError, JobKey, Leaves, LoadSpec, Loaded, Speculation,
 };
 
+use crate::draft::Draft;
 use crate::grammar::Grammars;
 use crate::markers::Markers;
 use crate::model::{Decoder, LoadError, Row, SeqId};
@@ -41,11 +42,12 @@ const WAITING_MAX: usize = 256;
 /// How often a full channel is tried while there is nothing to compute.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Serves jobs with `decoder` until [`Command::Drain`] is done or the commands' sender is gone.
+/// Serves jobs with `decoder`, which `draft` guesses for if there is one, until [`Command::Drain`] is done or the commands' sender is gone.
 ///
 /// Sends [`Event::Loaded`] first. An operator's chat template that does not compile is a failed load.
 pub fn run(
     decoder: &mut dyn Decoder,
+    draft: Option<&mut dyn Decoder>,
     spec: &LoadSpec,
     mut loaded: Loaded,
     commands: &Receiver<Command>,
@@ -62,6 +64,11 @@ pub fn run(
     loaded.chat_template = template.name().to_owned();
     loaded.tool_syntax = template.tool_syntax();
     let limits = decoder.limits();
+    #[expect(
+        clippy::redundant_closure,
+        reason = "only its argument can be lent for a shorter time than it was got"
+    )]
+    let draft = draft.map(|draft| Draft::new(draft));
     let mut slots = Vec::new();
     slots.resize_with(limits.n_seq_max as usize, || None);
     let mut run = Run {
@@ -81,6 +88,7 @@ pub fn run(
             step_tokens: spec.step_tokens as usize,
         }),
         n_draft: limits.n_draft as usize,
+        draft,
         // On request whatever it costs; else as it was measured to pay.
         gain: (spec.speculation != Speculation::Always).then(Gain::default),
         n_made: 0,
@@ -135,6 +143,8 @@ struct Run<'d> {
     schedule: Schedule,
     /// Guessed tokens a sequence, at most; 0: none.
     n_draft: usize,
+    /// Guesses where nothing was said before that would.
+    draft: Option<Draft<'d>>,
     /// `None`: guesses are always made.
     gain: Option<Gain>,
     /// Tokens made in this step.

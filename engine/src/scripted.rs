@@ -44,7 +44,8 @@ use orinoco::frames::{
 pub use self::encoder::ScriptedEncoder;
 use self::script::Script;
 use crate::model::{
-    DecodeError, Decoder, Encoder, Limits, LoadError, Loader, Planner, Row, SeqId, TemplateSource,
+    DecodeError, Decoder, Encoder, Limits, LoadError, Loader, Planner, Row, SeqId, Serve,
+    TemplateSource,
 };
 
 const BOS: Token = 256;
@@ -344,7 +345,7 @@ impl Loader for ScriptedLoader {
         &mut self,
         spec: &LoadSpec,
         progress: &mut dyn FnMut(f32) -> bool,
-        serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+        serve: &mut Serve<'_>,
     ) -> Result<(), LoadError> {
         if self.reads_file {
             script::load(&spec.path, progress)?;
@@ -355,7 +356,12 @@ impl Loader for ScriptedLoader {
             loaded.buffers = script::PlanHooks::read(&spec.path)?.loaded();
         }
         let mut decoder = Scripted::new(limits);
-        serve(&mut decoder, loaded);
+        // Where a prompt goes on is the same for both.
+        let mut draft = (spec.draft.as_ref())
+            .filter(|_| limits.n_draft > 0)
+            .map(|_| Scripted::new(limits));
+        let draft = draft.as_mut().map(|draft| draft as &mut dyn Decoder);
+        serve(&mut decoder, draft, loaded);
         Ok(())
     }
 

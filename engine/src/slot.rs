@@ -10,6 +10,7 @@ use orinoco::frames::{
     Done, Finish, Job, JobError, JobKey, Leaves, Logprob, Parked, Piece, Timings, Token,
 };
 
+use crate::draft::Ask;
 use crate::grammar::Matcher;
 use crate::markers::Markers;
 use crate::model::{Decoder, Row, SeqId};
@@ -47,6 +48,8 @@ pub struct Slot {
     luck: Luck,
     /// What may follow `tokens`; read along in the next batch and then forgotten.
     guess: Vec<Token>,
+    /// Tokens that it may guess in this step.
+    n_guess_max: usize,
     logprobs: Option<Logprobs>,
     /// Which tokens may follow; none where everything may.
     matcher: Option<Matcher>,
@@ -142,6 +145,7 @@ impl Slot {
             lookup: Lookup::default(),
             luck: Luck::default(),
             guess: Vec::new(),
+            n_guess_max: 0,
             logprobs: job.logprobs.map(|n_top| Logprobs::new(n_top.into())),
             matcher: None,
             n_head,
@@ -244,10 +248,24 @@ impl Slot {
         let n_left = self.n_output_max - (self.tokens.len() - self.n_prompt);
         let n_max = n_max.min(n_left.saturating_sub(1));
         // Under a grammar nothing is guessed: what repeats there, its matcher would often forbid.
-        let may_guess = self.matcher.is_none() && self.luck.allows();
-        if n_max > 0 && self.want().decodes && may_guess {
+        let may_guess = self.matcher.is_none() && n_max > 0 && self.want().decodes;
+        self.n_guess_max = match may_guess && self.luck.allows() {
+            true => n_max,
+            false => 0,
+        };
+        if self.n_guess_max > 0 {
             self.lookup.guess(&self.tokens, n_max, &mut self.guess);
         }
+    }
+
+    /// What a draft model is asked, after [`Slot::guess`] found nothing in what was said.
+    pub fn ask(&mut self, seq: SeqId) -> Option<Ask<'_>> {
+        (self.n_guess_max > 0 && self.guess.is_empty()).then_some(Ask {
+            seq,
+            tokens: &self.tokens,
+            n_max: self.n_guess_max,
+            guess: &mut self.guess,
+        })
     }
 
     /// What was guessed for the next batch.

@@ -117,8 +117,8 @@ fn serve<L: Loader>(
             loader.with_model(
                 spec,
                 &mut |fraction| progress.report(fraction),
-                &mut |decoder, loaded| {
-                    ran = run::run(decoder, spec, loaded, &pipe.commands, &pipe.events);
+                &mut |decoder, draft, loaded| {
+                    ran = run::run(decoder, draft, spec, loaded, &pipe.commands, &pipe.events);
                 },
             )?;
             ran

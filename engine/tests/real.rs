@@ -46,7 +46,7 @@ fn with_decoder(spec: &LoadSpec, play: impl FnOnce(&mut dyn Decoder, Loaded)) {
     let (_guard, mut loader) = backend();
     let mut play = Some(play);
     loader
-        .with_model(spec, &mut |_| true, &mut |decoder, loaded| {
+        .with_model(spec, &mut |_| true, &mut |decoder, _, loaded| {
             play.take().unwrap()(decoder, loaded);
         })
         .unwrap();
@@ -60,6 +60,17 @@ fn run_jobs(
     loaded: &Loaded,
     jobs: &[Job],
 ) -> Vec<Done> {
+    run_drafted_jobs(decoder, None, spec, loaded, jobs)
+}
+
+/// As [`run_jobs`], with a draft model.
+fn run_drafted_jobs(
+    decoder: &mut dyn Decoder,
+    draft: Option<&mut dyn Decoder>,
+    spec: &LoadSpec,
+    loaded: &Loaded,
+    jobs: &[Job],
+) -> Vec<Done> {
     let (commands, command_receiver): (SyncSender<Command>, Receiver<Command>) = sync_channel(64);
     let (events, event_receiver) = sync_channel(100_000);
     for job in jobs {
@@ -69,7 +80,7 @@ fn run_jobs(
     }
     commands.send(Command::Drain).unwrap();
     let loaded = loaded.clone();
-    orinoco_engine::run::run(decoder, spec, loaded, &command_receiver, &events).unwrap();
+    orinoco_engine::run::run(decoder, draft, spec, loaded, &command_receiver, &events).unwrap();
     drop(events);
     let mut ends: Vec<Option<Done>> = vec![None; jobs.len()];
     let at = |job: JobKey| jobs.iter().position(|j| j.job == job).unwrap();

@@ -153,6 +153,14 @@ fn sandbox(section: &mut Section<'_>) -> Option<SandboxSpec> {
     })
 }
 
+/// The name of a model; empty: none.
+fn optional_name(name: &str) -> Result<Option<String>, String> {
+    match name {
+        "" => Ok(None),
+        name => check_name(name).map(|()| Some(name.to_owned())),
+    }
+}
+
 /// `[model]` and `[models.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelsConfig {
@@ -178,10 +186,7 @@ pub struct EmbeddingsConfig {
 impl EmbeddingsConfig {
     fn read(root: &mut Root<'_>) -> Self {
         let mut section = root.section("embeddings");
-        let model = section.checked("model", |name| match name {
-            "" => Ok(None),
-            name => check_name(name).map(|()| Some(name.to_owned())),
-        });
+        let model = section.checked("model", optional_name);
         let idle = section.seconds("idle_seconds", 0..=86_400);
         Self {
             model: model.flatten(),
@@ -198,10 +203,7 @@ impl ModelsConfig {
         let none = ::config::Value::new(Some(&layers::DEFAULT.to_owned()), Vec::<String>::new());
         inherited.insert("aliases".to_owned(), none);
         let mut section = root.section("model");
-        let active = section.checked("active", |name| match name {
-            "" => Ok(None),
-            name => check_name(name).map(|()| Some(name.to_owned())),
-        });
+        let active = section.checked("active", optional_name);
         let default = ModelConfig::read(&mut section, None, Vec::new());
         drop(section);
         let mut by_name = BTreeMap::new();
@@ -277,6 +279,8 @@ pub struct ModelConfig {
     pub mmap: Switch,
     /// Layers on the GPU; -1: all.
     pub n_gpu_layers: i32,
+    /// Model that drafts for this one; `None`: for a release what its publisher names, else none.
+    pub draft: Option<String>,
     /// Text of `chat_template_file`, read while loading the configuration.
     pub chat_template: Option<String>,
 }
@@ -296,6 +300,7 @@ impl ModelConfig {
             flash_attn: section.choice("flash_attn", SWITCH),
             mmap: section.choice("mmap", SWITCH),
             n_gpu_layers: section.integer("n_gpu_layers", -1..=100_000),
+            draft: section.checked("draft", optional_name).flatten(),
             chat_template: section.file_text("chat_template_file", TEMPLATE_BYTES_MAX),
         };
         if config.n_ctx != 0 && config.n_ctx_seq > config.n_ctx {

@@ -84,8 +84,19 @@ impl Lineup {
         }
     }
 
-    /// What drafts for a model; files that somebody put on the board have nothing.
+    /// What drafts for a model: what its table names, or its publisher.
     fn draft_of(&self, model: &str) -> Option<Draft> {
+        if let Some(name) = self.config_of(model).draft {
+            let file = self.file_of(&name);
+            if file.is_none() {
+                warn!(
+                    model,
+                    draft = name,
+                    "the draft model is not here; the model serves without"
+                );
+            }
+            return file.map(|(path, _)| Draft { name, path });
+        }
         let releases = self.releases();
         let release = releases.iter().find(|release| release.name == model);
         release.and_then(|release| release.draft.clone())

@@ -17,12 +17,12 @@ use crate::board::power::PowerProbe;
 use crate::board::watch::{PowerWatch, WatchConfig};
 use crate::broker::{BrokerConfig, PortChoice};
 use crate::config::{
-    BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
+    BrokerMode, BrokerStorage, Choose, Config, ModelConfig, UserConfig, UserPolicy, UsersConfig,
 };
 use crate::dispatch::{
     self, Accounts, Discovery, EmbedSettings, Settings, UserEntry, UserSettings, UsersSettings,
 };
-use crate::frames::LoadSpec;
+use crate::frames::{Draft, LoadSpec};
 use crate::governor::{self, Lineup as _, Moment};
 use crate::ledger::Rules;
 use crate::link::{Credentials, LinkConfig};
@@ -408,16 +408,24 @@ pub(super) fn governor(
             }
         };
         let entries = catalogue.entries().iter();
+        let draft_of = |config: &ModelConfig| {
+            let entry = catalogue.get(config.draft.as_deref()?)?;
+            let (name, path) = (entry.name.clone(), entry.path.clone());
+            entry.file_bytes.map(|_| Draft { name, path })
+        };
         let candidate = |entry: &crate::models::Entry| {
             let config = models.get(&entry.name);
             Some(governor::Candidate {
-                load: config.load_spec(&engine, &entry.name, &entry.path),
+                load: LoadSpec {
+                    draft: draft_of(config),
+                    ..config.load_spec(&engine, &entry.name, &entry.path)
+                },
                 file_bytes: entry.file_bytes?,
             })
         };
         let release = |release: &crate::models::Release| governor::Candidate {
             load: LoadSpec {
-                draft: release.draft.clone(),
+                draft: draft_of(models.get(&release.line)).or_else(|| release.draft.clone()),
                 ..release_config(&models, release).load_spec(&engine, &release.name, &release.path)
             },
             file_bytes: release.file_bytes,

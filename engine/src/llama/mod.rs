@@ -7,6 +7,7 @@
 mod canary;
 pub mod context;
 pub mod device;
+mod drafting;
 pub mod encoder;
 mod judged;
 pub mod log;
@@ -25,7 +26,7 @@ use self::context::{Context, ContextSpec};
 use self::encoder::EncoderContext;
 use self::model::Model;
 use self::plan::Outlined;
-use crate::model::{Decoder, Encoder, LoadError, Loader, Planner, Row};
+use crate::model::{Decoder, Encoder, LoadError, Loader, Planner, Row, Serve};
 
 /// The llama.cpp that is linked, for [`orinoco::frames::Hello`].
 pub const VERSION: &str = "llama-cpp-sys-2 0.1.161";
@@ -81,7 +82,7 @@ impl Loader for LlamaLoader {
         &mut self,
         spec: &LoadSpec,
         progress: &mut dyn FnMut(f32) -> bool,
-        serve: &mut dyn FnMut(&mut dyn Decoder, Loaded),
+        serve: &mut Serve<'_>,
     ) -> Result<(), LoadError> {
         let start = Instant::now();
         log::take();
@@ -91,18 +92,28 @@ impl Loader for LlamaLoader {
         let mut context = Context::new(&model, &context_spec, self.closed)?;
         let facts = log::take();
         warm_up(&mut context)?;
+        let limits = context.limits();
+        let draft_spec = drafting::spec(spec, limits.n_ctx, limits.n_draft);
+        let draft_model = draft_spec
+            .as_ref()
+            .and_then(|spec| drafting::model(spec, progress));
+        let mut draft = (draft_spec.as_ref().zip(draft_model.as_ref()))
+            .and_then(|(spec, model)| drafting::context(spec, model, &context, self.closed));
         let load_ms = start.elapsed().as_millis() as u64;
         let canary = canary::sing(&mut context, spec)?;
-        let limits = context.limits();
         let loaded = Loaded {
             n_ctx: limits.n_ctx,
             n_ctx_seq: limits.n_ctx_seq,
             n_seq_max: limits.n_seq_max,
             canary,
             load_ms,
-            ..loaded(spec, &model, &facts, context.breakdown())
+            ..loaded(spec, &model, &facts, {
+                let draft = draft.as_ref().map(Context::breakdown);
+                drafting::together(context.breakdown(), draft.unwrap_or_default())
+            })
         };
-        serve(&mut context, loaded);
+        let draft = draft.as_mut().map(|draft| draft as &mut dyn Decoder);
+        serve(&mut context, draft, loaded);
         Ok(())
     }
 

@@ -13,11 +13,11 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
-use orinoco::frames::{LoadSpec, Outline, Plan, PlanAsk};
+use orinoco::frames::{BufferUse, LoadSpec, Outline, Plan, PlanAsk};
 
 use super::context::{ContextSpec, breakdown_of};
 use super::model::{Model, maps_file};
-use super::{device, log};
+use super::{device, drafting, log};
 use crate::model::{LoadError, Planner};
 use crate::process::private_bytes;
 
@@ -28,6 +28,8 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 pub struct Outlined {
     model: Model,
     load: LoadSpec,
+    /// What drafts for it, if anything does.
+    draft: Option<Model>,
 }
 
 impl Outlined {
@@ -36,8 +38,36 @@ impl Outlined {
         Ok(Self {
             model: Model::outline(load)?,
             load: load.clone(),
+            // One that cannot be read is left aside by the load, too.
+            draft: drafting::spec(load, 0, 1).and_then(|draft| Model::outline(&draft).ok()),
         })
     }
+}
+
+/// Pool, flash attention and buffers of a context on `model`.
+fn lay_out(
+    model: &Model,
+    load: &LoadSpec,
+) -> Result<(ContextSpec, u32, Vec<BufferUse>), LoadError> {
+    let on_gpu = device::on_gpu(load.backend);
+    let spec = ContextSpec::of(load, model.n_ctx_train(), on_gpu)?;
+    log::take();
+    // SAFETY: the model is live and outlives the context, which is freed below; NEVER is static.
+    let raw = unsafe { sys::llama_init_from_model(model.raw(), spec.params(&NEVER)) };
+    let raw = NonNull::new(raw).ok_or_else(|| {
+        LoadError(format!(
+            "no context of {} tokens for {} sequences: {}",
+            spec.n_ctx,
+            spec.n_seq_max,
+            log::take().reason()
+        ))
+    })?;
+    // SAFETY: the context is live; this only reads.
+    let n_ctx = unsafe { sys::llama_n_ctx(raw.as_ptr()) };
+    let buffers = breakdown_of(raw);
+    // SAFETY: made above, freed once, while the model is alive.
+    unsafe { sys::llama_free(raw.as_ptr()) };
+    Ok((spec, n_ctx, buffers))
 }
 
 impl Planner for Outlined {
@@ -53,25 +83,14 @@ impl Planner for Outlined {
 
     fn plan(&mut self, ask: &PlanAsk) -> Result<Plan, LoadError> {
         let load = ask.applied_to(&self.load);
-        let on_gpu = device::on_gpu(load.backend);
-        let spec = ContextSpec::of(&load, self.model.n_ctx_train(), on_gpu)?;
-        log::take();
-        // SAFETY: the model is live and outlives the context, which is freed below; NEVER is static.
-        let raw = unsafe { sys::llama_init_from_model(self.model.raw(), spec.params(&NEVER)) };
-        let raw = NonNull::new(raw).ok_or_else(|| {
-            LoadError(format!(
-                "no context of {} tokens for {} sequences: {}",
-                spec.n_ctx,
-                spec.n_seq_max,
-                log::take().reason()
-            ))
-        })?;
-        // SAFETY: the context is live; this only reads.
-        let n_ctx = unsafe { sys::llama_n_ctx(raw.as_ptr()) };
-        let buffers = breakdown_of(raw);
+        let (spec, n_ctx, mut buffers) = lay_out(&self.model, &load)?;
+        if let Some(draft) = &self.draft
+            && let Some(load) = drafting::spec(&load, n_ctx, spec.n_draft)
+        {
+            let (_, _, more) = lay_out(draft, &load)?;
+            buffers = drafting::together(buffers, more);
+        }
         let process_bytes = private_bytes();
-        // SAFETY: made above, freed once, while the model is alive.
-        unsafe { sys::llama_free(raw.as_ptr()) };
         let mapped_bytes = if maps_file(&self.load) {
             // What stays in its plain form; repacked weights are a copy.
             let plain = buffers

@@ -12,7 +12,8 @@ use crate::slot::{Slot, Taken};
 impl Run<'_> {
     /// One step, if there is anything to decode. `false` when the supervisor is gone.
     pub(super) fn compute(&mut self) -> bool {
-        self.guess();
+        let before_guess = Instant::now();
+        let has_drafted = self.guess();
         self.wants.clear();
         let wants = self.slots.iter().map(|slot| slot.as_ref().map(Slot::want));
         self.wants.extend(wants);
@@ -53,7 +54,10 @@ impl Run<'_> {
                 if let Some(gain) = &mut self.gain
                     && n_prefill == 0
                 {
-                    gain.measured(n_decoding, n_guessed, self.n_made, ms);
+                    // A draft model takes its time also when it finds nothing.
+                    let n_tried = n_guessed.max(usize::from(has_drafted));
+                    let ms = before_guess.elapsed().as_secs_f64() * 1e3;
+                    gain.measured(n_decoding, n_tried, self.n_made, ms);
                 }
                 true
             }
@@ -63,10 +67,10 @@ impl Run<'_> {
     }
 
     /// Lets the sequences that decode guess what comes next, where that pays. Not while somebody's prompt is
-    /// read: that fills the step already.
-    fn guess(&mut self) {
+    /// read: that fills the step already. Whether a draft model was asked.
+    fn guess(&mut self) -> bool {
         if self.n_draft == 0 {
-            return;
+            return false;
         }
         let running = || self.slots.iter().flatten();
         let n_decoding = running().filter(|slot| slot.want().decodes).count();
@@ -75,6 +79,13 @@ impl Run<'_> {
         for slot in self.slots.iter_mut().flatten() {
             slot.guess(if pays { self.n_draft } else { 0 });
         }
+        let Some(draft) = &mut self.draft else {
+            return false;
+        };
+        let slots = (0..).zip(&mut self.slots);
+        let mut asks = Vec::from_iter(slots.filter_map(|(seq, slot)| slot.as_mut()?.ask(seq)));
+        draft.guess(&mut asks);
+        !asks.is_empty()
     }
 
     /// Decodes a range of `rows` and takes the tokens of the sequences in it.

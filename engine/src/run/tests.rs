@@ -43,8 +43,10 @@ impl Play {
         let n_decodes = Arc::clone(&decoder.n_decodes);
         let thread = std::thread::spawn(move || {
             let loaded = scripted::loaded(&spec, limits);
+            let mut draft = spec.draft.as_ref().map(|_| Scripted::new(limits));
             run(
                 &mut decoder,
+                draft.as_mut().map(|draft| draft as &mut dyn Decoder),
                 &spec,
                 loaded,
                 &command_receiver,
@@ -611,6 +613,7 @@ fn an_operators_template_that_does_not_compile_is_a_failed_load() {
     let loaded = scripted::loaded(&broken, limits);
     let error = run(
         &mut Scripted::new(limits),
+        None,
         &broken,
         loaded,
         &commands,

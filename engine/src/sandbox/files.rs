@@ -67,6 +67,9 @@ impl Allowed {
     pub(super) fn of(spec: &LoadSpec, rules: &SandboxSpec) -> Self {
         let mut allowed = Self::without_model(rules);
         allowed.read.insert(spec.path.clone());
+        let draft = spec.draft.iter().map(|draft| draft.path.clone());
+        // Landlock wants files that are there; without it the model serves alone.
+        allowed.read.extend(draft.filter(|path| path.exists()));
         if spec.backend != Backend::Cpu {
             let is_gpu = |name: &str| GPU_NODES.iter().any(|begin| name.starts_with(begin));
             let gpu = entries(Path::new("/dev"), is_gpu);

@@ -353,7 +353,7 @@ fn a_load_stops_when_progress_says_so_and_damage_is_explained() {
     };
     use orinoco_engine::model::Loader;
     let error = loader
-        .with_model(&cut, &mut |_| true, &mut |_, _| panic!("half a model"))
+        .with_model(&cut, &mut |_| true, &mut |_, _, _| panic!("half a model"))
         .unwrap_err();
     assert!(
         error.0.contains("cut.gguf") && error.0.contains("tensor"),

@@ -135,7 +135,7 @@ fn models_for_text_and_models_for_vectors_are_told_apart() {
         task: Task::Generate,
         ..spec()
     };
-    let refused = loader.with_model(&embeds, &mut |_| true, &mut |_, _| panic!("served"));
+    let refused = loader.with_model(&embeds, &mut |_| true, &mut |_, _, _| panic!("served"));
     let message = refused.unwrap_err().0;
     assert!(message.contains("embeddings.model"), "{message}");
 }

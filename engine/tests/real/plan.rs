@@ -1,6 +1,6 @@
 //! What is planned is what is taken, byte for byte; and what the proof of offload is made of.
 
-use orinoco::frames::{Backend, BufferUse, KvType, LoadSpec, PlanAsk, Switch};
+use orinoco::frames::{Backend, BufferUse, Draft, KvType, LoadSpec, PlanAsk, Speculation, Switch};
 use orinoco_engine::llama::plan::Outlined;
 use orinoco_engine::model::Planner;
 
@@ -47,6 +47,14 @@ fn shapes(name: &str) -> Vec<LoadSpec> {
             n_batch: 128,
             n_ubatch: 128,
             flash_attn: Switch::Off,
+            ..copied.clone()
+        },
+        LoadSpec {
+            speculation: Speculation::Always,
+            draft: Some(Draft {
+                name: name.to_owned(),
+                path: copied.path.clone(),
+            }),
             ..copied
         },
     ]

@@ -1,11 +1,11 @@
 //! Streams of the loop with real models.
 
-use orinoco::frames::{Finish, Job, LoadSpec, Resume, Sampling, Speculation};
-use orinoco_engine::model::{Decoder, Row};
+use orinoco::frames::{Done, Draft, Finish, Job, LoadSpec, Loaded, Resume, Sampling, Speculation};
+use orinoco_engine::model::{Decoder, Loader as _, Row};
 
 use super::common::{GEMMA, SMOLLM, chat, job, real_spec};
 use super::decoder::with_context;
-use super::{run_jobs, with_decoder};
+use super::{backend, run_drafted_jobs, run_jobs, with_decoder};
 
 const PROMPTS: [&str; 12] = [
     "Once upon a time",
@@ -125,6 +125,59 @@ fn guesses_change_no_answer_beyond_rounding() {
             assert!(most < 0.5, "{name}: {most} behind the likeliest");
         });
     }
+}
+
+/// A model's best draft is itself; one with another vocabulary is left aside, and the model serves.
+#[test]
+fn a_draft_model_saves_steps_and_changes_no_answer_beyond_rounding() {
+    let spec = |draft: &str| LoadSpec {
+        speculation: Speculation::Always,
+        draft: Some(Draft {
+            name: draft.to_owned(),
+            path: real_spec(draft).path,
+        }),
+        ..real_spec(SMOLLM)
+    };
+    let (_guard, mut loader) = backend();
+    let drafted = spec(SMOLLM);
+    let mut serve = |decoder: &mut dyn Decoder, draft: Option<&mut dyn Decoder>, loaded: Loaded| {
+        let jobs = Vec::from_iter(
+            (0..)
+                .zip(&PROMPTS[..3])
+                .map(|(key, prompt)| job(key, prompt, 32)),
+        );
+        let by_lookup = run_jobs(decoder, &drafted, &loaded, &jobs);
+        let by_draft = run_drafted_jobs(decoder, draft, &drafted, &loaded, &jobs);
+        for (end, prompt) in by_draft.iter().zip(PROMPTS) {
+            let most = behind(decoder, prompt, &end.ids);
+            assert!(most < 0.5, "{most} behind the likeliest");
+        }
+        let right = |ends: &[Done]| ends.iter().map(|end| end.timings.n_right).sum::<u32>();
+        let (n_lookup, n_draft) = (right(&by_lookup), right(&by_draft));
+        println!("guesses that were right: {n_lookup} without the draft model, {n_draft} with it");
+        // What it says with a probability above one half is what the same model says then.
+        assert!(n_draft >= n_lookup + 10, "{n_draft} against {n_lookup}");
+        // Both stand in the account.
+        let weights: u64 = loaded
+            .buffers
+            .iter()
+            .map(|buffer| buffer.weights_bytes)
+            .sum();
+        assert!(
+            weights >= 2 * loaded.size_bytes * 9 / 10,
+            "{weights} of {}",
+            loaded.size_bytes
+        );
+    };
+    loader
+        .with_model(&drafted, &mut |_| true, &mut serve)
+        .unwrap();
+    let mut alone = |_: &mut dyn Decoder, draft: Option<&mut dyn Decoder>, _| {
+        assert!(draft.is_none(), "Gemma drafts for SmolLM2");
+    };
+    loader
+        .with_model(&spec(GEMMA), &mut |_| true, &mut alone)
+        .unwrap();
 }
 
 #[test]
@@ -326,8 +379,15 @@ fn run_parked(
                 }
             }
         });
-        orinoco_engine::run::run(decoder, spec, loaded.clone(), &command_receiver, &events)
-            .unwrap();
+        orinoco_engine::run::run(
+            decoder,
+            None,
+            spec,
+            loaded.clone(),
+            &command_receiver,
+            &events,
+        )
+        .unwrap();
         teller.join().unwrap()
     });
     for seq in 0..2 * decoder.limits().n_seq_max {
@@ -402,8 +462,15 @@ fn run_in_turn(
             }
             ends
         });
-        orinoco_engine::run::run(decoder, spec, loaded.clone(), &command_receiver, &events)
-            .unwrap();
+        orinoco_engine::run::run(
+            decoder,
+            None,
+            spec,
+            loaded.clone(),
+            &command_receiver,
+            &events,
+        )
+        .unwrap();
         teller.join().unwrap()
     })
 }

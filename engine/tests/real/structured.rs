@@ -317,7 +317,8 @@ fn a_constrained_stream_resumes_to_the_same_text() {
                     .send(orinoco::frames::Command::Tokenize { job, input: prompt })
                     .unwrap();
                 commands.send(orinoco::frames::Command::Drain).unwrap();
-                orinoco_engine::run::run(decoder, &spec, loaded.clone(), &asked, &events).unwrap();
+                orinoco_engine::run::run(decoder, None, &spec, loaded.clone(), &asked, &events)
+                    .unwrap();
                 drop(events);
                 told.into_iter()
                     .find_map(|event| match event {

@@ -1,5 +1,7 @@
 //! Guessed tokens read along: the same answers in fewer steps.
 
+use orinoco::frames::Draft;
+
 use super::*;
 
 pub(super) fn guessing() -> LoadSpec {
@@ -96,5 +98,47 @@ fn nobody_guesses_while_a_prompt_is_read() {
         let reads = batch.iter().any(|row| row.seq == 1 && !row.wants_logits);
         let n_first = batch.iter().filter(|row| row.seq == 0).count();
         assert!(!reads || n_first == 1, "{n_first} rows beside a prefill");
+    }
+}
+
+/// With a draft model that goes on as the large one does.
+fn drafting() -> LoadSpec {
+    LoadSpec {
+        draft: Some(Draft {
+            name: "small".into(),
+            path: "small.gguf".into(),
+        }),
+        ..guessing()
+    }
+}
+
+#[test]
+fn a_draft_model_guesses_what_was_never_said() {
+    // 0 1 2 …: nothing of it was said before.
+    let job = chat(1, "!count", 300);
+    let plain = Play::new(&spec());
+    let drafted = Play::new(&drafting());
+    let (expected, found) = (plain.ask(&job), drafted.ask(&job));
+    assert_eq!((&found.text, &found.ids), (&expected.text, &expected.ids));
+    let (n_plain, n_drafted) = (plain.end().batches.len(), drafted.end().batches.len());
+    assert!(
+        n_drafted * 4 < n_plain,
+        "{n_drafted} steps against {n_plain}"
+    );
+}
+
+#[test]
+fn streams_side_by_side_are_drafted_each_for_itself() {
+    let play = Play::new(&drafting());
+    let jobs: Vec<_> = (1..=4)
+        .map(|n| chat(n, &format!("!count !tokens {}", 100 * n), 400))
+        .collect();
+    jobs.iter().for_each(|job| play.submit(job));
+    for n in [1, 2, 3, 4] {
+        let alone = Play::new(&spec()).ask(&jobs[n - 1]);
+        let drafted = play.answer(n as u64);
+        // The first of them end while the others are heard.
+        let is_end = !drafted.text.is_empty() && alone.text.ends_with(&drafted.text);
+        assert!(is_end, "{n}: {}", drafted.text);
     }
 }

@@ -151,17 +151,26 @@ async fn fairness(work: &Work) {
     let began = Instant::now();
     let quiet = QUIET.map(|user| quiet_user(work, &broker, user));
     let [a, b, c] = quiet;
-    let (a, b, c) = tokio::join!(a, b, c);
+    // Who floods takes its answers meanwhile: a broker keeps so many for a client and no more.
+    let began_flood = Instant::now();
+    let flood = async {
+        flooder.until_ended(&accepted).await;
+        began_flood.elapsed()
+    };
+    let quiet = async {
+        let (a, b, c) = tokio::join!(a, b, c);
+        (a, b, c, began.elapsed())
+    };
+    let ((a, b, c, beside), flood) = tokio::join!(quiet, flood);
     for wait in a.into_iter().chain(b).chain(c) {
         waits.record(wait.as_micros() as u64).unwrap();
     }
-    let beside = began.elapsed();
-    flooder.until_ended(&accepted).await;
     let ms = |histogram: &Histogram<u64>, q| histogram.value_at_quantile(q) as f64 / 1000.0;
     let job_ms = calm.mean() / 1000.0;
     let (found, goal) = (ms(&waits, 0.95), job_ms / N_SEQ_MAX as f64 + 1000.0);
     println!(
-        "fairness: {N_FLOOD} prompts of one user, {} of three others in {:.1} s beside them",
+        "fairness: {N_FLOOD} prompts of one user in {:.1} s, {} of three others in {:.1} s beside them",
+        flood.as_secs_f64(),
         waits.len(),
         beside.as_secs_f64()
     );
@@ -265,8 +274,12 @@ async fn alarms(work: &Work) {
         "  time to first text p50 {p50:.1} ms, p95 {p95:.1} ms; goal {goal:.1} ms (step {step:.1} + alone {own:.1} + 10): {}",
         verdict(p95 <= goal)
     );
+    // Each takes as long as it did: a few of those that made room.
+    let made_room = |id: &&String| resumed.get(id.as_str()).is_some_and(|n| *n > 0);
+    let parked = Vec::from_iter(jobs.iter().filter(made_room).take(3));
     let mut n_same = 0;
-    for (n, id) in jobs.iter().enumerate() {
+    for id in &parked {
+        let n = jobs.iter().position(|job| job == *id).unwrap();
         let again = format!("again{n}");
         client
             .ask("chat", &again, &body(work, n, work.n_long, "batch"))
@@ -275,8 +288,8 @@ async fn alarms(work: &Work) {
         n_same += usize::from(client.text(id) == client.text(&again));
     }
     println!(
-        "  {n_same} of {} streams have the text that they have alone",
-        jobs.len()
+        "  {n_same} of {} streams that made room have the text that they have alone",
+        parked.len()
     );
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Closed, Command, Deploy, World, obey, request};
+use super::obey::{obey_meanwhile, request};
+use super::{Closed, Deploy, World};
 use crate::ota::name::{Digest, LineName};
 use crate::ota::reason::Reason;
 use crate::ota::state::{Origin, Release};
@@ -41,15 +42,8 @@ impl<W: World> Deploy<W> {
                 tokio::select! {
                     outcome = &mut work => break Some(outcome),
                     order = self.parts.orders.recv() => {
-                        let order = order.ok_or(Closed)?;
-                        if let Command::Heard(event_seq) = order.command {
-                            self.book.heard(event_seq);
-                            continue;
-                        }
-                        let before = self.book.record.clone();
-                        let answer = obey(&mut self.book.record, &order.command, &self.policy);
-                        self.book.answer(&self.parts.told, order.ticket, answer).await;
-                        if self.book.record != before {
+                        let (order, told) = (order.ok_or(Closed)?, &self.parts.told);
+                        if obey_meanwhile(&mut self.book, told, &self.policy, order).await {
                             break None;
                         }
                     }

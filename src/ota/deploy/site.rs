@@ -1,45 +1,44 @@
 //! The real world: trust, sources, blobs, the board, and the governor that has releases tried.
+//!
+//! Whether a release suits the board is in `suits`, its trial in `trial`, small files that are kept in `kept`.
+
+mod kept;
+mod suits;
+mod trial;
+mod tuning;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::report::{Metadata, State, word};
 use super::world::{Tried, World};
 use crate::board::l4t::L4t;
-use crate::board::power::PowerProbe;
-use crate::board::{Faults, Root, identity, memory};
-use crate::frames::Draft;
-use crate::governor::{Offer, Update, Verdict};
+use crate::board::{Faults, Root, identity};
+use crate::governor::Update;
 use crate::models::Releases;
 use crate::models::gguf;
-use crate::models::release::{Release as Served, Runtime, Sampling};
 use crate::ota::blobs::{BlobStore, Finding, Keep};
 use crate::ota::catalog::{self, CATALOG_BYTES_MAX, Catalog};
 use crate::ota::crash;
-use crate::ota::fetch::{Collected, FetchConfig, Fetcher, FileToFetch, Progress};
+use crate::ota::fetch::{Collected, FetchConfig, Fetcher, Progress};
 use crate::ota::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::ota::name::{Digest, LineName, TargetName};
 use crate::ota::pieces::PieceTable;
 use crate::ota::policy::{POLICY_BYTES_MAX, Policy};
-use crate::ota::probe::{No, Probe};
+use crate::ota::probe::No;
 use crate::ota::reason::Reason;
 use crate::ota::source::{Source, Terms};
-use crate::ota::state::{Accepted, Origin, Policies, Record, Release, Want};
+use crate::ota::state::{Origin, Policies, Record, Release, Want};
 use crate::ota::stick;
 use crate::ota::trust::{Client, Place, Trust, TrustError, TrustedNow, clock, read_target};
-use crate::ota::vfs::{Disk, Vfs, replace};
-use crate::worker::trial::TrialEnd;
-
-/// Small files that are kept: manifests and tables of pieces.
-const MANIFESTS: &str = "manifests";
-/// What a load and a probe take, where nothing is known: for the ETA that streams are told.
-const TRIAL_TAKES: Duration = Duration::from_secs(20);
-/// Longest table of pieces: of a file of 1 TiB.
-const TABLE_BYTES_MAX: u64 = 8 << 20;
+use crate::ota::vfs::{Disk, Vfs};
+use kept::{TABLE_BYTES_MAX, manifest};
+pub use kept::{kept_policy, manifests_dir, releases};
+use trial::OnTrial;
+pub use tuning::Tuning;
 
 /// Where things are and how they are done.
 #[derive(Debug, Clone)]
@@ -62,29 +61,6 @@ pub struct SiteConfig {
     pub reserve_bytes: u64,
     /// Build of llama.cpp in this product.
     pub engine_build: u32,
-}
-
-/// Who judges the fleet's settings, and puts them in force.
-pub trait Tuning: Send {
-    /// Whether they are settings that this device can have.
-    ///
-    /// # Errors
-    /// All that is wrong with them.
-    fn judge(&self, settings: &toml::Table) -> Result<(), String>;
-
-    /// These are in force, or with `None` the device's own alone. Says which keys wait for the next start.
-    fn apply(&mut self, settings: Option<&toml::Table>) -> Vec<String>;
-}
-
-/// A device without settings that could change.
-impl Tuning for () {
-    fn judge(&self, _settings: &toml::Table) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn apply(&mut self, _settings: Option<&toml::Table>) -> Vec<String> {
-        Vec::new()
-    }
 }
 
 /// The real world of the engine.
@@ -111,134 +87,6 @@ pub struct Site {
     tuning: Box<dyn Tuning>,
     /// Settings of the fleet that wait for the next start.
     at_next_start: Vec<String>,
-}
-
-struct OnTrial {
-    probe: Probe,
-    verdict: oneshot::Receiver<Verdict>,
-    settled: Option<oneshot::Sender<bool>>,
-}
-
-/// Where manifests are kept.
-pub fn manifests_dir(dir: &Path) -> PathBuf {
-    dir.join(MANIFESTS)
-}
-
-/// The releases in service, as the rest of the product needs them: those whose files are here. One whose
-/// manifest cannot be read is left out and told.
-pub fn releases(record: &Record, dir: &Path) -> Vec<Served> {
-    let Ok(blobs) = BlobStore::open(dir) else {
-        warn!(dir = %dir.display(), "the files of releases cannot be opened");
-        return Vec::new();
-    };
-    let mut drafts = Vec::new();
-    let served = record.lines.iter().filter_map(|(line, installed)| {
-        let release = &installed.active;
-        let manifest = match manifest(dir, release) {
-            Ok(manifest) => manifest,
-            Err(no) => {
-                warn!(%line, no.detail, "a release in service is left out");
-                return None;
-            }
-        };
-        if !blobs.has(&release.weights, release.weights_bytes) {
-            warn!(%line, release = %release.id, "the model of the release in service is gone");
-            return None;
-        }
-        let is_first = record.first.as_ref() == Some(line);
-        if let Some((of, min_seq)) = manifest.draft() {
-            drafts.push((line.to_string(), of.to_string(), min_seq));
-        }
-        Some(served(&blobs, line, release, &manifest, is_first))
-    });
-    let mut served: Vec<_> = served.collect();
-    for (line, of, min_seq) in drafts {
-        let draft = draft(&served, &of, min_seq);
-        if let Some(release) = served.iter_mut().find(|release| release.line == line) {
-            release.draft = draft;
-        }
-    }
-    served
-}
-
-/// The release of a line that drafts for another, if it is here and new enough.
-fn draft(served: &[Served], line: &str, min_seq: u64) -> Option<Draft> {
-    let is_it = |release: &&Served| release.line == line && release.release_seq >= min_seq;
-    let release = served.iter().find(is_it)?;
-    Some(Draft {
-        name: release.name.clone(),
-        path: release.path.clone(),
-    })
-}
-
-fn served(
-    blobs: &BlobStore,
-    line: &LineName,
-    release: &Release,
-    manifest: &Manifest,
-    is_first: bool,
-) -> Served {
-    let runtime = &manifest.runtime;
-    let milli = |value: Option<u32>| value.map(|milli| milli as f32 / 1000.0);
-    let sampling = &runtime.sampling_milli;
-    Served {
-        name: release.id.to_string(),
-        line: line.to_string(),
-        release_seq: release.release_seq,
-        sha256: release.weights.to_string(),
-        path: blobs.path(&release.weights),
-        file_bytes: release.weights_bytes,
-        is_first,
-        draft: None,
-        runtime: Runtime {
-            n_ctx: (runtime.n_ctx > 0).then_some(runtime.n_ctx),
-            kv_type_k: runtime.kv_type_k,
-            kv_type_v: runtime.kv_type_v,
-            chat_template: runtime.chat_template.clone(),
-            stop: runtime.stop.clone(),
-            sampling: Sampling {
-                temperature: milli(sampling.temperature),
-                top_k: sampling.top_k,
-                top_p: milli(sampling.top_p),
-                min_p: milli(sampling.min_p),
-                repeat_penalty: milli(sampling.repeat_penalty),
-            },
-        },
-    }
-}
-
-/// Kept settings of the fleet, checked again.
-///
-/// # Errors
-/// They are not there, changed on the disk, or are none.
-pub fn kept_policy(dir: &Path, accepted: &Accepted) -> Result<Policy, String> {
-    let path = manifests_dir(dir).join(accepted.digest.to_string());
-    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-    let bytes = Disk.read(&path, POLICY_BYTES_MAX as u64);
-    let bytes = bytes.map_err(|error| wrong(&error))?;
-    let bytes = bytes.ok_or_else(|| wrong(&"not there"))?;
-    if Digest::of(&bytes) != accepted.digest {
-        return Err(wrong(&"changed on the disk"));
-    }
-    Policy::parse(&bytes).map_err(|error| wrong(&error))
-}
-
-/// The kept manifest of a release, checked again.
-fn manifest(dir: &Path, release: &Release) -> Result<Manifest, No> {
-    let path = manifests_dir(dir).join(release.manifest.to_string());
-    let bytes =
-        (Disk.read(&path, MANIFEST_BYTES_MAX as u64)).map_err(|error| device(&path, &error))?;
-    let bytes = bytes.ok_or_else(|| No {
-        reason: Reason::DeviceError,
-        detail: format!("{}: not there", path.display()),
-    })?;
-    if Digest::of(&bytes) != release.manifest {
-        return Err(No {
-            reason: Reason::DigestMismatch,
-            detail: format!("{}: changed on the disk", path.display()),
-        });
-    }
-    Manifest::parse(&bytes).map_err(|error| bad(&error))
 }
 
 fn device(path: &Path, error: &std::io::Error) -> No {
@@ -333,141 +181,6 @@ impl Site {
         let bytes =
             read_target(source, name, &info, bytes_max).map_err(|error| untrusted(&error))?;
         Ok((info.digest, bytes))
-    }
-
-    fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), No> {
-        let path = manifests_dir(&self.config.dir).join(name);
-        replace(&Disk, &path, bytes).map_err(|error| device(&path, &error))
-    }
-
-    /// Whether the board is one that the release is made for.
-    fn gate(&self, manifest: &Manifest) -> Result<(), No> {
-        let needs = &manifest.needs;
-        let is_board = |name: &&crate::ota::BoardName| name.as_str() == self.board;
-        if !needs.boards.is_empty() && needs.boards.iter().find(is_board).is_none() {
-            let board = match self.board.as_str() {
-                "" => "no board that is known",
-                board => board,
-            };
-            let made_for: Vec<_> = needs.boards.iter().map(ToString::to_string).collect();
-            return Err(no(
-                Reason::IncompatibleBoard,
-                format!(
-                    "this is {board}, the release is for {}",
-                    made_for.join(", ")
-                ),
-            ));
-        }
-        let mode = self.mode();
-        if !needs.power_modes.is_empty() && !needs.power_modes.contains(&mode) {
-            return Err(no(
-                Reason::IncompatibleBoard,
-                format!(
-                    "power mode {mode:?}, the release is for {}",
-                    needs.power_modes.join(", ")
-                ),
-            ));
-        }
-        if let Some(min) = needs.min_l4t
-            && self.l4t.is_none_or(|l4t| l4t < min.0)
-        {
-            let found = self.l4t.map_or("none".to_owned(), |l4t| l4t.to_string());
-            return Err(no(
-                Reason::IncompatibleL4t,
-                format!(
-                    "Jetson Linux {found}, the release needs {}: update the system first",
-                    min.0
-                ),
-            ));
-        }
-        if needs.min_engine_build > self.config.engine_build {
-            return Err(no(
-                Reason::IncompatibleEngine,
-                format!(
-                    "llama.cpp build {}, the release needs {}: update Orinoco first",
-                    self.config.engine_build, needs.min_engine_build
-                ),
-            ));
-        }
-        if !gguf::limits::ARCHITECTURES.contains(&manifest.model.arch.as_str()) {
-            return Err(no(
-                Reason::IncompatibleEngine,
-                format!(
-                    "architecture {:?} is none that this Orinoco opens",
-                    manifest.model.arch
-                ),
-            ));
-        }
-        let root = Root::new(&self.config.board_root);
-        if let (Some(mib), Ok(memory)) = (
-            needs.memory_mib(manifest.runtime.n_ctx),
-            memory::read(&root),
-        ) {
-            let room = memory.total_bytes.saturating_sub(self.config.reserve_bytes) >> 20;
-            if mib > room {
-                return Err(no(
-                    Reason::IncompatibleMemory,
-                    format!("the board has {room} MiB for models, the release needs {mib}"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The draft model that the release works with: on the device, and of the same vocabulary.
-    fn pair(&self, record: &[Served], manifest: &Manifest, n_vocab: u32) -> Result<(), No> {
-        let Some((line, min_seq)) = manifest.draft() else {
-            return Ok(());
-        };
-        let draft = record.iter().find(|release| release.line == line.as_str());
-        let draft = draft.filter(|draft| draft.release_seq >= min_seq).ok_or_else(|| {
-            no(
-                Reason::IncompatibleEngine,
-                format!("its draft model, release {min_seq} of {line} or later, is not on the device"),
-            )
-        })?;
-        let header = gguf::preflight(&draft.path)
-            .map_err(|error| no(Reason::GgufRejected, error.to_string()))?;
-        match header.n_vocab == n_vocab {
-            true => Ok(()),
-            false => Err(no(
-                Reason::GgufRejected,
-                format!(
-                    "its draft model {} has {} tokens, it has {n_vocab}",
-                    draft.name, header.n_vocab
-                ),
-            )),
-        }
-    }
-
-    fn mode(&self) -> String {
-        let root = Root::new(&self.config.board_root);
-        let identity = identity::read(&root, &mut Faults::default());
-        let present = PowerProbe::new(&root, identity.module).read(None);
-        let mode = present.effective_mode();
-        mode.map(|mode| mode.name.clone()).unwrap_or_default()
-    }
-
-    fn wanted(&self, release: &Release) -> Result<FileToFetch, No> {
-        let manifest = manifest(&self.config.dir, release)?;
-        let weights = manifest.weights();
-        let path = manifests_dir(&self.config.dir).join(format!("{}.pieces", release.manifest));
-        let bytes = Disk
-            .read(&path, TABLE_BYTES_MAX)
-            .map_err(|error| device(&path, &error))?;
-        let bytes = bytes.ok_or_else(|| {
-            no(
-                Reason::DeviceError,
-                format!("{}: not there", path.display()),
-            )
-        })?;
-        let pieces = PieceTable::parse(&bytes, weights.bytes, weights.piece_bytes)
-            .map_err(|error| bad(&error))?;
-        Ok(FileToFetch {
-            name: weights.target.clone(),
-            digest: weights.sha256,
-            pieces,
-        })
     }
 }
 
@@ -602,120 +315,21 @@ impl World for Site {
         let header =
             gguf::preflight(&path).map_err(|error| no(Reason::GgufRejected, error.to_string()))?;
         let manifest = manifest(&self.config.dir, release)?;
-        let model = &manifest.model;
-        let figures = [
-            ("n_params", header.n_params, model.n_params),
-            ("n_vocab", header.n_vocab.into(), model.n_vocab.into()),
-            (
-                "n_ctx_train",
-                header.n_ctx_train.into(),
-                model.n_ctx_train.into(),
-            ),
-        ];
-        for (what, found, said) in figures {
-            if found != said {
-                return Err(no(
-                    Reason::GgufRejected,
-                    format!("{what} of the file is {found}, of the manifest {said}"),
-                ));
-            }
-        }
-        if header.arch != model.arch {
-            return Err(no(
-                Reason::GgufRejected,
-                format!(
-                    "the file is {:?}, the manifest says {:?}",
-                    header.arch, model.arch
-                ),
-            ));
-        }
+        suits::check_header(&header, &manifest)?;
         crash::point("verify:judged");
         self.pair(&self.releases.borrow(), &manifest, header.n_vocab)
     }
 
     async fn begin_trial(&mut self, line: &LineName, release: &Release) -> Option<Tried> {
-        let manifest = match manifest(&self.config.dir, release) {
-            Ok(manifest) => manifest,
-            Err(no) => return Some(Tried::No(no)),
-        };
-        // Judged again: Orinoco, the system or the power mode may be others than when it was planned.
-        if let Err(no) = self.gate(&manifest) {
-            return Some(Tried::No(no));
-        }
-        let probe = match Probe::new(&manifest.health, &self.board, &self.mode()) {
-            Ok(probe) => probe,
-            Err(no) => return Some(Tried::No(no)),
-        };
-        let (trying, loaded) = oneshot::channel();
-        let (verdict, mut judged) = oneshot::channel();
-        let (settled, is_settled) = oneshot::channel();
-        let offer = Offer {
-            release: Served {
-                draft: manifest
-                    .draft()
-                    .and_then(|(of, min_seq)| draft(&self.releases.borrow(), of.as_str(), min_seq)),
-                ..served(&self.blobs, line, release, &manifest, true)
-            },
-            trial: probe.trial(),
-            takes: match manifest.health.load_ms_max {
-                0 => TRIAL_TAKES,
-                ms => Duration::from_millis(ms).min(TRIAL_TAKES),
-            },
-            needs_cool: probe.needs_cool(),
-            trying,
-            verdict,
-            settled: is_settled,
-        };
-        if self
-            .updates
-            .send(Update::Offer(Box::new(offer)))
-            .await
-            .is_err()
-        {
-            return Some(Tried::NotNow("the daemon ends".into()));
-        }
-        crash::point("trial:offered");
-        let early = tokio::select! {
-            biased;
-            verdict = &mut judged => Some(verdict),
-            Ok(()) = loaded => None,
-        };
-        match early {
-            Some(verdict) => {
-                self.trial = Some(OnTrial {
-                    probe,
-                    verdict: judged,
-                    settled: Some(settled),
-                });
-                Some(self.tried(verdict.ok()))
-            }
-            None => {
-                crash::point("trial:loaded");
-                self.trial = Some(OnTrial {
-                    probe,
-                    verdict: judged,
-                    settled: Some(settled),
-                });
-                None
-            }
-        }
+        self.offer(line, release).await
     }
 
     async fn end_trial(&mut self) -> Tried {
-        let verdict = match &mut self.trial {
-            Some(trial) => (&mut trial.verdict).await.ok(),
-            None => None,
-        };
-        crash::point("trial:judged");
-        self.tried(verdict)
+        self.judged().await
     }
 
     fn settle(&mut self, is_written: bool) {
-        if let Some(settled) = self.trial.take().and_then(|trial| trial.settled) {
-            // The governor's end is the daemon's.
-            let _ = settled.send(is_written);
-            crash::point("trial:settled");
-        }
+        self.settled(is_written);
     }
 
     fn in_service(&mut self, record: &Record, at_once: bool) {
@@ -862,32 +476,5 @@ impl World for Site {
         }
         state.clock = Some(word(&now.clock()));
         state.disk_free_mib = self.blobs.free_bytes().ok().map(|bytes| bytes >> 20);
-    }
-}
-
-impl Site {
-    fn tried(&self, verdict: Option<Verdict>) -> Tried {
-        let (end, serves) = match verdict {
-            None => return Tried::NotNow("the daemon ends".into()),
-            Some(Verdict::NotNow(why)) => return Tried::NotNow(why),
-            Some(Verdict::Tried { end, serves }) => (end, serves),
-        };
-        let Some(trial) = &self.trial else {
-            return Tried::NotNow("nothing was on trial".into());
-        };
-        match (trial.probe.verdict(&end), &end) {
-            (None, _) => Tried::NotNow("something else had to be loaded".into()),
-            (Some(Err(no)), _) => Tried::No(no),
-            (Some(Ok(())), TrialEnd::Passed(shown)) => Tried::Passed {
-                serves,
-                detail: format!(
-                    "loaded in {:.1} s, {} prompts answered, {} MiB",
-                    shown.load.as_secs_f64(),
-                    shown.answers.len(),
-                    shown.peak_bytes >> 20
-                ),
-            },
-            (Some(Ok(())), _) => Tried::NotNow("no verdict".into()),
-        }
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::ota::catalog;
 use crate::ota::fetch::Progress;
 use crate::ota::name::{Digest, ModelId};
-use crate::ota::state::Release;
+use crate::ota::state::{Origin, Record, Release};
 use crate::ota::vfs::{Cut, Keeps, Unsynced, Vfs};
 
 const DIR: &str = "/ota";
@@ -240,7 +240,7 @@ fn catalog_of(releases: &[(u64, &str)]) -> Catalog {
 }
 
 fn wish(id: &str, seq: u64) -> Command {
-    Command::Want(super::want(id, &line(), seq, Origin::Operator))
+    Command::Want(super::look::want(id, &line(), seq, Origin::Operator))
 }
 
 /// A life of the daemon: starts, hears the commands, and works until nothing is under way. The power may go.
@@ -304,7 +304,6 @@ fn live_with(world: &Fake, commands: &[Command], request: Option<Request>) -> Re
                 steady_at: None,
                 scrub_at: None,
                 to_mend: Vec::new(),
-                told_phase: None,
                 request: request.clone(),
             };
             deploy.world.in_service(&deploy.book.record, false);

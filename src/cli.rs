@@ -14,6 +14,7 @@ mod configuration;
 mod doctor;
 mod embed;
 mod models;
+mod order;
 mod ota;
 mod output;
 mod provision;

@@ -140,12 +140,8 @@ pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
             reach,
             accept_seconds,
         } => {
-            let order = order::Order {
-                target: Target::find(&reach, None, config)?,
-                model,
-                accept_limit: Duration::from_secs(accept_seconds),
-            };
-            order::run(&order)
+            let target = Target::find(&reach, None, config)?;
+            order::run(model, &target, Duration::from_secs(accept_seconds))
         }
     }
 }

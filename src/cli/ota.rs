@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
         release_seq: None,
         taken,
     };
-    let (order, common) = match &args.command {
+    let (mut order, common) = match &args.command {
         Command::Status(args) => return status::run(args, config),
         Command::Apply(args) => return apply::run(args, config),
         Command::Report(args) => return report::run(args, config),
@@ -139,5 +139,5 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
             (order, common)
         }
     };
-    order::run(&order, common, config)
+    order::run(&mut order, common, config)
 }

@@ -112,6 +112,13 @@ impl Target {
             found,
         })
     }
+
+    /// That nobody is at the address, and who said that it would be. `why`: what the last try met.
+    pub(super) fn no_broker(&self, why: Option<&str>) -> String {
+        let (host, port, found) = (&self.host, self.port, &self.found);
+        let why = why.unwrap_or("no answer");
+        format!("no broker at {host}:{port} ({found}): {why}")
+    }
 }
 
 /// TLS as the flags say, then as the daemon on this machine has it, then as configured. The certificate is

@@ -347,7 +347,6 @@ impl Session<'_> {
             port,
             names,
             pool,
-            found,
             ..
         } = self.target;
         if let (Some(pool), Some(_)) = (pool, self.sent_at) {
@@ -358,10 +357,7 @@ impl Session<'_> {
         }
         let node = names.node();
         match (self.sent_at, &self.last_down, self.node) {
-            (None, down, _) => format!(
-                "no broker at {host}:{port} ({found}): {}",
-                down.as_deref().unwrap_or("no answer")
-            ),
+            (None, down, _) => self.target.no_broker(down.as_deref()),
             (_, _, None) => {
                 format!("the broker at {host}:{port} knows no node {node}; --node names another")
             }

@@ -148,19 +148,12 @@ impl Session {
     }
 
     fn why_nothing(&self, target: &Target, seconds: u64) -> String {
-        let Target {
-            host,
-            port,
-            names,
-            found,
-            ..
-        } = target;
         match &self.last_down {
-            Some(down) => format!("no broker at {host}:{port} ({found}): {down}"),
+            Some(down) => target.no_broker(Some(down)),
             None => format!(
                 "{} told nothing about updates within {seconds} s: it takes none without a root of trust (orinoco \
                  provision), or was never here; --node names another",
-                names.node()
+                target.names.node()
             ),
         }
     }

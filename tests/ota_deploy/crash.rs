@@ -2,7 +2,8 @@
 
 use orinoco::ota::crash;
 
-use super::*;
+use super::setup::*;
+use super::support::daemon::{GEMMA, SMOL, Site};
 
 /// Forward, then back: where the daemon dies.
 const PAIRS: &[(&str, &str)] = &[
@@ -49,23 +50,20 @@ async fn dies_at(site: &Site, place: &str, order: impl AsyncFnOnce()) {
 
 #[tokio::test]
 async fn a_daemon_that_dies_in_an_update_or_on_the_way_back_comes_through_with_its_streams() {
-    let mut publisher = Publisher::new();
-    publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
-    publisher.release(GEMMA, "gemma-2", ["Paris", "(?i)paris"], "{}");
-    publisher.serve();
+    let publisher = Publisher::with_releases(&[(SMOL, "smol-1"), (GEMMA, "gemma-2")]);
+    let mut device = Device::of(&publisher).await;
+    let state = device.takes(1, "d-0", 1).await;
+    assert_eq!(active(&state), Some((1, "smol-1")), "{state:?}");
+    stream(&mut device.client, "through", 800).await;
     let Device {
-        models: _models,
         board: _board,
-        broker,
+        broker: _broker,
         site,
         daemon,
         mut client,
         mut watcher,
-    } = Device::of(&publisher).await;
-    desire(&mut client, 1, "d-0", 1).await;
-    let state = watcher.until_over("d-0").await;
-    assert_eq!(active(&state), Some((1, "smol-1")), "{state:?}");
-    stream(&mut client, "through", 800).await;
+        models: _models,
+    } = device;
     daemon.power_cut();
 
     for (n, (forward, back)) in (1_u64..).zip(pairs()) {
@@ -98,5 +96,4 @@ async fn a_daemon_that_dies_in_an_update_or_on_the_way_back_comes_through_with_i
     let _daemon = site.start();
     client.until_ended(&["through".into()]).await;
     is_whole(&client, "through", 800);
-    drop(broker);
 }

@@ -4,26 +4,11 @@ use orinoco::ota::Reason;
 use orinoco::ota::deploy::State;
 use orinoco::ota::deploy::report::PolicyState;
 use orinoco::ota::state::Phase;
-use orinoco::wire::report::{Info, Mode};
+use orinoco::wire::report::Info;
 
+use super::setup::*;
+use super::support::daemon::{GEMMA, SMOL};
 use super::support::requester::Client;
-use super::{Device, GEMMA, Publisher, SMOL, active, desire};
-
-/// An operator's order, and what became of it.
-async fn order(device: &mut Device, id: &str, action: &str) -> serde_json::Value {
-    let topic = format!("orinoco/v1/n1/cmd/ota/{id}");
-    let mut answers = Client::watch(device.broker.port(), &topic).await;
-    let asked = format!(r#"{{"status":"init","action":"{action}"}}"#);
-    device.client.publish_retained(topic, asked.into()).await;
-    let answer = |client: &Client| -> Option<serde_json::Value> {
-        let answer = serde_json::from_slice(client.documents.get(id)?).ok()?;
-        let answer: serde_json::Value = answer;
-        (answer["status"] != "init").then_some(answer)
-    };
-    let is_there = |_: bool, client: &Client| answer(client).is_some();
-    answers.until("the answer", is_there).await;
-    answer(&answers).unwrap()
-}
 
 fn policy(state: &State) -> PolicyState {
     state.policy.clone().unwrap_or_default()
@@ -51,20 +36,15 @@ async fn until_policy(client: &mut Client, seq: Option<u64>) {
 
 #[tokio::test]
 async fn settings_of_the_fleet_are_judged_applied_kept_and_taken_back() {
-    let mut publisher = Publisher::new();
-    publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
+    let publisher = Publisher::with_releases(&[(SMOL, "smol-1")]);
     publisher.policy(
         "policy_seq = 1\n[profiles.hall]\norder = 1\nmodel = 'own'\nn_seq_max = 1\n[power]\nsettle_ms = 0\n\
          [requests]\npayload_bytes_max = 300\n[memory]\ngpu_context_bytes = 1048576\n",
     );
-    publisher.serve();
     let mut device = Device::of(&publisher).await;
     assert_eq!(asks_at_length(&mut device.client, "before").await, None);
 
-    assert_eq!(
-        order(&mut device, "c1", "check").await["status"],
-        "successful"
-    );
+    assert_eq!(device.order("c1", "check").await["status"], "successful");
     let state = device
         .watcher
         .until("policy 1", |state| policy(state).policy_seq == Some(1))
@@ -74,17 +54,14 @@ async fn settings_of_the_fleet_are_judged_applied_kept_and_taken_back() {
     let limit = asks_at_length(&mut device.client, "limited").await;
     assert_eq!(limit.as_deref(), Some("payload_too_large"));
     let by_profile = |_: bool, client: &Client| {
-        let state = client.documents.get("state");
-        let state: Option<orinoco::wire::report::State> =
-            state.and_then(|bytes| serde_json::from_slice(bytes).ok());
-        let power = state.and_then(|state| state.power);
+        let power = node(client).and_then(|state| state.power);
         power.is_some_and(|power| power.profile.as_deref() == Some("hall"))
     };
     device.client.until("the fleet's profile", by_profile).await;
 
     // A key that the configuration does not know is one too many.
     publisher.policy("policy_seq = 2\n[requests]\nqueue_jobs_maxx = 1\n");
-    order(&mut device, "c2", "check").await;
+    device.order("c2", "check").await;
     let state = device
         .watcher
         .until("the refusal", |state| policy(state).refused_seq == Some(2))
@@ -103,25 +80,20 @@ async fn settings_of_the_fleet_are_judged_applied_kept_and_taken_back() {
     assert_eq!(limit.as_deref(), Some("payload_too_large"));
     until_policy(&mut device.client, Some(1)).await;
 
-    let back = order(&mut device, "c3", "rollback-policy").await;
+    let back = device.order("c3", "rollback-policy").await;
     assert_eq!(back["status"], "successful", "{back}");
     until_policy(&mut device.client, None).await;
     assert_eq!(asks_at_length(&mut device.client, "after").await, None);
-    let none = order(&mut device, "c4", "rollback-policy").await;
+    let none = device.order("c4", "rollback-policy").await;
     assert_eq!(none["status"], "failed", "{none}");
 }
 
 #[tokio::test]
 async fn a_release_whose_worker_dies_again_and_again_after_the_commit_is_taken_back() {
-    let mut publisher = Publisher::new();
-    publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
-    publisher.release(GEMMA, "gemma-2", ["Paris", "(?i)paris"], "{}");
-    publisher.serve();
+    let publisher = Publisher::with_releases(&[(SMOL, "smol-1"), (GEMMA, "gemma-2")]);
     let mut device = Device::of(&publisher).await;
     for (seq, id) in [(1, "d-1"), (2, "d-2")] {
-        desire(&mut device.client, seq, id, seq).await;
-        let state = device.watcher.until_over(id).await;
-        assert_eq!(state.state, Some(Phase::Committed), "{}", device.site.log());
+        device.takes(seq, id, seq).await;
     }
     // Each of them is known as poison after two deaths; four are more than one request's.
     for id in ["first", "second"] {
@@ -139,16 +111,7 @@ async fn a_release_whose_worker_dies_again_and_again_after_the_commit_is_taken_b
         .await;
     assert_eq!(state.reason, Some(Reason::CrashLoop), "{state:?}");
     assert_eq!(active(&state), Some((1, "smol-1")));
-    let serves = |_: bool, client: &Client| {
-        let state = client.documents.get("state");
-        let state: Option<orinoco::wire::report::State> =
-            state.and_then(|bytes| serde_json::from_slice(bytes).ok());
-        state.is_some_and(|state| {
-            state.model.as_deref() == Some("smol-1") && state.mode == Mode::Serving
-        })
-    };
-    device.client.until("the release before", serves).await;
-    device.client.ask("chat", "fine", "here !tokens 4").await;
-    device.client.until_ended(&["fine".into()]).await;
+    device.until_serves("smol-1").await;
+    device.ask("chat", "fine", "here !tokens 4").await;
     assert_eq!(device.client.text("fine"), "here");
 }

@@ -9,37 +9,27 @@ use orinoco::ota::deploy::report::Event;
 use orinoco::ota::name::Digest;
 use orinoco::ota::state::Phase;
 use orinoco::ota::stick::{Request, Told};
-use orinoco::wire::report::Mode;
 
 use super::proxy::{Proxy, Way};
+use super::setup::*;
 use super::support::broker::Mosquitto;
+use super::support::daemon::{SMOL, Site, models_dir};
 use super::support::requester::Client;
-use super::{Board, Device, Publisher, SMOL, Watcher, active, desire, is_whole, scripted, stream};
 
 #[tokio::test]
 async fn a_model_file_that_rots_is_found_fetched_again_and_loaded_while_streams_go_on() {
-    let mut publisher = Publisher::new();
-    publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
-    publisher.serve();
+    let publisher = Publisher::with_releases(&[(SMOL, "smol-1")]);
     let ota = tempfile::tempdir().unwrap();
     let dir = ota.path().display().to_string();
     let mut device =
         Device::with(&publisher, |site| site.set(format!("ota.deploy.dir={dir}"))).await;
-    desire(&mut device.client, 1, "d-1", 1).await;
-    let state = device.watcher.until_over("d-1").await;
-    assert_eq!(state.state, Some(Phase::Committed), "{}", device.site.log());
+    device.takes(1, "d-1", 1).await;
 
     let blobs = std::fs::read_dir(ota.path().join("blobs")).unwrap();
     let blob = blobs.map(|blob| blob.unwrap().path()).next().unwrap();
     rot(&blob);
     stream(&mut device.client, "through", 400).await;
-    device
-        .client
-        .publish_retained(
-            "orinoco/v1/n1/cmd/ota/c1".into(),
-            r#"{"status":"init","action":"scrub"}"#.into(),
-        )
-        .await;
+    assert_eq!(device.order("c1", "scrub").await["status"], "successful");
     let state = device
         .watcher
         .until("the repair", |state| {
@@ -100,19 +90,16 @@ async fn events(port: u16) -> tokio::task::JoinHandle<Vec<Event>> {
 #[tokio::test]
 async fn what_happened_while_the_broker_was_away_is_told_on_its_return_after_a_power_cut_too() {
     let publisher = Publisher::new();
-    publisher.release(SMOL, "smol-1", ["Paris", "(?i)paris"], "{}");
-    let (board, models) = (Board::with_memory(8192, 1200), tempfile::tempdir().unwrap());
+    publisher.release(SMOL, "smol-1", PASSES, "{}");
     let broker = Mosquitto::start().await;
     let proxy = Proxy::start(broker.port()).await;
     let ota = tempfile::tempdir().unwrap();
-    let site = scripted(&publisher, &broker, &board, models.path())
-        .set(format!("mqtt.port={}", proxy.port()))
-        .set(format!("ota.deploy.dir={}", ota.path().display()));
-    let daemon = site.start();
-    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
-    let mut watcher = Watcher::new(broker.port()).await;
-    client.until_mode(Mode::Serving).await;
-    let heard = events(broker.port()).await;
+    let through_proxy = |site: Site| {
+        site.set(format!("mqtt.port={}", proxy.port()))
+            .set(format!("ota.deploy.dir={}", ota.path().display()))
+    };
+    let mut device = Device::on(broker, &publisher, through_proxy).await;
+    let heard = events(device.broker.port()).await;
 
     proxy.set(Way::Closed);
     let request = Request::new("stick-1", &publisher.repo()).unwrap();
@@ -122,10 +109,10 @@ async fn what_happened_while_the_broker_was_away_is_told_on_its_return_after_a_p
         told.is_some_and(|told| told.deployment.as_deref() == Some("stick-1") && told.is_over())
     };
     while !is_over() {
-        client.listen(Duration::from_millis(100)).await;
+        device.client.listen(Duration::from_millis(100)).await;
     }
-    daemon.power_cut();
-    let _daemon = site.start();
+    device.daemon.power_cut();
+    device.daemon = device.site.start();
     proxy.set(Way::Open);
 
     let heard = heard.await.unwrap();
@@ -140,21 +127,20 @@ async fn what_happened_while_the_broker_was_away_is_told_on_its_return_after_a_p
         "in order, from the first: {seqs:?}"
     );
     assert!(heard.iter().any(|event| event.state == Phase::Downloading));
-    watcher.until_over("stick-1").await;
+    device.watcher.until_over("stick-1").await;
     // Confirmed: it is not kept any more.
     let kept = ota.path().join("events.json");
     while std::fs::read_to_string(&kept).unwrap().contains("stick-1") {
-        client.listen(Duration::from_millis(100)).await;
+        device.client.listen(Duration::from_millis(100)).await;
     }
 }
 
 #[tokio::test]
 async fn what_the_publisher_says_of_draft_and_stop_reaches_loading_and_requests() {
     let mut publisher = Publisher::new();
-    let model = super::models_dir().join(SMOL);
+    let model = models_dir().join(SMOL);
     let (repo, keys) = (publisher.repo(), publisher.keys());
     let manifest = repo.with_extension("json");
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
     std::fs::write(&manifest, r#"{"runtime":{"stop":["7"]}}"#).unwrap();
     for (line, id, more) in [
         ("drafter", "drafter-1", &[][..]),
@@ -173,9 +159,7 @@ async fn what_the_publisher_says_of_draft_and_stop_reaches_loading_and_requests(
     for (seq, line) in [(1, "drafter"), (2, "assistant")] {
         let id = format!("d-{line}");
         let wish = serde_json::json!({"desired_seq": seq, "deployment": id, "line": line});
-        let topic = "orinoco/v1/fleet/default/desired".to_owned();
-        let payload = wish.to_string().into();
-        device.client.publish_retained(topic, payload).await;
+        device.wish(&wish).await;
         let state = device.watcher.until_over(&id).await;
         assert_eq!(state.state, Some(Phase::Committed), "{state:?}");
     }
@@ -192,7 +176,6 @@ async fn what_the_publisher_says_of_draft_and_stop_reaches_loading_and_requests(
     device.client.until("the draft of smol-1", told).await;
     let body =
         r#"{"model":"assistant","messages":[{"role":"user","content":"!count !tokens 20"}]}"#;
-    device.client.ask("chat", "stops", body).await;
-    device.client.until_ended(&["stops".into()]).await;
+    device.ask("chat", "stops", body).await;
     assert_eq!(device.client.text("stops"), "0 1 2 3 4 5 6 ");
 }

@@ -13,6 +13,7 @@ use orinoco::ota::deploy::{Command, Order, State};
 use orinoco::ota::state::{DeploymentId, Origin, Phase, Record, Want, When};
 use orinoco::ota::{Digest, LineName, Reason, crash};
 use orinoco_ota::intake::{Intake, add};
+use orinoco_ota::repository::Repository;
 use orinoco_ota::sign::{Expiry, sign};
 use orinoco_ota::{example, keys, time};
 
@@ -265,6 +266,20 @@ fn lose_unsynced(dir: &Path, before: &Path, place: &str) {
     }
 }
 
+/// Signs a release of a few kilobytes with this number, which the device fetches in several pieces.
+fn publish(repository: &Repository, dir: &Path, seq: u8, change: impl FnOnce(&mut Intake)) {
+    let id = format!("tiny-{seq}");
+    let model = dir.join(format!("{id}.gguf"));
+    fs::write(&model, example::tiny_gguf(seq)).unwrap();
+    let mut intake = Intake::new(&model, id.parse().unwrap(), line());
+    intake.licence = Some("CC0-1.0".into());
+    intake.piece_bytes = 1024;
+    change(&mut intake);
+    add(repository, &intake).unwrap();
+    let keys = keys::in_folders(&[dir.join("keys")]).unwrap();
+    sign(repository, &keys, time::now(), Expiry::default()).unwrap();
+}
+
 struct Stage {
     dir: tempfile::TempDir,
     repo: PathBuf,
@@ -279,15 +294,8 @@ impl Stage {
         let (repo, before) = (dir.path().join("repo"), dir.path().join("before"));
         let device = |play| device(&before, &repo, play);
         live(device(Play::Forward), want("d-1", 1), "d-1");
-        let model = dir.path().join("tiny-3.gguf");
-        fs::write(&model, example::tiny_gguf(3)).unwrap();
-        let mut intake = Intake::new(&model, "tiny-3".parse().unwrap(), line());
-        intake.licence = Some("CC0-1.0".into());
-        intake.piece_bytes = 1024;
-        intake.golden = vec![("Which letter comes after a?".into(), "b".into())];
-        add(&repository, &intake).unwrap();
-        let keys = keys::in_folders(&[dir.path().join("keys")]).unwrap();
-        sign(&repository, &keys, time::now(), Expiry::default()).unwrap();
+        let golden = vec![("Which letter comes after a?".into(), "b".into())];
+        publish(&repository, dir.path(), 3, |intake| intake.golden = golden);
         if play == Play::Back {
             live(device(Play::Forward), want("d-3", 3), "d-3");
         }
@@ -444,18 +452,12 @@ fn a_device_that_dies_at_any_place_of_a_rollback_without_a_network_has_the_relea
 #[test]
 fn a_release_that_was_staged_by_a_newer_orinoco_is_not_tried_by_an_older_one() {
     let stage = Stage::set(Play::Forward);
-    let repository = orinoco_ota::repository::Repository::open(&stage.repo).unwrap();
-    let model = stage.dir.path().join("tiny-4.gguf");
-    fs::write(&model, example::tiny_gguf(4)).unwrap();
+    let repository = Repository::open(&stage.repo).unwrap();
     let manifest = stage.dir.path().join("tiny-4.json");
     fs::write(&manifest, r#"{"needs":{"min_engine_build":12000}}"#).unwrap();
-    let mut intake = Intake::new(&model, "tiny-4".parse().unwrap(), line());
-    intake.licence = Some("CC0-1.0".into());
-    intake.piece_bytes = 1024;
-    intake.manifest = Some(manifest);
-    add(&repository, &intake).unwrap();
-    let keys = keys::in_folders(&[stage.dir.path().join("keys")]).unwrap();
-    sign(&repository, &keys, time::now(), Expiry::default()).unwrap();
+    publish(&repository, stage.dir.path(), 4, |intake| {
+        intake.manifest = Some(manifest);
+    });
     let of_build = |engine_build| Device {
         engine_build,
         ..device(&stage.before, &stage.repo, Play::Forward)

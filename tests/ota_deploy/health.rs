@@ -37,11 +37,12 @@ async fn until_policy(client: &mut Client, seq: Option<u64>) {
 #[tokio::test]
 async fn settings_of_the_fleet_are_judged_applied_kept_and_taken_back() {
     let publisher = Publisher::with_releases(&[(SMOL, "smol-1")]);
+    let mut device = Device::of(&publisher).await;
+    device.takes(1, "d-1", 1).await;
     publisher.policy(
-        "policy_seq = 1\n[profiles.hall]\norder = 1\nmodel = 'own'\nn_seq_max = 1\n[power]\nsettle_ms = 0\n\
+        "policy_seq = 1\n[profiles.hall]\norder = 1\nmodel = 'assistant'\nn_seq_max = 1\n[power]\nsettle_ms = 0\n\
          [requests]\npayload_bytes_max = 300\n[memory]\ngpu_context_bytes = 1048576\n",
     );
-    let mut device = Device::of(&publisher).await;
     assert_eq!(asks_at_length(&mut device.client, "before").await, None);
 
     assert_eq!(device.order("c1", "check").await["status"], "successful");
@@ -53,9 +54,13 @@ async fn settings_of_the_fleet_are_judged_applied_kept_and_taken_back() {
     until_policy(&mut device.client, Some(1)).await;
     let limit = asks_at_length(&mut device.client, "limited").await;
     assert_eq!(limit.as_deref(), Some("payload_too_large"));
+    // It names the line, whichever release serves.
     let by_profile = |_: bool, client: &Client| {
-        let power = node(client).and_then(|state| state.power);
-        power.is_some_and(|power| power.profile.as_deref() == Some("hall"))
+        node(client).is_some_and(|state| {
+            let profile = state.power.and_then(|power| power.profile);
+            let (profile, model) = (profile.as_deref(), state.model.as_deref());
+            (profile, model) == (Some("hall"), Some("smol-1"))
+        })
     };
     device.client.until("the fleet's profile", by_profile).await;
 

@@ -23,7 +23,12 @@ const N_TOKENS: u32 = 300;
 
 /// SmolLM2 as the first release of a board without a model, and Gemma-3 as its successor, published later.
 async fn with_the_first_release(publisher: &mut Publisher) -> Device {
-    publisher.release(SMOL, "smol-1", SUM, HEALTH);
+    let health: serde_json::Value = serde_json::from_str(HEALTH).unwrap();
+    let manifest = serde_json::json!({
+        "model": {"licence": "Apache-2.0"}, "health": health,
+        "runtime": {"sampling_milli": {"temperature": 0}},
+    });
+    publisher.release_as(SMOL, "smol-1", SUM, &manifest);
     publisher.serve();
     let (broker, bare) = (
         Mosquitto::start().await,
@@ -100,6 +105,18 @@ async fn gemma_follows(device: &mut Device, story: &str) -> Range<Instant> {
 async fn a_real_model_follows_another_beside_it_and_no_stream_pauses_then_one_fails_its_prompt() {
     let mut publisher = Publisher::new();
     let mut device = with_the_first_release(&mut publisher).await;
+    // Its publisher means it to be asked without chance, and a request that says otherwise is heard.
+    let (one, two) = (
+        with_seed(&mut device, 1, "").await,
+        with_seed(&mut device, 2, "").await,
+    );
+    assert_eq!(one, two);
+    let hot = r#","temperature":2"#;
+    let (one, two) = (
+        with_seed(&mut device, 1, hot).await,
+        with_seed(&mut device, 2, hot).await,
+    );
+    assert_ne!(one, two);
     let heard = overhear(device.broker.port()).await;
     // Gemma takes 378 MiB: 4096 less 92 that SmolLM2 has mapped less 256 are more.
     let tried = gemma_follows(&mut device, "beside").await;
@@ -122,13 +139,21 @@ async fn a_real_model_follows_another_beside_it_and_no_stream_pauses_then_one_fa
     is_told_to_its_end(&mut device, "through").await;
 
     device
-        .ask("text", "over", r#"{"prompt":"bye","max_tokens":2}"#)
+        .ask("complete", "over", r#"{"prompt":"bye","max_tokens":2}"#)
         .await;
     let heard = heard.await.unwrap();
     assert!(!heard.iter().any(Said::is_parked), "nobody was parked");
     let is_meanwhile = |said: &&Said| said.id == "beside" && tried.contains(&said.at);
     let n_meanwhile = heard.iter().filter(is_meanwhile).count();
     assert!(n_meanwhile > 0, "text came while the successor was tried");
+}
+
+/// What it says with this seed, and with this much more of a request.
+async fn with_seed(device: &mut Device, seed: u32, more: &str) -> String {
+    let id = format!("seed-{seed}-{}", more.len());
+    let body = format!(r#"{{"prompt":"Once upon a time","max_tokens":24,"seed":{seed}{more}}}"#);
+    device.ask("complete", &id, &body).await;
+    device.client.text(&id).to_owned()
 }
 
 #[tokio::test]
@@ -140,7 +165,7 @@ async fn a_real_model_follows_another_after_it_and_streams_are_parked_with_an_et
     let heard = overhear(device.broker.port()).await;
     gemma_follows(&mut device, "waits").await;
     device
-        .ask("text", "over", r#"{"prompt":"bye","max_tokens":2}"#)
+        .ask("complete", "over", r#"{"prompt":"bye","max_tokens":2}"#)
         .await;
     told_once_that_it_waits(&heard.await.unwrap());
 }

@@ -157,3 +157,39 @@ async fn an_operator_rolls_back_with_the_network_gone_and_asks_by_command() {
     assert_eq!(state.state, Some(Phase::RolledBack));
     device.until_serves("smol-1").await;
 }
+
+#[tokio::test]
+async fn a_release_for_another_board_system_or_more_memory_is_refused_before_anything_is_fetched() {
+    let mut publisher = Publisher::new();
+    publisher.serve();
+    let ota = tempfile::tempdir().unwrap();
+    let in_dir = |site: Site| site.set(format!("ota.deploy.dir={}", ota.path().display()));
+    let mut device = Device::with(&publisher, in_dir).await;
+    let needs = [
+        (r#"{"boards":["orin-nx-16gb"]}"#, Reason::IncompatibleBoard),
+        (r#"{"power_modes":["25W"]}"#, Reason::IncompatibleBoard),
+        (r#"{"min_l4t":"36.4.0"}"#, Reason::IncompatibleL4t),
+        (r#"{"min_engine_build":99999}"#, Reason::IncompatibleEngine),
+        (
+            r#"{"memory_mib":[{"n_ctx":4096,"mib":8000}]}"#,
+            Reason::IncompatibleMemory,
+        ),
+    ];
+    for (seq, (needs, reason)) in (1..).zip(needs) {
+        let needs: serde_json::Value = serde_json::from_str(needs).unwrap();
+        let manifest = serde_json::json!({
+            "model": {"licence": "Apache-2.0"}, "runtime": {"n_ctx": 4096}, "needs": needs,
+        });
+        publisher.release_as(SMOL, &format!("smol-{seq}"), PASSES, &manifest);
+        let state = device.deploy(seq, &format!("d-{seq}"), seq).await;
+        assert_eq!(
+            (state.state, state.reason, active(&state)),
+            (Some(Phase::Failed), Some(reason), None),
+            "{state:?}"
+        );
+    }
+    for folder in ["blobs", "partial"] {
+        let files = std::fs::read_dir(ota.path().join(folder)).unwrap();
+        assert_eq!(files.count(), 0, "{folder}");
+    }
+}

@@ -25,6 +25,7 @@ mod embed;
 mod energy;
 pub mod eta;
 mod govern;
+mod idle;
 mod intake;
 mod job;
 mod logprobs;
@@ -65,6 +66,7 @@ pub use embed::EmbedSettings;
 use embed::Embedder;
 use energy::Energy;
 use eta::Rates;
+use idle::Idle;
 use job::{Job, Phase};
 use pools::Pools;
 use queue::Queue;
@@ -202,6 +204,7 @@ struct Dispatch {
     is_connected: bool,
     pools: Option<Pools>,
     embedder: Option<Embedder>,
+    idle: Idle,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
 
@@ -365,6 +368,7 @@ impl Dispatch {
         checker: Asks,
     ) -> Self {
         let node = Node::new(&settings, clock);
+        let idle = Idle::new(settings.idle_unload);
         Self {
             settings,
             link,
@@ -407,6 +411,7 @@ impl Dispatch {
             is_connected: false,
             pools: None,
             embedder: None,
+            idle,
             draining: None,
         }
     }
@@ -478,6 +483,7 @@ impl Dispatch {
         self.resend_undelivered();
         wake = earliest(wake, self.steer_pools(now));
         wake = earliest(wake, self.rest_embedder(now));
+        wake = earliest(wake, self.rest_model(now));
         let node_wake = self.flush_reports(now);
         if !self.backlog.is_empty() {
             wake = earliest(wake, Some(now + RETRY));

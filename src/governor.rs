@@ -66,6 +66,10 @@ pub enum Notice {
     Cached(u64),
     /// The embedding model takes so many bytes now; it is unloaded when memory is short and nobody uses it.
     Embedding(u64),
+    /// Nobody has asked for long: the model may be unloaded.
+    Idle,
+    /// Somebody asks.
+    Needed,
     /// An operator wants this model.
     Wish(Wish),
     /// A worker on trial is loaded, and shows that it works.
@@ -194,6 +198,8 @@ struct Governor {
     shrunk_bytes: u64,
     /// Something smaller than wanted serves, or is about to.
     is_small: bool,
+    /// The model was unloaded since nobody asked.
+    is_idle: bool,
     serving: Option<Serving>,
     /// What saved sequences take.
     cached_bytes: u64,
@@ -247,6 +253,7 @@ pub async fn run(settings: Settings, parts: Parts) {
         wanted_bytes: 0,
         shrunk_bytes: 0,
         is_small: false,
+        is_idle: false,
         serving: None,
         cached_bytes: 0,
         embedding_bytes: 0,
@@ -507,6 +514,7 @@ impl Governor {
         match notice {
             Notice::Serving(serving) => {
                 self.cached_bytes = 0;
+                self.is_idle = false;
                 let done = (self.errand).take_if(|(errand, ..)| errand.model == serving.name);
                 let is_wanted = |load: &LoadSpec| load.name == serving.name;
                 if self.shrunk.is_none() && self.wanted.as_ref().is_some_and(is_wanted) {
@@ -550,12 +558,37 @@ impl Governor {
                 self.tell_power().await?;
                 self.switched(errand, Err(reason)).await
             }
+            Notice::Idle => self.unload().await,
+            Notice::Needed => self.wake().await,
             Notice::Wish(wish) => self.wished(wish).await,
             Notice::Trying(name) => {
                 self.trying(&name);
                 Ok(())
             }
             Notice::Tried { name, end } => self.tried(&name, end).await,
+        }
+    }
+
+    /// Ends the worker that nobody asks, unless something is being done with it.
+    async fn unload(&mut self) -> Result<(), Closed> {
+        let is_free = self.errand.is_none() && self.trial.is_none();
+        if self.serving.is_none() || !is_free || self.level() >= Level::Shrink {
+            return Ok(());
+        }
+        self.serving = None;
+        self.is_idle = true;
+        self.order(Order::Unload).await
+    }
+
+    /// Has what is wanted served again. What else was ordered meanwhile serves already, or comes.
+    async fn wake(&mut self) -> Result<(), Closed> {
+        if !std::mem::take(&mut self.is_idle) || self.level() == Level::Kill {
+            return Ok(()); // The ladder loads it when there is memory.
+        }
+        let load = self.shrunk.clone().or_else(|| self.wanted.clone());
+        match load {
+            Some(load) => self.serve(load, Placing::Beside).await,
+            None => Ok(()),
         }
     }
 

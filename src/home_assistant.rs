@@ -185,7 +185,7 @@ impl Entities<'_> {
                 "state_topic": state,
                 "value_template": "{{ value_json.mode }}",
                 "device_class": "enum",
-                "options": ["starting", "loading", "serving", "restarting", "no_model", "draining"],
+                "options": ["starting", "loading", "serving", "restarting", "idle", "no_model", "draining"],
                 "icon": "mdi:state-machine",
             }),
         );

@@ -140,6 +140,8 @@ pub enum Order {
         /// Whether the old one has to go first.
         placing: Placing,
     },
+    /// End the worker, which nobody asks, and start none until the next `Serve`.
+    Unload,
     /// End the worker at once and start none until the next `Serve`.
     Rest {
         /// Completes "the engine ...", for people.
@@ -217,6 +219,8 @@ pub enum Cause {
     Unfit,
     /// Another model takes its place.
     Switched,
+    /// [`Order::Unload`].
+    Idle,
     /// [`Order::Rest`].
     Rested(String),
 }
@@ -235,7 +239,7 @@ impl Cause {
 
     /// Whether we ended it on purpose, so that nothing is wrong.
     pub fn on_purpose(&self) -> bool {
-        matches!(self, Self::Switched | Self::Rested(_))
+        matches!(self, Self::Switched | Self::Idle | Self::Rested(_))
     }
 
     /// Whether this is a decision with its reasons: trying again at once changes nothing, and the worker's
@@ -273,6 +277,7 @@ impl std::fmt::Display for Cause {
             }
             Self::Unfit => f.write_str("did not show that it works"),
             Self::Switched => f.write_str("makes room for another model"),
+            Self::Idle => f.write_str("was unloaded, since nobody asked"),
             Self::Rested(why) => f.write_str(why),
         }
     }

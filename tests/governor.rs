@@ -4,6 +4,8 @@
 
 #[path = "governor/commands.rs"]
 mod commands;
+#[path = "governor/idle.rs"]
+mod idle;
 #[path = "governor/power.rs"]
 mod power;
 #[path = "governor/shown.rs"]

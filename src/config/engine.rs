@@ -78,6 +78,8 @@ pub struct EngineConfig {
     pub restart_backoff_min: Duration,
     /// Longest wait before a dead worker is started again.
     pub restart_backoff_max: Duration,
+    /// The model is unloaded when nobody asked for so long; `None`: never.
+    pub idle_unload: Option<Duration>,
     /// Time for running answers at shutdown.
     pub drain: Duration,
 }
@@ -103,6 +105,8 @@ impl EngineConfig {
             step_stall: section.seconds("step_stall_seconds", 1..=3600),
             restart_backoff_min: section.milliseconds("restart_backoff_ms_min", 1..=60_000),
             restart_backoff_max: section.milliseconds("restart_backoff_ms_max", 1..=3_600_000),
+            idle_unload: Some(section.seconds("idle_unload_seconds", 0..=604_800))
+                .filter(|limit| !limit.is_zero()),
             drain: section.seconds("drain_seconds", 0..=3600),
         };
         if config.restart_backoff_max < config.restart_backoff_min {

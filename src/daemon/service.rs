@@ -159,6 +159,7 @@ fn line(overview: &Overview) -> String {
         (Mode::Loading, None) => format!("loading {model}"),
         (Mode::Serving, _) => format!("serving {model}"),
         (Mode::Restarting, _) => format!("starting the engine again for {model}"),
+        (Mode::Idle, _) => format!("{model} unloaded until somebody asks"),
         (Mode::NoModel, _) => "no model".to_owned(),
         (Mode::Draining, _) => "draining".to_owned(),
     };

@@ -533,6 +533,7 @@ pub(super) fn dispatcher(
         queue_jobs_max: requests.queue_jobs_max,
         queue_bytes_max: requests.queue_bytes_max,
         output_pending_bytes_max: requests.output_pending_bytes_max,
+        idle_unload: config.engine.idle_unload,
         retention: requests.retention,
         queue_notice: requests.queue_notice,
         sessions: Bounds {

@@ -188,7 +188,7 @@ impl Dispatch {
         let store_full_until = self.pools.as_ref().and_then(|pools| pools.store_full_until);
         Load {
             is_draining: self.draining.is_some(),
-            n_slots: self.node.slots(),
+            n_slots: self.node.slots_soon(),
             n_waiting: self.queue.waiting(),
             n_jobs: self.jobs.len(),
             n_bytes: self.queued_bytes,

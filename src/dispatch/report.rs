@@ -43,6 +43,8 @@ pub(super) struct Node {
     loaded: Option<Loaded>,
     sandbox: Option<Sandbox>,
     failures: u32,
+    /// Sequences of the worker that was unloaded.
+    idle_slots: Option<usize>,
     checked: Option<Checked>,
     no_model: Option<NoModel>,
     state: State,
@@ -78,6 +80,7 @@ impl Node {
             loaded: None,
             sandbox: None,
             failures: 0,
+            idle_slots: None,
             checked: None,
             no_model: settings.model.clone().err().map(NoModel::not_yet),
             state: State {
@@ -115,6 +118,12 @@ impl Node {
     /// Sequences of the serving worker; `None` while none serves.
     pub(super) fn slots(&self) -> Option<usize> {
         self.loaded.as_ref().map(|loaded| loaded.n_seq_max as usize)
+    }
+
+    /// As [`Node::slots`], and while the model is unloaded those that the next request finds.
+    pub(super) fn slots_soon(&self) -> Option<usize> {
+        let is_idle = self.state.mode == Mode::Idle;
+        self.slots().or(self.idle_slots.filter(|_| is_idle))
     }
 
     /// How many jobs may be in the serving worker, and its model's name; `None` while none serves.
@@ -275,8 +284,13 @@ impl Node {
     }
 
     fn on_down(&mut self, down: &Down) {
-        self.loaded = None;
+        let loaded = self.loaded.take();
         self.dirty.models = true;
+        if down.cause == Cause::Idle {
+            info!("the model is unloaded: nobody asked");
+            self.idle_slots = loaded.map(|loaded| loaded.n_seq_max as usize);
+            return self.set_mode(Mode::Idle, vec![]);
+        }
         self.failures = if down.had_served {
             0
         } else {

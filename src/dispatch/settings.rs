@@ -151,6 +151,8 @@ pub struct Settings {
     pub queue_bytes_max: usize,
     /// Text of one job that may wait for the broker.
     pub output_pending_bytes_max: usize,
+    /// The model is unloaded when nobody asked for so long; `None`: never.
+    pub idle_unload: Option<Duration>,
     /// How long answers are remembered.
     pub retention: Duration,
     /// How often streams that wait are told of their place; `None`: never.

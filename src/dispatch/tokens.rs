@@ -27,6 +27,7 @@ impl Dispatch {
         let error = if !self.node.had_model() {
             self.no_model()
         } else if self.node.slots().is_none() {
+            self.idle.want();
             Some(ApiError::new(Code::ModelLoading, "the model is being loaded").with_retry(1000))
         } else if self.tokenizing.len() >= TOKENIZING_MAX
             || self.tokenizing_of(&tokenizing.address.user) >= TOKENIZING_PER_USER_MAX

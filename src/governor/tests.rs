@@ -232,6 +232,35 @@ async fn falling_memory_takes_each_step_and_rising_memory_takes_it_back() {
 }
 
 #[tokio::test]
+async fn a_model_that_nobody_asks_is_unloaded_and_loaded_again_for_the_next_who_does() {
+    let mut site = Site::new(4000).await;
+    // It was never unloaded.
+    site.notices.send(Notice::Needed).await.unwrap();
+    site.notices.send(Notice::Idle).await.unwrap();
+    let order = site.ordered().await;
+    assert!(matches!(order, Order::Unload), "{order:?}");
+    // Nothing is left to unload.
+    site.notices.send(Notice::Idle).await.unwrap();
+    site.notices.send(Notice::Needed).await.unwrap();
+    let Order::Serve { load, placing } = site.ordered().await else {
+        panic!("it is loaded again")
+    };
+    assert_eq!((load, placing), (Box::new(spec()), Placing::Beside));
+    site.serving("large", 8192).await;
+
+    // Memory comes first.
+    site.available(150);
+    let Order::Serve { .. } = site.ordered().await else {
+        panic!("something smaller serves")
+    };
+    site.serving("large", 4096).await;
+    assert_eq!(site.stepped().await.1, Level::Shrink);
+    site.notices.send(Notice::Idle).await.unwrap();
+    let early = timeout(Duration::from_millis(200), site.orders.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+}
+
+#[tokio::test]
 async fn an_unreadable_meminfo_parks_the_node_and_a_readable_one_frees_it() {
     let mut site = Site::new(4000).await;
     site.word(|word| {

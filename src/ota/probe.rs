@@ -250,7 +250,11 @@ impl Probe {
             // By nobody of us: by the kernel, for want of memory.
             Cause::Killed(_) => Reason::ProbeMemory,
             Cause::Stalled(_) => Reason::ProbeTimeout,
-            Cause::Spawn(_) | Cause::NoReading(_) | Cause::Switched | Cause::Rested(_) => {
+            Cause::Spawn(_)
+            | Cause::NoReading(_)
+            | Cause::Switched
+            | Cause::Idle
+            | Cause::Rested(_) => {
                 return None;
             }
         };

@@ -130,7 +130,7 @@ fn state_lines(view: &View) -> Vec<Line<'static>> {
     };
     let mode = word(&state.mode);
     let style = match mode.as_str() {
-        "serving" => GOOD,
+        "serving" | "idle" => GOOD,
         "no_model" => BAD,
         _ => WARN,
     };

@@ -548,6 +548,8 @@ pub enum Mode {
     Serving,
     /// The worker ended and is being replaced; streams go on afterwards.
     Restarting,
+    /// The model was unloaded since nobody asked; the next request loads it, and waits for that.
+    Idle,
     /// No model can be served; `reasons` says why.
     NoModel,
     /// What was accepted is finished, the rest is refused.

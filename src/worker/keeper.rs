@@ -144,7 +144,7 @@ impl Keeper {
                 Served::Ordered(order) => {
                     let serving = (ready.spec().clone(), ready.taken_bytes());
                     let cause = self.obey(order);
-                    self.before = Some(serving);
+                    self.before = Some(serving).filter(|_| cause != Cause::Idle);
                     let (cause, stderr_tail) = ready.child.bury(Some(cause)).await;
                     return self.down(cause, stderr_tail, Duration::ZERO, true).await;
                 }
@@ -208,6 +208,10 @@ impl Keeper {
                 self.trial = Some((trial, resume));
                 self.reserve_bytes = None;
                 Cause::Switched
+            }
+            Order::Unload => {
+                self.target = None;
+                Cause::Idle
             }
             Order::Rest { why } => {
                 self.target = None;

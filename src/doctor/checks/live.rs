@@ -91,6 +91,7 @@ fn word(mode: Mode) -> &'static str {
         Mode::Loading => "loading",
         Mode::Serving => "serving",
         Mode::Restarting => "restarting",
+        Mode::Idle => "idle",
         Mode::NoModel => "no model",
         Mode::Draining => "draining",
     }

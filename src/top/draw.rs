@@ -21,10 +21,13 @@ const OLD_MS: u64 = 30_000;
 /// Draws a view; `now_ms` is the unix time, for ages.
 pub fn draw(view: &View, now_ms: u64, area: Rect, buf: &mut Buffer) {
     let board_rows = board(view).len() as u16;
-    let [head, state, upper, memory, lower, update, events] = Layout::vertical([
+    // Nodes of protocol 1.0 tell none.
+    let has_classes = (view.queue.as_ref()).is_some_and(|queue| queue.classes.is_some());
+    let [head, state, upper, classes, memory, lower, update, events] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(state_rows(view)),
         Constraint::Length(7),
+        Constraint::Length(if has_classes { 3 } else { 0 }),
         Constraint::Length(4),
         Constraint::Length((board_rows + 2).min(9)),
         Constraint::Length(if view.update.is_some() { 3 } else { 0 }),
@@ -44,6 +47,9 @@ pub fn draw(view: &View, now_ms: u64, area: Rect, buf: &mut Buffer) {
     boxed("requests", requests_lines(view), requests, buf);
     boxed("speed", speed_lines(view), speed, buf);
     draw_trend(view, trend, buf);
+    if has_classes {
+        boxed("classes", vec![classes_line(view)], classes, buf);
+    }
     draw_memory(view, memory, buf);
     boxed("board", board(view), lower, buf);
     draw_update(view, update, buf);
@@ -195,6 +201,45 @@ fn requests_lines(view: &View) -> Vec<Line<'static>> {
             },
         ),
     ]
+}
+
+/// What runs and waits in each class, and how long 95 of 100 waited lately; the first to be served first.
+fn classes_line(view: &View) -> Line<'static> {
+    let Some(queue) = &view.queue else {
+        return Line::default();
+    };
+    let known = ["alarm", "normal", "batch"];
+    let rank = |name: &str| known.iter().position(|it| *it == name);
+    let mut classes: Vec<_> = queue.classes.iter().flatten().collect();
+    // The names are a node's, so there may be others, of a later version.
+    classes.sort_by_key(|(name, _)| rank(name).unwrap_or(known.len()));
+    let mut spans = Vec::new();
+    for (name, class) in classes.into_iter().take(6) {
+        let mut parts = Vec::new();
+        if class.running_count > 0 {
+            parts.push(format!("{} running", class.running_count));
+        }
+        if class.waiting_count > 0 {
+            parts.push(format!("{} waiting", class.waiting_count));
+        }
+        if let Some(wait) = &class.wait_ms {
+            parts.push(format!("waited {}", age(wait.p95.max(0.0) as u64)));
+        }
+        if parts.is_empty() {
+            parts.push("-".to_owned());
+        }
+        let style = match (name.as_str(), class.waiting_count) {
+            ("alarm", 1..) => BAD,
+            (_, 1..) => WARN,
+            _ => Style::new(),
+        };
+        spans.push(Span::styled(format!("{} ", plain(name)), DIM));
+        spans.push(Span::styled(format!("{}   ", parts.join(", ")), style));
+    }
+    if let Some(n) = queue.parked_count.filter(|n| *n > 0) {
+        spans.push(Span::styled(format!("parked {n}"), DIM));
+    }
+    Line::from(spans)
 }
 
 fn speed_lines(view: &View) -> Vec<Line<'static>> {

@@ -132,6 +132,18 @@ fn each_state_of_an_update_is_told_in_a_row() {
 }
 
 #[test]
+fn classes_are_told_with_the_first_served_first() {
+    let mut view = serving();
+    view.hear("tele/queue", br#"{"at_ms":1790000008000,"waiting_count":3,"running_count":4,"body_bytes":1840,"oldest_wait_ms":310,"accepted_count":5120,"refused_count":14,"answered_count":5110,"failed_count":4,"parked_count":3,"classes":{"alarm":{"waiting_count":0,"running_count":1,"wait_ms":{"p50":1.2,"p95":20.1,"p99":20.1}},"batch":{"waiting_count":0,"running_count":0},"later\u001b[2J":{"waiting_count":1,"running_count":0},"normal":{"waiting_count":2,"running_count":3,"wait_ms":{"p50":310.5,"p95":890.2,"p99":1104.0}}}}"#);
+    let frame = frame(&view, 140, 34);
+    let mut rows = frame.lines().skip_while(|row| !row.contains(" classes "));
+    assert_eq!(
+        rows.nth(1).unwrap().trim_matches('│').trim(),
+        "alarm 1 running, waited 20 ms   normal 3 running, 2 waiting, waited 890 ms   batch -   later\u{fffd}[2J 1 waiting   parked 3"
+    );
+}
+
+#[test]
 fn steps_of_an_update_are_events_with_their_reason() {
     let mut view = serving();
     view.hear("evt/ota", wire("ota_event").as_bytes());

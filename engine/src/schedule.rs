@@ -2,8 +2,9 @@
 //!
 //! Pure. Every decoding sequence rides in each step with its one row, so nobody's stream stops because
 //! somebody else's prompt is read. What is left of the step goes to prefill, job by job in turn: the
-//! first place moves on with each step; while an urgent prompt is read, the others wait. While somebody decodes the step is held to a time (`step_ms`,
-//! by the rate measured at that depth) and to `step_tokens`; otherwise to one physical batch.
+//! first place moves on with each step; while an urgent prompt is read, the others wait. While somebody
+//! decodes the step is held to a time (`step_ms`, by the rate measured at that depth) and to `step_tokens`;
+//! otherwise to one physical batch.
 
 /// Bounds of a step; from the model's limits and the operator's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -21,7 +21,7 @@ for (const file of list('docs', 'contract', 'schemas')) {
 
 // What a message is named after where that is not its schema.
 const kinds = { accepted: 'response', chunk: 'response', final: 'response', whole: 'response', error: 'failure' }
-const lists = ['bare', 'error_codes', 'requests_refused', 'topics', 'topics_pool']
+const lists = ['bare', 'error_codes', 'error_codes_1_1', 'requests_refused', 'topic_forget', 'topics', 'topics_pool']
 
 // By the longest run of words that names one: ota_state_probing is an ota-state.
 function judgeOf (name) {

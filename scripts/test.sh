@@ -15,8 +15,8 @@ models/.
 
     --full       also what is slow: tests marked #[ignore], ten rounds of 200 prompts under power cuts
                  and broker deaths, a minute of each fuzzer, Node-RED 5.0, Home Assistant, a whole
-                 release, the device code for Orin by nvcc (half an hour), and cargo-deny is installed when
-                 missing
+                 release, the device code for Orin by nvcc (half an hour), a build for aarch64 that runs under
+                 qemu, and cargo-deny is installed when missing
     --no-lint    tests only
     FILTER       handed to cargo test; then nothing but these tests runs
 
@@ -225,6 +225,18 @@ release_folder() {
     rm -rf "$out"
 }
 
+# Daemon and worker for aarch64, in a root of their own: an answer and the unit tests under qemu-user.
+aarch64() {
+    local found=0
+    if [ "$(uname -m)" != x86_64 ] || [ "$(id -u)" != 0 ]; then
+        say "skipped: aarch64 under qemu, as it is built by root on an x86-64 machine"
+        return 0
+    fi
+    scripts/cross-arm64.sh || found=$?
+    [ "$found" = 77 ] || return "$found"
+    say "skipped: aarch64 under qemu, since its packages are not to be had"
+}
+
 # The Debian packages: Debian's linter, then their whole life in a clean root.
 debian_packages() {
     export PATH="$PATH:$deps/tools/bin"
@@ -289,6 +301,7 @@ timed "Debian packages" debian_packages
 [ -z "$full" ] || timed "a release" release_folder
 [ -z "$full" ] || timed "device code for Orin" scripts/cuda-sm87.sh
 [ -z "$full" ] || timed "answers under schemas, by a second judge" second_judge
+[ -z "$full" ] || timed "aarch64 under qemu" aarch64
 timed "Mosquitto with the access rules as shipped" python3 tests/interop/mosquitto_acl.py
 timed "Node-RED and its test tools" node_red_deps node-red-4 node-red/test
 timed "Node-RED nodes" node_red_nodes

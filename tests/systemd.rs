@@ -226,9 +226,13 @@ async fn the_children_have_nothing_that_systemd_gave_to_the_daemon() {
     });
     let environment = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     assert!(environment(daemon.pid()).contains("NOTIFY_SOCKET="));
+    let command = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let children = poll(|| {
         let children = support::daemon::children_of(daemon.pid());
-        (children.len() == 2).then_some(children)
+        // One that has not become its program yet is still the daemon, with all that this has.
+        let own = command(daemon.pid());
+        let are_there = children.len() == 2 && children.iter().all(|pid| command(*pid) != own);
+        are_there.then_some(children)
     });
     for child in children {
         let environment = environment(child);

@@ -2,7 +2,6 @@
 "use strict";
 
 const { execFile, execFileSync, spawn } = require("node:child_process");
-const crypto = require("node:crypto");
 const fs = require("node:fs");
 const http = require("node:http");
 const net = require("node:net");
@@ -131,6 +130,7 @@ class Daemon {
     fs.rmSync(note, { force: true });
     const settings = {
       "node.name": "press-7", "paths.state_dir": this.dir, "paths.models_dir": path.join(repository, "models"), "model.active": "SmolLM2-135M-Instruct.Q4_1",
+      "embeddings.model": "all-MiniLM-L6-v2.F16",
       "broker.mode": "child", "broker.port": this.port, "engine.backend": "cpu", "engine.n_threads": 1, "telemetry.interval_seconds": 1,
       [`users.${this.login.user}.priorities`]: "alarm,normal,batch",
       "ota.root_file": path.join(this.publisher.repository, "metadata/1.root.json"), "ota.fetch.sources": this.publisher.url,
@@ -143,25 +143,6 @@ class Daemon {
       return fs.existsSync(note);
     }, 60_000);
     this.node = JSON.parse(fs.readFileSync(note, "utf8")).node;
-  }
-
-  /** Asks without Node-RED; the final of the answer. */
-  async ask(op, body) {
-    const id = `site-${crypto.randomUUID()}`;
-    const topic = `orinoco/v1/resp/${this.login.user}/${id}`;
-    let end;
-    const hear = (heard, payload) => {
-      if (heard !== topic) return;
-      const answer = JSON.parse(payload.toString());
-      if (answer.final) end = answer;
-    };
-    this.client.on("message", hear);
-    await this.client.subscribeAsync(topic, { qos: 1 });
-    await this.client.publishAsync(`orinoco/v1/${this.node}/req/${this.login.user}/${op}/${id}`, JSON.stringify(body), { qos: 1 });
-    await until(`the end of ${op}`, () => end, 60_000);
-    this.client.off("message", hear);
-    await this.client.unsubscribeAsync(topic);
-    return end;
   }
 
   /** As by a power cut: nothing is said goodbye to. */

@@ -42,7 +42,8 @@ const WAITING_MAX: usize = 256;
 /// How often a full channel is tried while there is nothing to compute.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Serves jobs with `decoder`, which `draft` guesses for if there is one, until [`Command::Drain`] is done or the commands' sender is gone.
+/// Serves jobs with `decoder`, which `draft` guesses for if there is one, until [`Command::Drain`] is done or the
+/// commands' sender is gone.
 ///
 /// Sends [`Event::Loaded`] first. An operator's chat template that does not compile is a failed load.
 pub fn run(

@@ -86,20 +86,20 @@ impl Lineup {
 
     /// What drafts for a model: what its table names, or its publisher.
     fn draft_of(&self, model: &str) -> Option<Draft> {
-        if let Some(name) = self.config_of(model).draft {
-            let file = self.file_of(&name);
-            if file.is_none() {
-                warn!(
-                    model,
-                    draft = name,
-                    "the draft model is not here; the model serves without"
-                );
-            }
-            return file.map(|(path, _)| Draft { name, path });
-        }
         let releases = self.releases();
         let release = releases.iter().find(|release| release.name == model);
-        release.and_then(|release| release.draft.clone())
+        let of_publisher = release.and_then(|release| release.draft.clone());
+        let config = self.config_of(model);
+        let file_of = |name: &str| self.file_of(name).map(|(path, _)| path);
+        let draft = draft(&config, of_publisher, file_of);
+        if let (Some(name), None) = (config.draft, &draft) {
+            warn!(
+                model,
+                draft = name,
+                "the draft model is not here; the model serves without"
+            );
+        }
+        draft
     }
 
     /// A model's own table; of a release that of its line, with what its publisher says.
@@ -264,6 +264,18 @@ pub(super) fn release_config(models: &ModelsConfig, release: &Release) -> ModelC
         config.chat_template = Some(template.clone());
     }
     config
+}
+
+/// What drafts for a model: what its table names, if that is here; else what its publisher names.
+pub(super) fn draft(
+    config: &ModelConfig,
+    of_publisher: Option<Draft>,
+    file_of: impl Fn(&str) -> Option<PathBuf>,
+) -> Option<Draft> {
+    let Some(name) = config.draft.clone() else {
+        return of_publisher;
+    };
+    file_of(&name).map(|path| Draft { name, path })
 }
 
 /// The configured profiles over those that are shipped for the board.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::lineup::{Lineup, release_config};
+use super::lineup::{Lineup, draft, release_config};
 use super::{credentials, hardware};
 use crate::access::Role;
 use crate::board::Root;
@@ -17,12 +17,12 @@ use crate::board::power::PowerProbe;
 use crate::board::watch::{PowerWatch, WatchConfig};
 use crate::broker::{BrokerConfig, PortChoice};
 use crate::config::{
-    BrokerMode, BrokerStorage, Choose, Config, ModelConfig, UserConfig, UserPolicy, UsersConfig,
+    BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
 };
 use crate::dispatch::{
     self, Accounts, Discovery, EmbedSettings, Settings, UserEntry, UserSettings, UsersSettings,
 };
-use crate::frames::{Draft, LoadSpec};
+use crate::frames::LoadSpec;
 use crate::governor::{self, Lineup as _, Moment};
 use crate::ledger::Rules;
 use crate::link::{Credentials, LinkConfig};
@@ -408,30 +408,39 @@ pub(super) fn governor(
             }
         };
         let entries = catalogue.entries().iter();
-        let draft_of = |config: &ModelConfig| {
-            let entry = catalogue.get(config.draft.as_deref()?)?;
-            let (name, path) = (entry.name.clone(), entry.path.clone());
-            entry.file_bytes.map(|_| Draft { name, path })
+        let known = known.borrow();
+        let file_of = |name: &str| {
+            let release = known.iter().find(|release| release.name == name);
+            let here = || {
+                catalogue
+                    .get(name)
+                    .filter(|entry| entry.file_bytes.is_some())
+            };
+            let release = release.map(|release| release.path.clone());
+            release.or_else(|| here().map(|entry| entry.path.clone()))
         };
         let candidate = |entry: &crate::models::Entry| {
             let config = models.get(&entry.name);
             Some(governor::Candidate {
                 load: LoadSpec {
-                    draft: draft_of(config),
+                    draft: draft(config, None, file_of),
                     ..config.load_spec(&engine, &entry.name, &entry.path)
                 },
                 file_bytes: entry.file_bytes?,
             })
         };
-        let release = |release: &crate::models::Release| governor::Candidate {
-            load: LoadSpec {
-                draft: draft_of(models.get(&release.line)).or_else(|| release.draft.clone()),
-                ..release_config(&models, release).load_spec(&engine, &release.name, &release.path)
-            },
-            file_bytes: release.file_bytes,
+        let release = |release: &crate::models::Release| {
+            let config = release_config(&models, release);
+            governor::Candidate {
+                load: LoadSpec {
+                    draft: draft(&config, release.draft.clone(), file_of),
+                    ..config.load_spec(&engine, &release.name, &release.path)
+                },
+                file_bytes: release.file_bytes,
+            }
         };
         let files = entries.filter_map(candidate);
-        files.chain(known.borrow().iter().map(release)).collect()
+        files.chain(known.iter().map(release)).collect()
     };
     Ok(governor::Settings {
         root: Root::new(&config.paths.board_root),

@@ -433,8 +433,7 @@ async fn a_stream_that_outgrows_a_smaller_context_waits_for_the_larger_one() {
         .await;
     client
         .until("text of each", |_, client| {
-            let has_text = |id| client.answers.get(id).is_some_and(|a| !a.text().is_empty());
-            has_text(&ids[0]) && has_text(&ids[1])
+            client.has_text(&ids[0]) && client.has_text(&ids[1])
         })
         .await;
 

@@ -203,14 +203,7 @@ async fn what_was_called_off_or_refused_leaves_no_turn_and_stops_nobody() {
         .ask("chat", "large", &body("s", &"x".repeat(3000)))
         .await;
     client.ask("chat", "b", &body("s", "two")).await;
-    client
-        .until("some text", |_, client| {
-            client
-                .answers
-                .get("runs")
-                .is_some_and(|answer| !answer.text().is_empty())
-        })
-        .await;
+    client.until_text("runs").await;
     client.cancel("waits").await;
     client.cancel("runs").await;
     client.until_ended(&["b".to_owned()]).await;
@@ -235,14 +228,7 @@ async fn a_power_cut_loses_no_turn_and_makes_none_twice() {
     client
         .until_accepted(&["cut".to_owned(), "next".to_owned()])
         .await;
-    client
-        .until("some text", |_, client| {
-            client
-                .answers
-                .get("cut")
-                .is_some_and(|answer| !answer.text().is_empty())
-        })
-        .await;
+    client.until_text("cut").await;
     daemon.power_cut();
     let (daemon, mut client) = serving(&site).await;
     client
@@ -295,14 +281,7 @@ async fn forgotten_means_all_of_it_also_what_is_being_answered() {
         "messages": [{"role": "user", "content": "!count !step 5"}],
     });
     client.ask("chat", "runs", &slow.to_string()).await;
-    client
-        .until("some text", |_, client| {
-            client
-                .answers
-                .get("runs")
-                .is_some_and(|answer| !answer.text().is_empty())
-        })
-        .await;
+    client.until_text("runs").await;
     let topic = |name: &str| format!("orinoco/v1/{}/req/local/forget/{name}", site.node);
     client
         .publish(topic("s"), Bytes::new(), Props::default())

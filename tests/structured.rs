@@ -269,34 +269,15 @@ async fn what_cannot_be_kept_is_refused_with_its_place_and_a_hostile_schema_cost
     let dear =
         json!({"type": "object", "properties": {"x": {"allOf": Vec::from_iter((0..16).map(one))}}});
     let began = Instant::now();
-    client
-        .ask(
-            "chat",
-            "u1",
-            &chat("x", &json!({"response_format": json_schema(&unique)})),
-        )
-        .await;
-    client
-        .ask(
-            "chat",
-            "u2",
-            &chat("x", &json!({"response_format": json_schema(&dear)})),
-        )
-        .await;
-    client
-        .ask(
-            "chat",
-            "u3",
-            &chat("x", &json!({"response_format": json_schema(&dear)})),
-        )
-        .await;
-    client
-        .ask(
-            "chat",
-            "u4",
-            &chat("x", &json!({"grammar": "start: nothing"})),
-        )
-        .await;
+    let asked = [
+        ("u1", json!({"response_format": json_schema(&unique)})),
+        ("u2", json!({"response_format": json_schema(&dear)})),
+        ("u3", json!({"response_format": json_schema(&dear)})),
+        ("u4", json!({"grammar": "start: nothing"})),
+    ];
+    for (id, keys) in &asked {
+        client.ask("chat", id, &chat("x", keys)).await;
+    }
     client
         .ask("chat", "free", &chat("!tokens 12 others go on", &json!({})))
         .await;

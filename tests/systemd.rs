@@ -59,12 +59,6 @@ fn all_whole(client: &Client, ids: &[String], bytes: usize) {
     }
 }
 
-/// A stream that has begun.
-fn has_text(client: &Client, id: &str) -> bool {
-    let answer = client.answers.get(id);
-    answer.is_some_and(|answer| !answer.text().is_empty())
-}
-
 fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
@@ -112,9 +106,7 @@ async fn a_stopped_worker_is_replaced_and_systemd_hears_that_all_is_well() {
     for id in &ids {
         client.ask("chat", id, "!count !tokens 200 !step 4").await;
     }
-    client
-        .until("some text", |_, client| has_text(client, "s0"))
-        .await;
+    client.until_text("s0").await;
     let stopped = daemon.child_named("orinoco-engine").unwrap();
     signal(stopped, Signal::SIGSTOP);
     client.until_ended(&ids).await;
@@ -187,7 +179,7 @@ async fn the_end_is_told_comes_in_time_and_loses_no_stream() {
     }
     client
         .until("text of all", |_, client| {
-            ids.iter().all(|id| has_text(client, id))
+            ids.iter().all(|id| client.has_text(id))
         })
         .await;
     let from = Instant::now();
@@ -349,9 +341,7 @@ async fn broker_and_daemon_are_services_of_their_own_and_each_outlives_the_other
 
     // The broker dies under a stream: the daemon stays, and the stream ends in the broker's next life.
     client.ask("chat", "b", "!count !tokens 300 !step 5").await;
-    client
-        .until("some text", |_, client| has_text(client, "b"))
-        .await;
+    client.until_text("b").await;
     drop(broker);
     of_daemon.until("STATUS=no broker");
     let (mut broker, mut of_broker) = unit.start_broker();
@@ -406,9 +396,7 @@ async fn the_journal_has_fields_and_neither_prompts_nor_secrets() {
     client
         .ask("chat", "c", "sesquipedalian !tokens 4000 !step 5")
         .await;
-    client
-        .until("some text", |_, client| has_text(client, "c"))
-        .await;
+    client.until_text("c").await;
     assert!(daemon.kill_worker());
     client.cancel("c").await;
     client

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::setup::*;
 use super::support::broker::Mosquitto;
 use super::support::daemon::{Engine, GEMMA, SMOL, models_dir};
-use super::support::requester::Client;
 
 /// How long it may take, and a text that a model of English finds likely.
 const HEALTH: &str = r#"{"load_ms_max":60000,"golden":[
@@ -48,11 +47,7 @@ async fn tell_a_story(device: &mut Device, id: &str) {
         "max_tokens": N_TOKENS, "ignore_eos": true, "seed": 7,
     });
     device.client.ask("chat", id, &body.to_string()).await;
-    let has_text = |_: bool, client: &Client| {
-        let answer = client.answers.get(id);
-        answer.is_some_and(|answer| !answer.text().is_empty())
-    };
-    device.client.until("its first text", has_text).await;
+    device.client.until_text(id).await;
 }
 
 async fn is_told_to_its_end(device: &mut Device, id: &str) {

@@ -309,15 +309,7 @@ pub(crate) async fn overhear(port: u16) -> tokio::task::JoinHandle<Vec<Said>> {
 pub(crate) async fn stream(client: &mut Client, id: &str, n_tokens: u32) {
     let ask = format!("!count !step 8 !tokens {n_tokens}");
     client.ask("chat", id, &serde_json::json!({"messages": [{"role": "user", "content": ask}], "max_tokens": n_tokens + 10}).to_string()).await;
-    let id = id.to_owned();
-    client
-        .until("its first text", |_, client| {
-            client
-                .answers
-                .get(&id)
-                .is_some_and(|answer| !answer.text().is_empty())
-        })
-        .await;
+    client.until_text(id).await;
 }
 
 pub(crate) fn is_whole(client: &Client, id: &str, n_tokens: usize) {

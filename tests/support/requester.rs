@@ -170,6 +170,12 @@ impl Client {
         .await;
     }
 
+    /// Until the answer's first text.
+    pub async fn until_text(&mut self, id: &str) {
+        self.until("some text", |_, client| client.has_text(id))
+            .await;
+    }
+
     pub async fn until_mode(&mut self, mode: Mode) {
         if self.mode() == Some(mode) {
             return;
@@ -279,6 +285,12 @@ impl Client {
             Ok(other) => self.faults.push(format!("{last}: {other:?}")),
             Err(fault) => self.faults.push(format!("{last}: {fault}")),
         }
+    }
+
+    /// Whether an answer has begun.
+    pub fn has_text(&self, id: &str) -> bool {
+        let answer = self.answers.get(id);
+        answer.is_some_and(|answer| !answer.text().is_empty())
     }
 
     /// Text of an answer that ended well.

@@ -28,7 +28,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use orinoco::frames::{Command, Done, Event, Job, JobKey, LoadSpec, Loaded};
+use orinoco::frames::{Command, Done, Event, Input, Job, JobKey, LoadSpec, Loaded, Token};
 use orinoco_engine::llama::LlamaLoader;
 use orinoco_engine::model::{Decoder, Loader};
 
@@ -71,21 +71,14 @@ fn run_drafted_jobs(
     loaded: &Loaded,
     jobs: &[Job],
 ) -> Vec<Done> {
-    let (commands, command_receiver): (SyncSender<Command>, Receiver<Command>) = sync_channel(64);
-    let (events, event_receiver) = sync_channel(100_000);
-    for job in jobs {
-        commands
-            .send(Command::Submit(Box::new(job.clone())))
-            .unwrap();
-    }
-    commands.send(Command::Drain).unwrap();
-    let loaded = loaded.clone();
-    orinoco_engine::run::run(decoder, draft, spec, loaded, &command_receiver, &events).unwrap();
-    drop(events);
+    let submits = jobs
+        .iter()
+        .map(|job| Command::Submit(Box::new(job.clone())));
+    let told = run_commands(decoder, draft, spec, loaded, submits);
     let mut ends: Vec<Option<Done>> = vec![None; jobs.len()];
     let at = |job: JobKey| jobs.iter().position(|j| j.job == job).unwrap();
     let mut texts = vec![(Vec::new(), Vec::new(), String::new()); jobs.len()];
-    for event in event_receiver {
+    for event in told {
         match event {
             Event::Step { pieces, .. } => {
                 for piece in pieces {
@@ -112,4 +105,65 @@ fn run_drafted_jobs(
         decoder.seq_rm(seq, 0);
     }
     Vec::from_iter(ends.into_iter().map(|end| end.expect("one Done a job")))
+}
+
+/// The ids of inputs, as the loop makes them.
+fn tokenized(
+    decoder: &mut dyn Decoder,
+    spec: &LoadSpec,
+    loaded: &Loaded,
+    inputs: &[Input],
+) -> Vec<Vec<Token>> {
+    let asked = (0..).map(JobKey).zip(inputs.iter().cloned());
+    let asked = asked.map(|(job, input)| Command::Tokenize { job, input });
+    let told = run_commands(decoder, None, spec, loaded, asked);
+    let ids = told.into_iter().filter_map(|event| match event {
+        Event::Tokenized { ids, .. } => Some(ids.unwrap()),
+        _ => None,
+    });
+    ids.collect()
+}
+
+/// Gives a loop with a new cache these commands, and lets it end; what it told.
+fn run_commands(
+    decoder: &mut dyn Decoder,
+    draft: Option<&mut dyn Decoder>,
+    spec: &LoadSpec,
+    loaded: &Loaded,
+    asked: impl IntoIterator<Item = Command>,
+) -> Receiver<Event> {
+    let (commands, command_receiver) = sync_channel(64);
+    let (events, told) = sync_channel(100_000);
+    for command in asked.into_iter().chain([Command::Drain]) {
+        commands.send(command).unwrap();
+    }
+    run_loop(decoder, draft, spec, loaded, &command_receiver, &events);
+    told
+}
+
+/// Runs a loop with a new cache beside `teller`, who hears what it tells, and ends it.
+fn run_beside<T: Send>(
+    decoder: &mut dyn Decoder,
+    spec: &LoadSpec,
+    loaded: &Loaded,
+    teller: impl FnOnce(SyncSender<Command>, Receiver<Event>) -> T + Send,
+) -> T {
+    let (commands, command_receiver) = sync_channel(64);
+    let (events, told) = sync_channel(1000);
+    std::thread::scope(|scope| {
+        let teller = scope.spawn(move || teller(commands, told));
+        run_loop(decoder, None, spec, loaded, &command_receiver, &events);
+        teller.join().unwrap()
+    })
+}
+
+fn run_loop(
+    decoder: &mut dyn Decoder,
+    draft: Option<&mut dyn Decoder>,
+    spec: &LoadSpec,
+    loaded: &Loaded,
+    commands: &Receiver<Command>,
+    events: &SyncSender<Event>,
+) {
+    orinoco_engine::run::run(decoder, draft, spec, loaded.clone(), commands, events).unwrap();
 }

@@ -1,11 +1,14 @@
 //! Streams of the loop with real models.
 
-use orinoco::frames::{Done, Draft, Finish, Job, LoadSpec, Loaded, Resume, Sampling, Speculation};
+use orinoco::frames::{
+    Command, Done, Draft, Event, Finish, Job, JobKey, LoadSpec, Loaded, Resume, Sampling,
+    Speculation,
+};
 use orinoco_engine::model::{Decoder, Loader as _, Row};
 
 use super::common::{GEMMA, SMOLLM, chat, job, real_spec};
 use super::decoder::with_context;
-use super::{backend, run_drafted_jobs, run_jobs, with_decoder};
+use super::{backend, run_beside, run_drafted_jobs, run_jobs, with_decoder};
 
 const PROMPTS: [&str; 12] = [
     "Once upon a time",
@@ -326,69 +329,52 @@ fn run_parked(
     asked: &Job,
     n: usize,
 ) -> (Vec<i32>, String) {
-    use std::sync::mpsc::sync_channel;
-
-    use orinoco::frames::{Command, Event, JobKey};
-    let (commands, command_receiver) = sync_channel(64);
-    let (events, event_receiver) = sync_channel(1000);
-    let result = std::thread::scope(|scope| {
-        let teller = scope.spawn(move || {
-            let submit = |job: &Job| {
-                let job = Box::new(job.clone());
-                commands.send(Command::Submit(job)).unwrap();
-            };
-            submit(asked);
-            let (mut ids, mut text, mut prompt) = (Vec::new(), String::new(), Vec::new());
-            let mut is_told = false;
-            loop {
-                match event_receiver.recv().unwrap() {
-                    Event::Started {
-                        job, prompt_ids, ..
-                    } if job == asked.job => prompt = prompt_ids,
-                    Event::Step { pieces, .. } => {
-                        for piece in pieces.into_iter().filter(|piece| piece.job == asked.job) {
-                            ids.extend(piece.ids);
-                            text.push_str(&piece.text);
-                        }
-                        if ids.len() >= n && !is_told {
-                            is_told = true;
-                            commands.send(Command::Park(asked.job)).unwrap();
-                            let mut urgent = job(2, "Fire in hall two:", 8);
-                            urgent.urgent = true;
-                            submit(&urgent);
-                        }
+    let result = run_beside(decoder, spec, loaded, move |commands, told| {
+        let submit = |job: &Job| {
+            let job = Box::new(job.clone());
+            commands.send(Command::Submit(job)).unwrap();
+        };
+        submit(asked);
+        let (mut ids, mut text, mut prompt) = (Vec::new(), String::new(), Vec::new());
+        let mut is_told = false;
+        loop {
+            match told.recv().unwrap() {
+                Event::Started {
+                    job, prompt_ids, ..
+                } if job == asked.job => prompt = prompt_ids,
+                Event::Step { pieces, .. } => {
+                    for piece in pieces.into_iter().filter(|piece| piece.job == asked.job) {
+                        ids.extend(piece.ids);
+                        text.push_str(&piece.text);
                     }
-                    Event::Parked(parked) => {
-                        ids.extend(parked.ids);
-                        text.push_str(&parked.text);
+                    if ids.len() >= n && !is_told {
+                        is_told = true;
+                        commands.send(Command::Park(asked.job)).unwrap();
+                        let mut urgent = job(2, "Fire in hall two:", 8);
+                        urgent.urgent = true;
+                        submit(&urgent);
                     }
-                    Event::Done(done) if done.job == JobKey(2) => submit(&Job {
-                        resume: Some(Resume {
-                            prompt_ids: prompt.clone(),
-                            output_ids: ids.clone(),
-                            text_bytes: text.len() as u64,
-                        }),
-                        ..asked.clone()
-                    }),
-                    Event::Done(done) => {
-                        ids.extend(done.ids);
-                        text.push_str(&done.text);
-                        break (ids, text);
-                    }
-                    _ => {}
                 }
+                Event::Parked(parked) => {
+                    ids.extend(parked.ids);
+                    text.push_str(&parked.text);
+                }
+                Event::Done(done) if done.job == JobKey(2) => submit(&Job {
+                    resume: Some(Resume {
+                        prompt_ids: prompt.clone(),
+                        output_ids: ids.clone(),
+                        text_bytes: text.len() as u64,
+                    }),
+                    ..asked.clone()
+                }),
+                Event::Done(done) => {
+                    ids.extend(done.ids);
+                    text.push_str(&done.text);
+                    break (ids, text);
+                }
+                _ => {}
             }
-        });
-        orinoco_engine::run::run(
-            decoder,
-            None,
-            spec,
-            loaded.clone(),
-            &command_receiver,
-            &events,
-        )
-        .unwrap();
-        teller.join().unwrap()
+        }
     });
     for seq in 0..2 * decoder.limits().n_seq_max {
         decoder.seq_rm(seq, 0);
@@ -432,46 +418,29 @@ fn run_in_turn(
     loaded: &orinoco::frames::Loaded,
     jobs: &[Job],
 ) -> Vec<orinoco::frames::Done> {
-    use std::sync::mpsc::sync_channel;
-
-    use orinoco::frames::{Command, Event};
-    let (commands, command_receiver) = sync_channel(64);
-    let (events, event_receiver) = sync_channel(1000);
-    std::thread::scope(|scope| {
-        let teller = scope.spawn(move || {
-            let mut ends = Vec::new();
-            for job in jobs {
-                commands
-                    .send(Command::Submit(Box::new(job.clone())))
-                    .unwrap();
-                let mut ids = Vec::new();
-                loop {
-                    match event_receiver.recv().unwrap() {
-                        Event::Step { pieces, .. } => {
-                            ids.extend(pieces.into_iter().flat_map(|p| p.ids))
-                        }
-                        Event::Done(mut done) => {
-                            ids.append(&mut done.ids);
-                            done.ids = ids;
-                            ends.push(*done);
-                            break;
-                        }
-                        _ => {}
+    run_beside(decoder, spec, loaded, move |commands, told| {
+        let mut ends = Vec::new();
+        for job in jobs {
+            commands
+                .send(Command::Submit(Box::new(job.clone())))
+                .unwrap();
+            let mut ids = Vec::new();
+            loop {
+                match told.recv().unwrap() {
+                    Event::Step { pieces, .. } => {
+                        ids.extend(pieces.into_iter().flat_map(|p| p.ids))
                     }
+                    Event::Done(mut done) => {
+                        ids.append(&mut done.ids);
+                        done.ids = ids;
+                        ends.push(*done);
+                        break;
+                    }
+                    _ => {}
                 }
             }
-            ends
-        });
-        orinoco_engine::run::run(
-            decoder,
-            None,
-            spec,
-            loaded.clone(),
-            &command_receiver,
-            &events,
-        )
-        .unwrap();
-        teller.join().unwrap()
+        }
+        ends
     })
 }
 

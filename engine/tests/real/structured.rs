@@ -6,7 +6,7 @@ use orinoco::frames::{Constraint, Finish, Job, Resume, Sampling};
 use serde_json::{Value, json};
 
 use super::common::{GEMMA, SMOLLM, chat, real_spec};
-use super::{run_jobs, with_decoder};
+use super::{run_jobs, tokenized, with_decoder};
 
 /// Name, what is asked, schema. The first ten are keywords of the JSON-Schema-Test-Suite (draft 2020-12), the
 /// others payloads of devices.
@@ -309,24 +309,7 @@ fn a_constrained_stream_resumes_to_the_same_text() {
                 messages: format!("[{{\"role\":\"user\",\"content\":{}}}]", json!(ask)),
                 tools: None,
             };
-            let prompt_ids = {
-                let (commands, asked) = std::sync::mpsc::sync_channel(4);
-                let (events, told) = std::sync::mpsc::sync_channel(64);
-                let job = orinoco::frames::JobKey(9);
-                commands
-                    .send(orinoco::frames::Command::Tokenize { job, input: prompt })
-                    .unwrap();
-                commands.send(orinoco::frames::Command::Drain).unwrap();
-                orinoco_engine::run::run(decoder, None, &spec, loaded.clone(), &asked, &events)
-                    .unwrap();
-                drop(events);
-                told.into_iter()
-                    .find_map(|event| match event {
-                        orinoco::frames::Event::Tokenized { ids, .. } => Some(ids.unwrap()),
-                        _ => None,
-                    })
-                    .unwrap()
-            };
+            let prompt_ids = tokenized(decoder, &spec, &loaded, &[prompt]).remove(0);
             let rest = Job {
                 resume: Some(Resume {
                     prompt_ids,

@@ -8,6 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+pub use super::broker::free_port;
+
 /// Which engine serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -297,22 +299,17 @@ pub fn embedded_broker_of(daemon: &Daemon) -> i32 {
         .expect("it runs beside the daemon")
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
-}
-
 /// Asks until there is an answer; the files of /proc and of other processes have no events to wait for.
 pub fn poll<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let end = std::time::Instant::now() + Duration::from_secs(180);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(std::time::Instant::now() < end, "waited a minute in vain");
+        assert!(
+            std::time::Instant::now() < end,
+            "waited three minutes in vain"
+        );
         #[expect(clippy::disallowed_methods, reason = "polls another process")]
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -13,7 +13,7 @@ mod sandbox;
 use std::os::unix::process::ExitStatusExt;
 
 use common::{GEMMA, SMOLLM, Worker, chat, job, real_spec, resumed};
-use orinoco::frames::{Command, Event, Finish, JobKey, LoadSpec, PlanAsk};
+use orinoco::frames::{Command, Event, Finish, JobKey, LoadSpec, Outline, PlanAsk};
 use orinoco_engine::scripted;
 
 const SIGABRT: i32 = 6;
@@ -104,14 +104,20 @@ fn a_slow_load_reports_progress_and_stops_when_the_socket_closes() {
     assert!(worker.wait().success());
 }
 
-#[test]
-fn a_worker_that_plans_answers_until_its_socket_closes() {
-    let spec = real_spec(SMOLLM);
+/// A worker that plans loads of `spec`, and what it says of the model.
+fn planner(spec: &LoadSpec) -> (Worker, Box<Outline>) {
     let mut worker = Worker::spawn(env!("CARGO_BIN_EXE_orinoco-engine"));
     worker.first(&Command::Plan(Box::new(spec.clone())));
     let Some(Event::Outline(outline)) = worker.next() else {
         panic!("Outline was expected")
     };
+    (worker, outline)
+}
+
+#[test]
+fn a_worker_that_plans_answers_until_its_socket_closes() {
+    let spec = real_spec(SMOLLM);
+    let (mut worker, outline) = planner(&spec);
     assert!(outline.description.contains("Q4_1"));
     let mut kv = Vec::new();
     for n_ctx in [1024, 8192] {
@@ -141,6 +147,24 @@ fn a_worker_that_plans_answers_until_its_socket_closes() {
     assert_eq!(worker.next(), Some(Event::Probed(true)));
     worker.socket.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(worker.wait().success());
+}
+
+/// In a process of its own, as the number is the whole process's.
+#[test]
+fn a_plans_process_holds_vocabulary_and_graphs_and_no_weights() {
+    let spec = real_spec(GEMMA);
+    let (mut worker, outline) = planner(&spec);
+    worker.send(&Command::Ask(PlanAsk::of(&spec)));
+    let Some(Event::Planned(Ok(plan))) = worker.next() else {
+        panic!("a plan was expected")
+    };
+    let process_bytes = plan.process_bytes;
+    assert!(process_bytes > 10 << 20, "{process_bytes}");
+    assert!(
+        process_bytes < outline.size_bytes / 2,
+        "{process_bytes} of a model of {}",
+        outline.size_bytes
+    );
 }
 
 #[test]

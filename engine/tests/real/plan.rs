@@ -131,16 +131,6 @@ fn one_outline_answers_for_many_shapes() {
         large.buffers[0].weights_bytes,
         small.buffers[0].weights_bytes
     );
-    assert!(
-        small.process_bytes > 10 << 20,
-        "vocabulary and graphs: {}",
-        small.process_bytes
-    );
-    assert!(
-        small.process_bytes < 200 << 20,
-        "no weights: {}",
-        small.process_bytes
-    );
     let error = ask(1024, KvType::Q8_0, Switch::Off).unwrap_err();
     assert!(error.0.contains("flash"), "{error}");
     // The worker is alive after a refusal.

@@ -169,6 +169,7 @@ const PURE: &[&str] = &[
     "src/selection",
     "src/top",
     "src/wire",
+    "engine/src/controls",
     "engine/src/prefix",
     "engine/src/sampling",
     "engine/src/schedule",

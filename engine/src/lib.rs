@@ -8,6 +8,7 @@
 //! which tokens may follow.
 
 pub mod budget;
+pub mod controls;
 pub mod draft;
 pub mod embed;
 pub mod grammar;

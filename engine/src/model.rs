@@ -101,6 +101,10 @@ pub trait Decoder {
     /// Appends the bytes that `token` stands for; control tokens stand for none.
     fn piece(&self, token: Token, bytes: &mut Vec<u8>);
 
+    /// The text that [`Decoder::tokenize`] reads this token out of only where it parses control tokens; `None` for
+    /// tokens that stand for text.
+    fn control(&self, token: Token) -> Option<String>;
+
     /// Whether `token` ends an answer.
     fn is_eog(&self, token: Token) -> bool;
 

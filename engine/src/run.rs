@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 
 use orinoco::frames::{
     BenchSpec, Command, Event, Finish, JobError, JobKey, Leaves, LoadSpec, Loaded, Speculation,
+    Token,
 };
 
+use crate::controls::Controls;
 use crate::draft::Draft;
 use crate::grammar::Grammars;
 use crate::markers::Markers;
@@ -94,6 +96,9 @@ pub fn run(
         gain: (spec.speculation != Speculation::Always).then(Gain::default),
         n_made: 0,
         markers: Rc::new(Markers::of(decoder)),
+        controls: Controls::new(
+            (0..limits.n_vocab as Token).filter_map(|token| decoder.control(token)),
+        ),
         grammars: Grammars::default(),
         compiling: Vec::new(),
         decoder,
@@ -131,6 +136,8 @@ struct Run<'d> {
     compiling: Vec<Slot>,
     grammars: Grammars,
     markers: Rc<Markers>,
+    /// What messages may not write.
+    controls: Controls,
     /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
     over: Vec<(SeqId, Leaves)>,
     /// Jobs that are to come back, and the places where the pool keeps what they have; the oldest first.

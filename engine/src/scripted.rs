@@ -209,6 +209,11 @@ impl Decoder for Scripted {
         bytes.extend(u8::try_from(token));
     }
 
+    fn control(&self, token: Token) -> Option<String> {
+        let special = usize::try_from(token).ok()?.checked_sub(256)?;
+        SPECIAL.get(special).map(|text| (*text).to_owned())
+    }
+
     fn is_eog(&self, token: Token) -> bool {
         token == EOG
     }

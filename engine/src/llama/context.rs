@@ -261,6 +261,10 @@ impl Decoder for Context<'_> {
         self.model.piece(token, bytes);
     }
 
+    fn control(&self, token: Token) -> Option<String> {
+        self.model.control(token)
+    }
+
     fn is_eog(&self, token: Token) -> bool {
         self.model.is_eog(token)
     }

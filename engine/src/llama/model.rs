@@ -362,6 +362,18 @@ impl Model {
         }
     }
 
+    /// See [`crate::model::Decoder::control`].
+    pub fn control(&self, token: Token) -> Option<String> {
+        if token < 0 || token as u32 >= self.n_vocab() {
+            return None;
+        }
+        // SAFETY: the token is in range and the vocabulary is live.
+        let attributes = unsafe { sys::llama_vocab_get_attr(self.vocab(), token) };
+        // What llama_tokenize passes over unless it parses special tokens.
+        let special = sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN;
+        (attributes & special != 0).then(|| self.token_text(token))
+    }
+
     /// Whether `token` ends an answer.
     pub fn is_eog(&self, token: Token) -> bool {
         if token < 0 || token as u32 >= self.n_vocab() {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use orinoco::frames::{Event, Finish, Input, Job, JobError, Leaves, Token};
 
 use super::{Run, WAITING_MAX};
+use crate::controls::{Hidden, Part};
 use crate::model::SeqId;
 use crate::prefix::Source;
 use crate::shelf::Found;
@@ -74,21 +75,47 @@ impl Run<'_> {
 
     /// The ids of an input.
     pub(super) fn tokens_of(&self, input: &Input) -> Result<Vec<Token>, JobError> {
-        let (text, add_special) = match input {
-            Input::Text(text) => (text.clone(), true),
-            Input::Chat { messages, tools } => {
-                let text = self
-                    .template
-                    .render(messages, tools.as_deref())
-                    .map_err(|error| JobError::Template(format!("failed to {error}")))?;
-                // Most templates write the BOS text themselves; two BOS tokens harm some models.
-                let has_bos = self.add_bos && !self.bos.is_empty() && text.starts_with(&self.bos);
-                (text, !has_bos)
-            }
+        let (messages, tools) = match input {
+            Input::Text(text) => return self.tokens_of_parts(&[Part::Rendered(text)], true),
+            Input::Chat { messages, tools } => (messages, tools.as_deref()),
         };
-        self.decoder
-            .tokenize(&text, add_special, true)
-            .map_err(JobError::Input)
+        let mut hidden = Hidden::default();
+        let kept = self.controls.hide(messages, &mut hidden);
+        let kept_tools = tools.and_then(|tools| self.controls.hide(tools, &mut hidden));
+        let text = self
+            .template
+            .render(
+                kept.as_deref().unwrap_or(messages),
+                kept_tools.as_deref().or(tools),
+            )
+            .map_err(|error| JobError::Template(format!("failed to {error}")))?;
+        // Most templates write the BOS text themselves; two BOS tokens harm some models.
+        let has_bos = self.add_bos && !self.bos.is_empty() && text.starts_with(&self.bos);
+        self.tokens_of_parts(&hidden.parts(&text), !has_bos)
+    }
+
+    /// `add_special` is for the first part.
+    fn tokens_of_parts(
+        &self,
+        parts: &[Part<'_>],
+        add_special: bool,
+    ) -> Result<Vec<Token>, JobError> {
+        let mut ids = Vec::new();
+        for (n, part) in parts.iter().enumerate() {
+            let (text, parse_special) = match part {
+                Part::Rendered(text) => (text, true),
+                Part::Said(text) => (text, false),
+            };
+            let of_part = self
+                .decoder
+                .tokenize(text, add_special && n == 0, parse_special)
+                .map_err(JobError::Input)?;
+            match n {
+                0 => ids = of_part,
+                _ => ids.extend(of_part),
+            }
+        }
+        Ok(ids)
     }
 
     /// Gives slots to waiting jobs, first come first served, as far as cells and slots go.

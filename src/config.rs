@@ -34,6 +34,7 @@ mod requests;
 mod sessions;
 mod show;
 mod telemetry;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -59,6 +60,7 @@ pub use telemetry::TelemetryConfig;
 pub use users::{UserConfig, UserLimits, UserPolicy, UsersConfig};
 pub use watchdog::{Threshold, WatchdogConfig};
 
+use crate::wire::request::template::Templates;
 use problem::Report;
 
 /// The documented defaults, as compiled in. Every key that exists stands there.
@@ -103,6 +105,8 @@ pub struct Config {
     pub sessions: SessionsConfig,
     /// What users get by default and what they may ask for.
     pub users: UsersConfig,
+    /// Wordings for requests that bring what varies alone.
+    pub templates: Templates,
     /// What is logged and how.
     pub log: LogConfig,
     /// Every key in force with its value and origin, for `config show`.
@@ -144,6 +148,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let store = StoreConfig::read(&mut root);
     let sessions = SessionsConfig::read(&mut root, &store);
     let users = UsersConfig::read(&mut root);
+    let templates = templates::read(&mut root);
     let log = LogConfig::read(&mut root);
     root.finish();
 
@@ -170,6 +175,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         store,
         sessions,
         users,
+        templates,
         log,
         entries,
     })

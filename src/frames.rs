@@ -448,7 +448,7 @@ pub enum Leaves {
     /// to goes first.
     Session(u64),
     /// For as long as there is room at all. The job is not answered: of its prompt the part is read that does not
-    /// depend on what the last message says. It gives way to every other.
+    /// depend on how the last message goes on. It gives way to every other.
     Pinned,
 }
 

@@ -8,6 +8,8 @@ mod client;
 #[path = "requests/embed.rs"]
 mod embed;
 mod support;
+#[path = "requests/templates.rs"]
+mod templates;
 
 use std::time::Duration;
 

@@ -30,8 +30,9 @@ use orinoco::{
         reply::{Parked, Session, Vectors, body::Answer},
         report::{
             Engine, Hardware, Info, Memory, Mode, Model, ModelCommand, Models, PoolIntake,
-            Presence, PressureEvent, Proof, State, Status, SwitchEvent, Verdict,
+            Presence, PressureEvent, Proof, State, Status, SwitchEvent, TemplateInfo, Verdict,
         },
+        request::template::{Kind, Line, Template, Templates, Var, Without},
         request::{self, EmbedRequest, Encoding, Keeps},
         telemetry::{TeleGpu, TeleHost, TeleLlm, TeleQueue},
         tools::Part,
@@ -293,6 +294,8 @@ fn a_chat_with_every_key_is_accepted() {
         keep_latest: Some("line-3".to_owned()),
         session: None,
         keeps: Keeps::No,
+        template: None,
+        filled: None,
     };
     assert_eq!(found, Ok(expected));
 }
@@ -320,6 +323,39 @@ fn a_conversation_is_named_and_forgotten() {
     let names = Names::new("orinoco", node()).unwrap();
     assert_eq!(names.forget(&user, &session), topic);
     assert_eq!(names.parse(&topic), Ok(Incoming::Forget { user, session }));
+}
+
+#[test]
+fn a_request_may_name_a_wording_of_the_nodes_and_bring_what_varies() {
+    let var = |name: &str, kind| Var {
+        name: name.to_owned(),
+        kind,
+        bytes_max: 40,
+        without: Without::Refused,
+        line: Line::named(name),
+    };
+    let vars = [
+        var("code", Kind::Integer),
+        var("celsius", Kind::Number),
+        var("note", Kind::String),
+    ];
+    let template = Template {
+        system: None,
+        user: "Explain this alarm.".to_owned(),
+        vars: vars.to_vec(),
+        max_tokens: None,
+        schema: None,
+    };
+    let templates = Templates([("alarm-text".to_owned(), template)].into());
+    let body = file("request_chat_template.json");
+    let mut asked = request::parse(Op::Chat, body.as_bytes(), &Limits::default()).unwrap();
+    asked.fill(&templates).unwrap();
+    let said = r"Explain this alarm.\n\ncode: 1734\ncelsius: 81.2\nnote: it hums";
+    let input = Input::Chat {
+        messages: format!(r#"[{{"role":"user","content":"{said}"}}]"#),
+        tools: None,
+    };
+    assert_eq!((asked.input, asked.max_tokens), (input, Some(40)));
 }
 
 #[test]
@@ -728,6 +764,33 @@ fn info() {
         ..small
     };
     assert_published(&in_pools, "info_pools.json");
+    let var = |name: &str, kind, bytes_max, without| Var {
+        name: name.to_owned(),
+        kind,
+        bytes_max,
+        without,
+        line: Line::named(name),
+    };
+    let of = |vars: Vec<Var>| Template {
+        system: None,
+        user: "Say it.".to_owned(),
+        vars,
+        max_tokens: None,
+        schema: None,
+    };
+    let alarm = of(vec![
+        var("code", Kind::Integer, 256, Without::Refused),
+        var("note", Kind::Text, 200, Without::NoLine),
+    ]);
+    let named = [("alarm-text", alarm), ("shift-report", of(Vec::new()))];
+    let named = named.map(|(name, template)| (name.to_owned(), template));
+    let with_templates = Info {
+        protocol: "1.1".to_owned(),
+        pools: Vec::new(),
+        templates: TemplateInfo::all(&Templates(named.into())),
+        ..in_pools
+    };
+    assert_published(&with_templates, "info_templates.json");
 }
 
 #[test]

@@ -118,7 +118,7 @@ pub(super) fn merge(sources: &Sources, report: &mut Report) -> Map<String, Value
     let sections: Vec<String> = default
         .keys()
         .cloned()
-        .chain(["models", "profiles", "users"].map(String::from))
+        .chain(["models", "profiles", "templates", "users"].map(String::from))
         .collect();
 
     let mut builder = config::Config::builder().add_source(Fragment(default));

@@ -409,6 +409,52 @@ impl Section<'_> {
         Some(words)
     }
 
+    /// A list of at most `max` tables, in its order; each inherits the keys of `parent`.
+    pub(super) fn tables<T>(
+        &mut self,
+        key: &'static str,
+        max: usize,
+        parent: &Keys,
+        read: impl Fn(&mut Section<'_>) -> T,
+    ) -> Vec<T> {
+        let value = self.take(key);
+        let ValueKind::Array(items) = &value.kind else {
+            self.bad(key, &value, format!("a list of at most {max} tables"));
+            return Vec::new();
+        };
+        if items.len() > max {
+            let found = items.len();
+            self.bad(key, &value, format!("at most {max} tables, found {found}"));
+            return Vec::new();
+        }
+        let shown = Vec::from_iter(items.iter().map(|item| inline(&item.kind)));
+        self.settle(format!("[{}]", shown.join(", ")));
+        let mut all = Vec::new();
+        for (at, item) in items.iter().enumerate() {
+            let path = format!("{key}[{at}]");
+            let ValueKind::Table(own) = &item.kind else {
+                self.bad(&path, &value, "a table".into());
+                continue;
+            };
+            // Its entries are part of this one.
+            let mut report = Report::default();
+            all.push(read(&mut Section {
+                name: format!("{}.{path}", self.name),
+                own: own.clone().into_iter().collect(),
+                inherited: parent.clone(),
+                origin: value.origin.clone(),
+                working_dir: self.working_dir,
+                credentials_dir: self.credentials_dir,
+                report: &mut report,
+            }));
+            let (_, problems) = report.into_parts();
+            problems
+                .into_iter()
+                .for_each(|problem| self.report.problem(problem));
+        }
+        all
+    }
+
     /// A path; `""` is none. In files it is absolute, so that it does not depend on where the daemon was
     /// started; from flags and the environment a relative one starts in the working directory.
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
@@ -496,6 +542,16 @@ impl Section<'_> {
         });
     }
 
+    /// Reports what is wrong with all of the table.
+    pub(super) fn flaw(&mut self, advice: String) {
+        self.report.problem(Problem {
+            origin: self.origin.clone(),
+            key: self.name.clone(),
+            value: None,
+            advice,
+        });
+    }
+
     /// Removes the value from the section, notes it as an entry, and says how to read it.
     fn take(&mut self, key: &'static str) -> Taken {
         let own = self.own.remove(key);
@@ -568,6 +624,25 @@ struct Taken {
     is_text: bool,
     /// Missing, or inherited: then the section it comes from has reported what is wrong with it.
     is_reported: bool,
+}
+
+/// A value as TOML on one line, tables with their keys in order.
+fn inline(kind: &ValueKind) -> String {
+    match kind {
+        ValueKind::Table(table) => {
+            let sorted: BTreeMap<_, _> = table.iter().collect();
+            let pairs = sorted.iter().map(|(key, value)| {
+                let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+                let value = inline(&value.kind);
+                match !key.is_empty() && key.chars().all(bare) {
+                    true => format!("{key} = {value}"),
+                    false => format!("{} = {value}", toml_of_text(key)),
+                }
+            });
+            format!("{{ {} }}", Vec::from_iter(pairs).join(", "))
+        }
+        other => toml_of(other),
+    }
 }
 
 fn one_of<T>(word: &str, choices: &[(&str, T)]) -> String {

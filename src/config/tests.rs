@@ -86,6 +86,8 @@ fn the_commented_examples_are_valid_and_name_only_real_keys() {
             in_example
                 || c.starts_with("[models.")
                 || c.starts_with("[profiles.")
+                || c.starts_with("[templates.")
+                || c.starts_with("[[templates.")
                 || c.starts_with("[users.")
         });
         if let Some(code) = code.filter(|_| in_example) {
@@ -103,6 +105,7 @@ fn the_commented_examples_are_valid_and_name_only_real_keys() {
     .unwrap();
     assert_eq!(config.models.get("small").n_ctx, 4096);
     assert_eq!(device(&config, "plc-3").ops, ["text"]);
+    assert_eq!(config.templates.0["alarm-text"].vars.len(), 3);
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub(super) const MESSAGES: &[Message] = &[
             "request_chat_small",
             "request_chat",
             "request_chat_logprobs",
-            "request_chat_session"
+            "request_chat_session",
+            "request_chat_template"
         ),
     },
     Message {
@@ -183,7 +184,7 @@ pub(super) const MESSAGES: &[Message] = &[
         content_type: JSON,
         schema: "Info",
         headers: None,
-        examples: pinned!("info_sandbox", "info_pools"),
+        examples: pinned!("info_sandbox", "info_pools", "info_templates"),
     },
     Message {
         name: "models",

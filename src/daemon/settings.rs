@@ -533,6 +533,7 @@ pub(super) fn dispatcher(
             ..Limits::default()
         },
         users: users(&config.users, accounts),
+        templates: config.templates.clone(),
         pools: dispatch::pools::policy::Limits {
             waiting_max: config.pools.waiting_jobs_max,
             settle: config.pools.settle,

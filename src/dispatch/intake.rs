@@ -206,10 +206,11 @@ impl Dispatch {
         if let Some(error) = self.short_of_memory() {
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
-        if let Err(error) = self.room(&address.user, message.payload.len()) {
+        let body_bytes = message.payload.len() + request.filled_bytes();
+        if let Err(error) = self.room(&address.user, body_bytes) {
             return self.refuse_excess(&address, &replier, &error, message.ack);
         }
-        if let Err(error) = self.in_time(&address.user, &request, message.payload.len()) {
+        if let Err(error) = self.in_time(&address.user, &request, body_bytes) {
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
         let order = self.next_key;
@@ -228,7 +229,10 @@ impl Dispatch {
             beside: self
                 .beside(&message)
                 .ok()
-                .and_then(|b| b.to_bytes())
+                .and_then(|mut beside| {
+                    beside.keep(&request);
+                    beside.to_bytes()
+                })
                 .map(Bytes::from),
             accepted_at_ms: self.clock.now_ms(),
         };
@@ -268,6 +272,7 @@ impl Dispatch {
         let mut request = request::parse(op, &message.payload, &self.settings.limits)?;
         request.add(&self.beside(message)?)?;
         self.settings.user(user).check(&request)?;
+        request.fill(&self.settings.templates)?;
         request.apply_defaults(&self.settings.user(user).defaults);
         request.check_session()?;
         if request.conversation().is_some() && !self.settings.keeps_sessions {
@@ -329,14 +334,15 @@ impl Dispatch {
         });
         self.open
             .insert((address.user.clone(), address.id.clone()), key);
-        self.queued_bytes += record.body.len();
-        self.quotas.entered(&address.user, record.body.len());
+        let body_bytes = record.body.len() + request.filled_bytes();
+        self.queued_bytes += body_bytes;
+        self.quotas.entered(&address.user, body_bytes);
         debug!(user = %address.user, id = %address.id, op = op.as_str(), "request taken");
         let logprobs = Logprobs::new(request.logprobs.is_some());
         let mut job = Job {
             key,
             digest: record.digest,
-            body_bytes: record.body.len(),
+            body_bytes,
             address,
             replier,
             request,
@@ -438,6 +444,8 @@ impl Dispatch {
             let parsed = request::parse(op, &record.body, &self.settings.limits);
             let parsed = parsed.and_then(|mut request| {
                 request.add(&beside.unwrap_or_default())?;
+                // Done already, when it was accepted.
+                request.fill(&self.settings.templates)?;
                 Ok(request)
             });
             match parsed {

@@ -20,6 +20,7 @@ use crate::models::{Release, release};
 use crate::telemetry::Reading;
 use crate::wire::report::{
     Engine, Info, Mode, Model, Models, Power, Presence, Pressure, Proof, State, Status,
+    TemplateInfo,
 };
 use crate::wire::topic::{Name, Op};
 use crate::worker::{Cause, Checked, Down, Report};
@@ -433,6 +434,7 @@ impl Dispatch {
                 offload.proof = Some(Proof::of(&checked.proof));
             }
             info.policy_seq = self.policy_seq();
+            info.templates = TemplateInfo::all(&self.settings.templates);
             info.no_model = self.node.no_model().map(|why| why.reason.clone());
             self.retain(self.settings.names.info(), &info);
         }

@@ -20,11 +20,11 @@ use crate::governor::Notice;
 use crate::pressure::Level;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
-use crate::wire::request::{self, Defaults};
+use crate::wire::request::Defaults;
 use crate::worker::Report;
 
-/// System prompts that are read before anybody asks, at most; the worker has room for more commands.
-const PINNED_MAX: usize = 8;
+/// Beginnings that are read before anybody asks, at most; the worker has room for more commands.
+const PINNED_MAX: usize = 32;
 /// What a stream is told of its pause for an alarm while nothing was measured.
 const PAUSE_GUESS: Duration = Duration::from_secs(1);
 
@@ -95,12 +95,12 @@ impl Dispatch {
         }
     }
 
-    /// Has the worker read the system prompts of the configuration before anybody asks. They are not jobs of the
-    /// queue: nobody hears of them, and they give way to whatever comes.
+    /// Has the worker read what many prompts begin with before anybody asks. These are not jobs of the queue: nobody
+    /// hears of them, and they give way to whatever comes.
     pub(super) fn pin_prompts(&mut self) {
-        let prompts = self.settings.users.system_prompts();
-        let inputs = Vec::from_iter(prompts.into_iter().take(PINNED_MAX).map(request::beginning));
-        for input in inputs {
+        let mut beginnings = self.settings.beginnings();
+        beginnings.truncate(PINNED_MAX);
+        for input in beginnings {
             let job = frames::Job {
                 job: self.new_key(),
                 input,

@@ -8,11 +8,13 @@ use tokio::sync::watch;
 
 use crate::access::Role;
 use crate::config::UserLimits;
+use crate::frames::Input;
 use crate::models::Releases;
 use crate::models::release::Runtime;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::request::history::Bounds;
-use crate::wire::request::{Defaults, Limits, Priority, Request};
+use crate::wire::request::template::Templates;
+use crate::wire::request::{self, Defaults, Limits, Priority, Request};
 use crate::wire::topic::{Name, Names, Op};
 
 /// What each user is for, as its account on the embedded broker says; empty with other brokers.
@@ -139,6 +141,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Who may ask for what, and how much.
     pub users: UsersSettings,
+    /// Wordings for requests that bring what varies alone.
+    pub templates: Templates,
     /// When this node takes requests from its pools.
     pub pools: super::pools::policy::Limits,
     /// What is kept of a conversation.
@@ -216,6 +220,23 @@ impl Settings {
     /// The model or line that a request means by `name`.
     pub fn meant<'a>(&'a self, name: &'a str) -> &'a str {
         self.aliases.get(name).map_or(name, String::as_str)
+    }
+
+    /// What many prompts begin with, each once: templates, then system prompts of the configuration.
+    pub fn beginnings(&self) -> Vec<Input> {
+        let prompts = self.users.system_prompts();
+        let mut all = Vec::new();
+        for template in self.templates.0.values() {
+            all.push(template.beginning(None));
+            if template.system.is_none() {
+                let chats = prompts
+                    .iter()
+                    .map(|prompt| template.beginning(Some(prompt)));
+                all.extend(chats);
+            }
+        }
+        all.extend(prompts.into_iter().map(request::beginning));
+        all
     }
 
     /// Limits and defaults of a user.

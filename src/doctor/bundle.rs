@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::facts::is_private;
+use super::facts::{is_private, is_prompt};
 use super::{Facts, Report};
 use crate::board::Root;
 
@@ -235,7 +235,9 @@ fn configuration(facts: &Facts) -> String {
             section = &entry.section;
             text.push_str(&format!("\n[{section}]\n"));
         }
-        let value = match is_private(entry.key) && !is_path_or_empty(&entry.value) {
+        let key = format!("{section}.{}", entry.key);
+        let is_shown = is_empty(&entry.value) || (is_path(&entry.value) && !is_prompt(&key));
+        let value = match is_private(&key) && !is_shown {
             true => "\"(left out)\"",
             false => &entry.value,
         };
@@ -244,9 +246,13 @@ fn configuration(facts: &Facts) -> String {
     text
 }
 
+fn is_empty(value: &str) -> bool {
+    matches!(value, "\"\"" | "[]")
+}
+
 /// A path to a secret says where it is and not what it is.
-fn is_path_or_empty(value: &str) -> bool {
-    value == "\"\"" || value.starts_with("\"/")
+fn is_path(value: &str) -> bool {
+    value.starts_with("\"/")
 }
 
 /// The last lines of the daemon's and the broker's journal, from the level `info` up: below it are prompts.
@@ -354,9 +360,13 @@ mod tests {
 
     #[test]
     fn paths_of_secrets_are_shown_and_what_else_stands_there_is_not() {
-        assert!(is_path_or_empty("\"/etc/orinoco/mqtt.password\"") && is_path_or_empty("\"\""));
-        assert!(!is_path_or_empty("\"hunter2\""));
+        assert!(is_path("\"/etc/orinoco/mqtt.password\"") && is_empty("\"\""));
+        assert!(!is_path("\"hunter2\"") && !is_empty("\"hunter2\""));
+        // Some models are told by a slash not to think.
+        assert!(is_prompt("defaults.system_prompt") && !is_prompt("mqtt.password_file"));
         assert!(is_private("password_file") && is_private("mqtt.tls_key_file"));
         assert!(is_private("users.ann.system_prompt") && !is_private("max_tokens"));
+        assert!(is_private("templates.a.user") && is_private("templates.a.vars[0].line"));
+        assert!(!is_private("templates.a.vars[0].type") && !is_private("model.default"));
     }
 }

@@ -185,7 +185,14 @@ fn problem(problem: &Problem) -> String {
 /// path of a secret should.
 pub(super) fn is_private(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key);
-    name == "system_prompt" || name.contains("password") || name.ends_with("key_file")
+    is_prompt(key) || name.contains("password") || name.ends_with("key_file")
+}
+
+/// Whether a configuration key holds what is said to a model.
+pub(super) fn is_prompt(key: &str) -> bool {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let tells_nothing = ["name", "type", "bytes_max", "max_tokens", "required"];
+    name == "system_prompt" || (section.starts_with("template") && !tells_nothing.contains(&name))
 }
 
 /// Text about files of this machine as text about files of the board.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     PROTOCOL, SHA256_PATTERN,
     request::Limits,
+    request::template::{Kind, Template, Templates, Var, Without},
     topic::{NAME_PATTERN, Op},
 };
 use crate::frames::{self, Backend, BufferUse, Hello, Loaded};
@@ -66,6 +67,9 @@ pub struct Info {
     /// Number of the fleet's settings that are in force; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_seq: Option<u64>,
+    /// Values for `template` in requests, with their variables; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub templates: Vec<TemplateInfo>,
 }
 
 impl Info {
@@ -82,7 +86,51 @@ impl Info {
             engine: None,
             no_model: None,
             policy_seq: None,
+            templates: Vec::new(),
         }
+    }
+}
+
+/// A wording that the node has. What it says is not told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TemplateInfo {
+    /// The value for `template`.
+    #[schemars(regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// In the order of their lines; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vars: Vec<VarInfo>,
+}
+
+/// A variable of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VarInfo {
+    /// The key in `vars`.
+    #[schemars(regex(pattern = NAME_PATTERN))]
+    pub name: String,
+    /// What it takes; a later version may have other words.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Most bytes of a value as text.
+    pub bytes_max: u64,
+    /// Whether a request must say it.
+    pub required: bool,
+}
+
+impl TemplateInfo {
+    /// Those of a node.
+    pub fn all(templates: &Templates) -> Vec<Self> {
+        let var = |var: &Var| VarInfo {
+            name: var.name.clone(),
+            kind: var.kind,
+            bytes_max: var.bytes_max as u64,
+            required: var.without == Without::Refused,
+        };
+        let one = |(name, template): (&String, &Template)| Self {
+            name: name.clone(),
+            vars: template.vars.iter().map(var).collect(),
+        };
+        templates.0.iter().map(one).collect()
     }
 }
 

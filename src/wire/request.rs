@@ -18,6 +18,7 @@ mod keys;
 mod messages;
 mod sampling;
 pub mod schema;
+pub mod template;
 #[cfg(test)]
 mod tests;
 
@@ -175,6 +176,10 @@ pub struct Request {
     pub session: Option<String>,
     /// Whether the node keeps that conversation.
     pub keeps: Keeps,
+    /// A wording of the node's that it wants; [`Request::input`] says nothing until [`Request::fill`] was called.
+    pub template: Option<template::Filling>,
+    /// What that was when the request was accepted.
+    pub filled: Option<template::Filled>,
 }
 
 /// Whether the node keeps the turns of a conversation.
@@ -285,6 +290,8 @@ impl Request {
             keep_latest: None,
             session: None,
             keeps: Keeps::No,
+            template: None,
+            filled: None,
         }
     }
 
@@ -341,9 +348,9 @@ impl Request {
     }
 }
 
-/// A chat that begins with a system prompt and says nothing.
+/// A chat that begins with a system prompt and says nothing yet.
 pub fn beginning(system_prompt: &str) -> Input {
-    messages::to_input(&[Message::of("system", system_prompt), Message::user("-")])
+    messages::to_input(&[Message::of("system", system_prompt), Message::user("")])
 }
 
 fn invalid(message: impl Into<String>) -> ApiError {
@@ -373,7 +380,16 @@ fn object(op: Op, body: json::Object, limits: &Limits) -> Result<Request, ApiErr
     fields.integer(&keys::N)?;
     fields.integer(&keys::BEST_OF)?;
     fields::refuse_unserved(&fields, keys::UNSERVED)?;
-    let mut request = Request::new(op, input(op, &fields)?);
+    let template = match op {
+        Op::Complete => None,
+        _ => template::read(op, &fields)?,
+    };
+    let input = match &template {
+        Some(_) => messages::to_input(&[]),
+        None => input(op, &fields)?,
+    };
+    let mut request = Request::new(op, input);
+    request.template = template;
     request.model = fields.text(&keys::MODEL)?;
     request.sampling = sampling::read(&fields)?;
     request.stop = fields.stops(&keys::STOP)?;

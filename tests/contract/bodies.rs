@@ -178,8 +178,8 @@ fn integers(schema: &Value) -> BoxedStrategy<Value> {
 
 fn numbers(schema: &Value) -> BoxedStrategy<Value> {
     let (low, high) = (
-        schema["minimum"].as_f64().unwrap(),
-        schema["maximum"].as_f64().unwrap(),
+        schema["minimum"].as_f64().unwrap_or(-1e6),
+        schema["maximum"].as_f64().unwrap_or(1e6),
     );
     let whole: Vec<i64> = (low.ceil() as i64..=high.floor() as i64).collect();
     prop_oneof![

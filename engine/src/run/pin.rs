@@ -34,12 +34,12 @@ impl Run<'_> {
             Ok((_, Taken::Over(_))) => {}
             Err(error) => tracing::warn!(
                 ?error,
-                "a system prompt cannot be read before it is asked for"
+                "what prompts begin with cannot be read before it is asked for"
             ),
         }
     }
 
-    /// The ids that do not depend on what the last message says.
+    /// The ids that do not depend on what the last message says beyond what it has.
     fn beginning_of(&self, input: &Input) -> Result<Vec<Token>, JobError> {
         let [one, other] = ["1", "a"].map(|text| self.tokens_of(&saying(input, text)));
         let (mut one, other) = (one?, other?);
@@ -62,7 +62,7 @@ impl Run<'_> {
     }
 }
 
-/// The messages with another last text.
+/// The messages, of which the last says `text` as well.
 fn saying(input: &Input, text: &str) -> Input {
     let Input::Chat { messages, tools } = input else {
         return input.clone();
@@ -71,7 +71,8 @@ fn saying(input: &Input, text: &str) -> Input {
         return input.clone();
     };
     if let Some(last) = all.last_mut() {
-        last["content"] = text.into();
+        let begun = last["content"].as_str().unwrap_or_default();
+        last["content"] = format!("{begun}{text}").into();
     }
     Input::Chat {
         messages: Value::from(all).to_string(),

@@ -199,7 +199,7 @@ fn choice(fields: &Fields<'_>, functions: &[Function]) -> Result<Option<Choice>,
 }
 
 /// A schema as text, if it keeps its bounds.
-fn schema_text(schema: &Value, path: &str) -> Result<String, ApiError> {
+pub(super) fn schema_text(schema: &Value, path: &str) -> Result<String, ApiError> {
     if !matches!(schema, Value::Object(_) | Value::Bool(_)) {
         let kind = schema.kind();
         return Err(at_fault(

@@ -1,9 +1,9 @@
 //! What MQTT 5 says beside a body: user properties, and Message Expiry. Requests of plain text have no other
-//! place for it.
+//! place for it. And what the node itself keeps beside a body: what a template was when the request was accepted.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, Priority, Request, fields, invalid};
+use super::{Limits, Priority, Request, fields, invalid, template::Filled};
 use crate::wire::error::ApiError;
 use crate::wire::topic::Name;
 
@@ -23,6 +23,9 @@ pub struct Beside {
     /// Of the message: what is worthless after it need not be answered after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     expiry_ms: Option<u64>,
+    /// Not said by the requester.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filled: Option<Filled>,
 }
 
 impl Beside {
@@ -65,7 +68,13 @@ impl Beside {
             session: key("session")?,
             // One that has expired is not delivered; less than a second may be left.
             expiry_ms: expiry_s.map(|s| u64::from(s.max(1)) * 1000),
+            filled: None,
         })
+    }
+
+    /// Keeps what a template of this request was filled in to.
+    pub fn keep(&mut self, request: &Request) {
+        self.filled.clone_from(&request.filled);
     }
 
     /// As it is kept; `None` where nothing was said.
@@ -93,7 +102,10 @@ impl Request {
         join("session", &mut self.session, beside.session.clone())?;
         let deadlines = self.deadline_ms.into_iter().chain(beside.expiry_ms);
         self.deadline_ms = deadlines.min();
-        Ok(())
+        match beside.filled.clone() {
+            Some(filled) => self.put(filled),
+            None => Ok(()),
+        }
     }
 }
 

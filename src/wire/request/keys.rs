@@ -126,6 +126,10 @@ pub(super) struct AnySchema;
 #[derive(Debug)]
 pub(super) struct ObjectSchema;
 
+/// An object from names to strings, numbers and booleans, with so many of them.
+#[derive(Debug)]
+pub(super) struct Vars(pub(super) usize);
+
 /// An array of objects with the keys of [`TOOL`].
 #[derive(Debug)]
 pub(super) struct ToolList;
@@ -185,6 +189,10 @@ keys! {
         "The conversation so far.";
     PROMPT = "prompt" Text(|limits| 1..=limits.payload_bytes),
         "Text that is continued or tokenized as it stands, without a chat template.";
+    TEMPLATE = "template" NameText,
+        "In the place of messages: a wording that the node has, by one of the names in its info.";
+    VARS = "vars" Vars(super::template::VARS_MAX),
+        "What varies in it, by the names of its variables.";
 }
 
 /// Texts in one request for vectors: their answer is one packet.
@@ -366,6 +374,8 @@ pub(super) const UNSERVED: &[Key<Unserved>] = &[
 pub(super) const CHAT_ONLY: &[Key<Unserved>] = &[
     unserved("tools", Neutral::EmptyArray),
     unserved("tool_choice", Neutral::Words(NO_CHOICE)),
+    unserved("template", Neutral::Null),
+    unserved("vars", Neutral::Null),
 ];
 
 /// Keys of [`CHAT`], in other ops.

@@ -23,15 +23,20 @@ const TOKEN_ID: &str = "^(0|[1-9][0-9]{0,9})$";
 /// The JSON body of an op under these limits; `None` for ops that take none.
 pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
     let [messages, prompt] = [&keys::MESSAGES as &dyn AnyKey, &keys::PROMPT];
+    let template: &[&dyn AnyKey] = &[&keys::TEMPLATE, &keys::VARS];
     let mut body = match op {
-        Op::Chat => object(&[messages], &[], limits),
+        Op::Chat => {
+            let mut body = object(&[], &[messages], limits);
+            add(&mut body, template, limits);
+            body["oneOf"] = json!([of_messages(&[]), of_template(&[])]);
+            body
+        }
         Op::Complete => object(&[prompt], &[], limits),
         Op::Tokenize => {
             let mut body = object(&[], keys::INPUT, limits);
-            body["oneOf"] = json!([
-                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
-                {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
-            ]);
+            let none = &["prompt"];
+            let of_prompt = chosen("prompt", "string", &["messages", "template", "vars"]);
+            body["oneOf"] = json!([of_prompt, of_messages(none), of_template(none)]);
             body
         }
         Op::Embed => {
@@ -52,6 +57,24 @@ pub fn json_body(op: Op, limits: &Limits) -> Option<Value> {
     }
     add_unserved(&mut body, keys::UNSERVED, limits);
     Some(body)
+}
+
+/// A body that says `key`, and none of the others that could stand in its place.
+fn chosen(key: &str, kind: &str, none: &[&str]) -> Value {
+    let mut properties = Map::from_iter([(key.to_owned(), json!({"type": kind}))]);
+    properties.extend(
+        none.iter()
+            .map(|other| ((*other).to_owned(), json!({"type": "null"}))),
+    );
+    json!({"required": [key], "properties": properties})
+}
+
+fn of_messages(none: &[&str]) -> Value {
+    chosen("messages", "array", &[none, &["template", "vars"]].concat())
+}
+
+fn of_template(none: &[&str]) -> Value {
+    chosen("template", "string", &[none, &["messages"]].concat())
 }
 
 /// The plain text that an op takes in the place of JSON, or takes alone.
@@ -255,6 +278,15 @@ impl Kind for keys::ObjectSchema {
         json!({"type": "object", "properties": {
             "type": {"type": "string", "const": "object", "description": "Arguments are an object."},
         }})
+    }
+}
+
+impl Kind for keys::Vars {
+    fn schema(&self, _: &Limits) -> Value {
+        json!({
+            "type": "object", "maxProperties": self.0, "propertyNames": {"pattern": NAME_PATTERN},
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"], "pattern": NO_NUL},
+        })
     }
 }
 

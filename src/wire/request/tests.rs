@@ -87,6 +87,8 @@ fn every_key_of_a_chat_arrives() {
         keep_latest: Some("line-3".to_owned()),
         session: None,
         keeps: Keeps::No,
+        template: None,
+        filled: None,
     };
     assert_eq!(found, Ok(expected));
 }

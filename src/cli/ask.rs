@@ -41,10 +41,12 @@ EXAMPLES
   orinoco ask --host broker.lan --pool hall2 --user me --password-file me.password \"Hello\"
   orinoco ask --priority batch --deadline 60000 \"Summarise the shift.\"
   orinoco ask --session kitchen \"And how long does it take?\"
+  orinoco ask --template alarm-text --var code=1734 --var celsius=81.2 --var \"note=it hums\"
   orinoco ask --json --temperature 0 --seed 1 \"Name a colour.\" | jq")]
 pub(super) struct Args {
     /// The question; - reads it from standard input
-    prompt: String,
+    #[arg(required_unless_present = "template", conflicts_with = "template")]
+    prompt: Option<String>,
     #[command(flatten)]
     reach: Reach,
     /// Pool to ask: one of its nodes answers
@@ -62,8 +64,14 @@ pub(super) struct Args {
     /// Same seed, same settings: same choices [default: another each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// A wording that the node has, in the place of a question
+    #[arg(long, value_name = "NAME")]
+    template: Option<Name>,
+    /// What varies in it: numbers, true and false as they are, all else as text; "1" in quotes is text too
+    #[arg(long, value_name = "NAME=VALUE", requires = "template", conflicts_with = "prompt", value_parser = variable)]
+    var: Vec<(Name, serde_json::Value)>,
     /// System message before the question
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "template")]
     system: Option<String>,
     /// Which request goes first: alarm, normal or batch, as far as the user may [default: the user's]
     #[arg(long, value_name = "CLASS")]
@@ -89,9 +97,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
-    let prompt = match args.prompt.as_str() {
-        "-" => from_stdin()?,
-        text => text.to_owned(),
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => from_stdin()?,
+        Some(text) => text.to_owned(),
+        None => String::new(),
     };
     let asked = Asked {
         target: Target::find(&args.reach, args.pool.as_deref(), config)?,
@@ -143,6 +152,18 @@ fn from_stdin() -> anyhow::Result<String> {
     }
 }
 
+/// `celsius=81.2`: a number, true or false as JSON writes it, text in quotes or without.
+fn variable(text: &str) -> Result<(Name, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let name = Name::new(name).map_err(|error| error.to_string())?;
+    let value = match serde_json::from_str(value) {
+        Ok(scalar @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_))) => scalar,
+        Ok(serde_json::Value::String(text)) => text.into(),
+        _ => value.into(),
+    };
+    Ok((name, value))
+}
+
 /// The request as OpenAI wrote it; what was not asked for is left to the node.
 fn body(args: &Args, prompt: &str) -> Vec<u8> {
     let system = args
@@ -151,7 +172,15 @@ fn body(args: &Args, prompt: &str) -> Vec<u8> {
         .map(|text| json!({ "role": "system", "content": text }));
     let user = json!({ "role": "user", "content": prompt });
     let messages: Vec<_> = system.chain([user]).collect();
-    let mut body = json!({ "messages": messages, "stream": true });
+    let mut body = match &args.template {
+        None => json!({ "messages": messages, "stream": true }),
+        Some(template) => {
+            let vars = args.var.iter();
+            let vars = vars.map(|(name, value)| (name.to_string(), value.clone()));
+            let vars: serde_json::Map<_, _> = vars.collect();
+            json!({ "template": template, "vars": vars, "stream": true })
+        }
+    };
     let options = [
         ("model", args.model.as_ref().map(|model| json!(model))),
         ("max_tokens", args.max_tokens.map(|n| json!(n))),
@@ -350,6 +379,33 @@ mod tests {
             "session": "kitchen", "session_history": true,
         });
         assert_eq!(parsed(&words), expected);
+    }
+
+    #[test]
+    fn a_template_comes_with_what_varies_and_without_messages() {
+        let vars = [
+            "code=1734",
+            "on=true",
+            "note=it hums = loud",
+            "batch=\"0017\"",
+            "x=[1]",
+        ];
+        let vars = vars.iter().flat_map(|var| ["--var", *var]);
+        let words = Vec::from_iter(["--template", "alarm-text"].into_iter().chain(vars));
+        let vars = json!({
+            "code": 1734, "on": true, "note": "it hums = loud", "batch": "0017", "x": "[1]",
+        });
+        let expected = json!({"template": "alarm-text", "vars": vars, "stream": true});
+        assert_eq!(parsed(&words), expected);
+        for wrong in [
+            &["--template", "a", "hello"][..],
+            &["--var", "a=1", "hello"],
+            &["--template", "a", "--var", "a"],
+            &[],
+        ] {
+            let line = Line::try_parse_from([&["ask"], wrong].concat());
+            assert!(line.is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -59,24 +59,44 @@ function promptOf(msg) {
 }
 
 /**
- * A chat. config: {system, model, maxTokens, temperature, schema, tools, priority, deadline, session} of the
+ * The wording of Orinoco's own that is wanted, and what varies in it: msg.vars, else an object in msg.payload.
+ * Undefined where none is. The template node of Node-RED leaves texts in msg.template, which are no names.
+ */
+function wordingOf(config, msg) {
+  const isMeant = isSet(msg.vars) || NAME.test(String(msg.template));
+  const template = isSet(msg.template) && isMeant ? String(msg.template) : config.template;
+  if (!isSet(template)) {
+    if (isSet(msg.vars)) throw new BodyError("template", "msg.vars is given, and neither msg.template nor the dialog names a template");
+    return undefined;
+  }
+  if (!NAME.test(template)) throw new BodyError("template", `template ${JSON.stringify(template)}: expected 1 to 64 of the characters A-Z a-z 0-9 _ . -`);
+  if (isSet(msg.messages)) throw new BodyError("template", "msg.messages and a template are given, expected one of them");
+  const isObject = msg.payload !== null && typeof msg.payload === "object" && !Array.isArray(msg.payload) && !Buffer.isBuffer(msg.payload);
+  const vars = parsed("vars", msg.vars, "object") ?? (isObject ? msg.payload : undefined);
+  return { template, ...(vars ? { vars } : {}) };
+}
+
+/**
+ * A chat. config: {system, template, model, maxTokens, temperature, schema, tools, priority, deadline, session} of the
  * node; turns: earlier messages of the session. Returns {body, added, session, wantsJson}; `added` is what
  * this question adds to the session.
  */
 function chat(config, msg, turns = []) {
-  const given = parsed("messages", msg.messages, "array");
+  const wording = wordingOf(config, msg);
+  const given = wording ? [] : parsed("messages", msg.messages, "array");
   let added = given;
   if (!given) {
     const prompt = promptOf(msg);
     if (prompt.trim() === "") throw new BodyError("payload", "nothing to ask: msg.payload, msg.prompt and msg.messages are empty");
     added = [{ role: "user", content: prompt }];
   }
-  if (added.length === 0) throw new BodyError("messages", "msg.messages is an empty array");
+  if (!wording && added.length === 0) throw new BodyError("messages", "msg.messages is an empty array");
   const system = isSet(msg.system) ? String(msg.system) : config.system;
   const hasOwn = added.some((message) => message?.role === "system" || message?.role === "developer");
   const messages = [...(isSet(system) && !hasOwn ? [{ role: "system", content: system }] : []), ...turns, ...added];
 
-  const body = { messages, stream: msg.stream !== false };
+  // Of a wording Orinoco has the system message too, and no earlier turns belong to it.
+  const body = { ...(wording ?? { messages }), stream: msg.stream !== false };
   const model = isSet(msg.model) ? msg.model : config.model;
   if (isSet(model)) body.model = String(model);
   const maxTokens = number("max_tokens", msg.max_tokens ?? config.maxTokens, 1, 32768);

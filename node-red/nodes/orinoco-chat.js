@@ -22,6 +22,7 @@ module.exports = function (RED) {
       this.server = RED.nodes.getNode(config.server);
       this.settings = {
         system: config.system || "",
+        template: config.template || "",
         model: config.model || this.server?.model || "",
         maxTokens: config.maxTokens,
         temperature: config.temperature,
@@ -188,7 +189,8 @@ module.exports = function (RED) {
           return;
         }
       }
-      if (job.session !== undefined) {
+      // What Orinoco made of a template is not known here.
+      if (job.session !== undefined && job.added.length > 0) {
         const answer = { role: "assistant", content: text };
         if (toolCalls.length > 0) answer.tool_calls = toolCalls;
         this.sessions.add(job.session, [...job.added.filter((message) => message?.role !== "system"), answer]);
@@ -206,7 +208,7 @@ module.exports = function (RED) {
       if (toolCalls.length > 0) {
         result.tool_calls = toolCalls;
         // What to send back as msg.messages, with the tools' answers behind it.
-        result.messages = [...job.body.messages, { role: "assistant", content: text, tool_calls: toolCalls }];
+        result.messages = [...(job.body.messages ?? []), { role: "assistant", content: text, tool_calls: toolCalls }];
       }
       const last = job.isStream ? this.partOf(job, { payload: "", complete: true, finish_reason: choice.finish_reason }) : null;
       if (last) last.parts.count = job.index + 1;

@@ -115,6 +115,21 @@ describe("a request", () => {
     assert.deepEqual(chat(config, odds).body, { ...odds, stream: true });
   });
 
+  it("is a wording of the node's with what varies", () => {
+    const wire = read("v1/request_chat_template.json");
+    const { body, added } = chat(config, wire);
+    assert.deepEqual(body, { ...wire, stream: true });
+    assert.deepEqual(added, []);
+    const set = { ...config, template: "alarm-text", system: "not sent" };
+    assert.deepEqual(chat(set, { payload: { code: 7 } }).body, { template: "alarm-text", vars: { code: 7 }, stream: true });
+    assert.deepEqual(chat(set, { payload: "go" }, [{ role: "user", content: "before" }]).body, { template: "alarm-text", stream: true });
+    // What Node-RED's own template node leaves behind.
+    assert.equal(chat(config, { payload: "hi", template: "Hello {{payload}}" }).body.template, undefined);
+    for (const msg of [{ vars: { a: 1 } }, { template: "a b", vars: {} }, { template: "a", messages: [{}] }, { template: "a", vars: [1] }]) {
+      assert.throws(() => chat(config, msg), /template|vars/, JSON.stringify(msg));
+    }
+  });
+
   it("has the form that the message asks for", () => {
     const form = { type: "json_schema", json_schema: { schema: { type: "object" } } };
     for (const [msg, key, wanted] of [

@@ -160,6 +160,7 @@ fn record(caller: usize, n: u64) -> Record {
         correlation: None,
         accept: None,
         beside: None,
+        model: None,
         accepted_at_ms: 1_800_000_000_000,
     }
 }

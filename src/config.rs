@@ -43,7 +43,7 @@ mod watchdog;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub use engine::{EmbeddingsConfig, EngineConfig, ModelConfig, ModelsConfig};
+pub use engine::{EmbeddingsConfig, EngineConfig, InTurn, ModelConfig, ModelsConfig};
 pub use environment::{Environment, OF_THE_ENGINE};
 pub use home_assistant::HomeAssistantConfig;
 pub use layers::{Flag, Place, Sources};

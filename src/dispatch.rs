@@ -40,6 +40,7 @@ mod serve;
 mod settings;
 mod tele;
 mod tokens;
+pub mod turns;
 mod updates;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -65,7 +66,7 @@ use durable::StoreDone;
 pub use embed::EmbedSettings;
 use embed::Embedder;
 use energy::Energy;
-use eta::Rates;
+use eta::ByModel;
 use idle::Idle;
 use job::{Job, Phase};
 use pools::Pools;
@@ -77,6 +78,8 @@ pub use report::{Overview, retained};
 pub use settings::{Accounts, Discovery, Settings, Tuning, UserEntry, UserSettings, UsersSettings};
 use tele::Meters;
 use tokens::Tokenizing;
+pub use turns::TurnSettings;
+use turns::Turns;
 pub use updates::Updates;
 
 /// A user's request id: what makes a job the same job.
@@ -184,7 +187,7 @@ struct Dispatch {
     queued_bytes: usize,
     quotas: Quotas,
     /// What requests take.
-    rates: Rates,
+    rates: ByModel,
     /// When streams that wait are next told of their place.
     notices_at: Instant,
     ignored: Ignored,
@@ -205,6 +208,7 @@ struct Dispatch {
     pools: Option<Pools>,
     embedder: Option<Embedder>,
     idle: Idle,
+    turns: Turns,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
 
@@ -369,6 +373,7 @@ impl Dispatch {
     ) -> Self {
         let node = Node::new(&settings, clock);
         let idle = Idle::new(settings.idle_unload);
+        let turns = Turns::new(settings.model.clone().ok());
         Self {
             settings,
             link,
@@ -395,7 +400,7 @@ impl Dispatch {
             stops: Vec::new(),
             queued_bytes: 0,
             quotas: Quotas::default(),
-            rates: Rates::default(),
+            rates: ByModel::default(),
             notices_at: Instant::now(),
             ignored: Ignored::default(),
             tokenizing: HashMap::new(),
@@ -412,6 +417,7 @@ impl Dispatch {
             pools: None,
             embedder: None,
             idle,
+            turns,
             draining: None,
         }
     }
@@ -474,10 +480,11 @@ impl Dispatch {
     /// Does all that can be done now without waiting; says when to look again at the latest.
     fn pump(&mut self, now: Instant) -> Option<Instant> {
         let deadline = self.expire(now);
+        let turn = self.take_turns(now);
         self.submit();
         self.flush_backlog();
         self.take_waiting();
-        let mut wake = earliest(deadline, self.tell_places(now));
+        let mut wake = earliest(earliest(deadline, turn), self.tell_places(now));
         wake = earliest(wake, self.flush_jobs(now));
         self.store_finals(now);
         self.resend_undelivered();

@@ -18,6 +18,7 @@ mod heat;
 mod shrink;
 mod switch;
 mod trial;
+mod turn;
 
 use std::time::Duration;
 
@@ -66,10 +67,16 @@ pub enum Notice {
     Cached(u64),
     /// The embedding model takes so many bytes now; it is unloaded when memory is short and nobody uses it.
     Embedding(u64),
+    /// Models at rest take so many bytes now; they are ended before anything else is done for memory.
+    Resting(u64),
+    /// The embedding model does not fit, and models rest.
+    Crowded,
     /// Nobody has asked for long: the model may be unloaded.
     Idle,
     /// Somebody asks.
     Needed,
+    /// Requests wait for this model, and it is its turn.
+    Turn(String),
     /// An operator wants this model.
     Wish(Wish),
     /// A worker on trial is loaded, and shows that it works.
@@ -130,6 +137,17 @@ pub enum Word {
     },
     /// A release is being loaded and looked at; requests may have to wait about so long. `None`: that is over.
     Trial(Option<Duration>),
+    /// This model is wanted, for all requests that name none.
+    Chosen(String),
+    /// A model does not have its turn that was asked for.
+    NoTurn {
+        /// The model.
+        model: String,
+        /// Why, for people.
+        why: String,
+        /// It cannot be loaded: waiting is of no use.
+        is_lasting: bool,
+    },
     /// What the model follows, and how many requests may run side by side.
     Power(Power),
     /// Whether a smaller context or model serves for want of memory, until the one that is wanted does.
@@ -190,6 +208,12 @@ struct Governor {
     was_stale: bool,
     /// What is to serve when memory allows; `None`: no model is here yet.
     wanted: Option<LoadSpec>,
+    /// What has its turn instead, because requests name it.
+    guest: Option<LoadSpec>,
+    /// A turn that was asked for and has not begun.
+    turning: Option<String>,
+    /// What was last told of what is wanted.
+    told_chosen: Option<String>,
     /// What is to serve now, below `shrink`.
     shrunk: Option<LoadSpec>,
     /// What the wanted one had taken when it served last.
@@ -203,6 +227,8 @@ struct Governor {
     serving: Option<Serving>,
     /// What saved sequences take.
     cached_bytes: u64,
+    /// What models at rest take.
+    resting_bytes: u64,
     /// What the embedding model takes.
     embedding_bytes: u64,
     /// What there was when a worker last served, or an order last came.
@@ -248,7 +274,10 @@ pub async fn run(settings: Settings, parts: Parts) {
         available_bytes: None,
         is_blind: false,
         was_stale: false,
+        told_chosen: first.as_ref().map(|first| first.name.clone()),
         wanted: first,
+        guest: None,
+        turning: None,
         shrunk: None,
         wanted_bytes: 0,
         shrunk_bytes: 0,
@@ -256,6 +285,7 @@ pub async fn run(settings: Settings, parts: Parts) {
         is_idle: false,
         serving: None,
         cached_bytes: 0,
+        resting_bytes: 0,
         embedding_bytes: 0,
         models: models(),
         find_models: models,
@@ -288,6 +318,7 @@ impl Governor {
                     None => return Err(Closed),
                 },
             }
+            self.tell_chosen().await?;
         }
     }
 
@@ -396,6 +427,8 @@ impl Governor {
                 let Some(wanted) = self.wanted.clone() else {
                     return Ok(NOTHING_SERVES.to_owned());
                 };
+                self.end_turn("memory is back, and what is wanted comes")
+                    .await?;
                 let said = match self.shrunk.take() {
                     None => {
                         self.small(false).await?;
@@ -403,6 +436,9 @@ impl Governor {
                     }
                     Some(_) => format!("{} is loaded as configured", wanted.name),
                 };
+                if self.serves(&wanted) {
+                    self.small(false).await?;
+                }
                 // Also what was decided meanwhile; what serves already is not loaded again.
                 self.serve(wanted, Placing::Beside).await?;
                 said
@@ -418,18 +454,28 @@ impl Governor {
     async fn step_down(&mut self, change: &Change) -> Result<String, Closed> {
         if change.from < Level::Trim {
             self.say(Word::Trim).await?;
+            if std::mem::take(&mut self.resting_bytes) > 0 {
+                self.order(Order::Dismiss).await?;
+            }
         }
+        let shrunk = match change.to {
+            Level::Kill | Level::Shrink => {
+                // Now, while it is known what serves.
+                let shrunk = self.shrink();
+                self.end_turn("memory is short").await?;
+                shrunk
+            }
+            Level::Park | Level::Trim | Level::Ok => None,
+        };
         Ok(match change.to {
             Level::Kill => {
-                // Now, while it is known: what will serve when some memory is back.
-                self.shrink();
                 self.small(self.shrunk.is_some()).await?;
                 self.serving = None;
                 let why = "was ended to give its memory back".to_owned();
                 self.order(Order::Rest { why }).await?;
                 "the worker was ended; its streams wait".to_owned()
             }
-            Level::Shrink => match self.shrink() {
+            Level::Shrink => match shrunk {
                 None => "nothing smaller can serve".to_owned(),
                 Some(load) => {
                     let said = format!("{} is loaded with n_ctx {}", load.name, load.n_ctx);
@@ -439,7 +485,9 @@ impl Governor {
                 }
             },
             Level::Park => "new requests are refused, batch jobs wait".to_owned(),
-            Level::Trim | Level::Ok => "saved sequences are dropped".to_owned(),
+            Level::Trim | Level::Ok => {
+                "saved sequences are dropped, and models at rest ended".to_owned()
+            }
         })
     }
 
@@ -471,8 +519,19 @@ impl Governor {
 
     /// The next smaller thing than what serves, and what it gives back.
     fn smaller(&self) -> Option<(LoadSpec, u64)> {
-        let now = self.shrunk.as_ref().or(self.wanted.as_ref())?;
-        shrink::smaller(self.serving.as_ref()?, now, &self.models)
+        let serving = self.serving.as_ref()?;
+        let guest = self
+            .guest
+            .as_ref()
+            .filter(|guest| guest.name == serving.name);
+        if let (Some(_), Some(wanted)) = (guest, &self.wanted) {
+            let gives_bytes = serving.worker_bytes.saturating_sub(self.wanted_bytes);
+            if self.wanted_bytes > 0 && shrink::is_worth(serving, gives_bytes) {
+                return Some((wanted.clone(), gives_bytes));
+            }
+        }
+        let now = self.shrunk.as_ref().or(guest).or(self.wanted.as_ref())?;
+        shrink::smaller(serving, now, &self.models)
     }
 
     fn level(&self) -> Level {
@@ -483,7 +542,8 @@ impl Governor {
     fn relief(&self, level: Level) -> Relief {
         let served_bytes = self.serving.as_ref().map_or(0, |now| now.worker_bytes);
         Relief {
-            trim_bytes: self.cached_bytes.saturating_add(self.embedding_bytes),
+            trim_bytes: (self.cached_bytes.saturating_add(self.embedding_bytes))
+                .saturating_add(self.resting_bytes),
             // What runs lives inside the KV pool, which is taken when the model is loaded.
             park_bytes: 0,
             shrink_bytes: self.smaller().map_or(0, |(_, bytes)| bytes),
@@ -520,7 +580,9 @@ impl Governor {
                 if self.shrunk.is_none() && self.wanted.as_ref().is_some_and(is_wanted) {
                     self.wanted_bytes = serving.worker_bytes;
                 }
+                let name = serving.name.clone();
                 self.serving = Some(serving);
+                self.turned(&name).await?;
                 self.models = (self.find_models)();
                 let is_served = self.wanted.as_ref().is_some_and(|load| self.serves(load));
                 if self.shrunk.is_none() && is_served {
@@ -535,6 +597,11 @@ impl Governor {
                 self.cached_bytes = bytes;
                 Ok(())
             }
+            Notice::Resting(bytes) => {
+                self.resting_bytes = bytes;
+                Ok(())
+            }
+            Notice::Crowded => self.order(Order::Dismiss).await,
             Notice::Embedding(bytes) => {
                 self.embedding_bytes = bytes;
                 Ok(())
@@ -549,6 +616,7 @@ impl Governor {
                     // What is wanted will not come; what serves has to do.
                     self.small(false).await?;
                 }
+                self.turn_failed(&name, &reason).await?;
                 let failed = self.errand.take_if(|(errand, ..)| errand.model == name);
                 let Some((errand, wanted, before)) = failed else {
                     return Ok(());
@@ -560,6 +628,7 @@ impl Governor {
             }
             Notice::Idle => self.unload().await,
             Notice::Needed => self.wake().await,
+            Notice::Turn(model) => self.turn(model).await,
             Notice::Wish(wish) => self.wished(wish).await,
             Notice::Trying(name) => {
                 self.trying(&name);
@@ -575,6 +644,7 @@ impl Governor {
         if self.serving.is_none() || !is_free || self.level() >= Level::Shrink {
             return Ok(());
         }
+        self.end_turn("nobody asks").await?;
         self.serving = None;
         self.is_idle = true;
         self.order(Order::Unload).await
@@ -600,11 +670,11 @@ impl Governor {
         self.serving.as_ref().is_some_and(is_it)
     }
 
-    /// What the worker has.
+    /// What our workers have that another model could have.
     fn own_bytes(&self) -> u64 {
-        self.serving
-            .as_ref()
-            .map_or(0, |serving| serving.worker_bytes)
+        let serving = self.serving.as_ref();
+        let served_bytes = serving.map_or(0, |serving| serving.worker_bytes);
+        served_bytes.saturating_add(self.resting_bytes)
     }
 }
 

@@ -23,6 +23,7 @@
 //! | `jobs` | (user, id) | order, digest, attempt, state, time and run of its last change, bytes charged |
 //! | `bodies` | order | a pending job: its name, op, body and what its answer needs |
 //! | `beside` | order | of a pending job: what its requester said beside the body; not of all |
+//! | `bound` | order | of a pending job: the model that it waits for; not of all |
 //! | `finals` | order | a finished job: its messages, byte for byte |
 //! | `sessions`, `turns` | (user, name) | a conversation: when it was last gone on with; what is kept of it |
 //!
@@ -111,6 +112,8 @@ pub struct Record {
     pub accept: Option<String>,
     /// What else its requester said beside the body; kept as it is.
     pub beside: Option<Bytes>,
+    /// The model that it waits for; `None`: whichever serves where nobody names one.
+    pub model: Option<String>,
     /// Unix milliseconds.
     pub accepted_at_ms: u64,
 }

@@ -22,6 +22,9 @@
 //! or after it, when memory does not hold both. One that cannot be loaded changes nothing: the old one goes
 //! on, or comes back. Whatever was in the old worker is reported down and belongs to the next.
 //!
+//! An [`Order::Turn`] changes it for a while: the old worker parks its jobs and rests (`rest`), as long as memory
+//! allows, so that its next turn begins at once. Every other order ends those that rest.
+//!
 //! An [`Order::Try`] is a switch with a condition: the next worker first shows that it works (`trial`), and only
 //! then takes the place of the old one.
 //!
@@ -36,6 +39,7 @@ mod life;
 mod plan;
 mod process;
 mod pulse;
+mod rest;
 pub mod survey;
 pub mod trial;
 
@@ -72,6 +76,8 @@ pub struct WorkerConfig {
     pub backoff_min: Duration,
     /// Longest pause between restarts.
     pub backoff_max: Duration,
+    /// Workers that stay loaded after their turn, at most.
+    pub resident_max: usize,
 }
 
 /// What the dispatcher hears.
@@ -94,6 +100,13 @@ pub enum Report {
         commands: mpsc::Sender<Command>,
         /// What it took, and where it runs.
         checked: Box<Checked>,
+    },
+    /// Which models stay loaded and do not serve, each at rest in a worker of its own, where that has changed.
+    Resting {
+        /// Their names, the one that has rested longest first.
+        models: Vec<String>,
+        /// What they have taken.
+        bytes: u64,
     },
     /// A frame that concerns a job, a measurement or a tokenization.
     Event(Event),
@@ -131,6 +144,15 @@ pub enum Order {
         /// When to load it.
         placing: Placing,
     },
+    /// It is the turn of this model: serve it as with [`Placing::Beside`], or at once where it rests.
+    Turn {
+        /// What to load.
+        load: Box<LoadSpec>,
+        /// The one that serves now stays loaded, at rest, where memory allows; else it ends.
+        rests: bool,
+    },
+    /// End those that rest.
+    Dismiss,
     /// Load this beside what serves, or after it where memory does not hold both, and have it show that it works.
     Try {
         /// What to load.

@@ -144,6 +144,7 @@ const PURE: &[&str] = &[
     "src/dispatch/pools/policy.rs",
     "src/dispatch/queue",
     "src/dispatch/quotas",
+    "src/dispatch/turns/policy",
     "src/doctor/checks",
     "src/doctor/report.rs",
     "src/home_assistant",

@@ -174,6 +174,7 @@ fn answering(pieces: &'static [&'static str], whole: &'static str) -> Script {
                 .accepted(&Accepted {
                     queue: 0,
                     eta_ms: None,
+                    loading: None,
                 })
                 .expect("chunks"),
         ];
@@ -315,6 +316,7 @@ fn ctrl_c_cancels_the_job_on_the_node() {
                         .accepted(&Accepted {
                             queue: 0,
                             eta_ms: None,
+                            loading: None,
                         })
                         .unwrap(),
                 ),
@@ -367,6 +369,7 @@ fn a_reader_that_has_had_enough_cancels_the_job() {
                     .accepted(&Accepted {
                         queue: 0,
                         eta_ms: None,
+                        loading: None,
                     })
                     .unwrap(),
             ];

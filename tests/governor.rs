@@ -11,6 +11,8 @@ mod power;
 #[path = "governor/shown.rs"]
 mod shown;
 mod support;
+#[path = "governor/turns.rs"]
+mod turns;
 
 use std::path::Path;
 use std::time::Duration;

@@ -39,6 +39,7 @@ fn record(name: &str) -> Record {
         correlation: None,
         accept: None,
         beside: None,
+        model: None,
         accepted_at_ms: 1_800_000_000_000,
     }
 }

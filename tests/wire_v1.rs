@@ -435,6 +435,7 @@ fn accepted() {
             .accepted(&Accepted {
                 queue: 2,
                 eta_ms: None,
+                loading: None,
             })
             .unwrap()
     };
@@ -447,6 +448,7 @@ fn accepted() {
     let place = |queue, eta_ms| Accepted {
         queue,
         eta_ms: Some(eta_ms),
+        loading: None,
     };
     let chat = replier(Op::Chat, Form::Chunks);
     assert_sent(
@@ -843,6 +845,7 @@ fn state() {
         available_bytes: 6_395_490_304,
         available_after_bytes: Some(2_374_201_344),
         reserve_bytes: 805_306_368,
+        resting_bytes: None,
         embedding_bytes: None,
     };
     let loaded = State {

@@ -1,6 +1,6 @@
 //! `[engine]`, `[model]` and `[models.NAME]`, and the [`LoadSpec`] that a worker gets from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +40,10 @@ const EMBED_TEXTS_MAX: u32 = 32;
 const ALIASES_MAX: usize = 16;
 /// In requests, whatever serves.
 const DEFAULT: &str = "default";
+/// Models that `model.in_turn` names.
+const IN_TURN_MAX: usize = 16;
+/// In `model.in_turn`: every model that can answer.
+const ALL: &str = "all";
 
 /// `[engine]`: the worker process and its loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,12 +174,52 @@ fn optional_name(name: &str) -> Result<Option<String>, String> {
 pub struct ModelsConfig {
     /// Name of the model that serves; `None`: the only one there is.
     pub active: Option<String>,
+    /// Those that are loaded in turn when requests name them.
+    pub in_turn: InTurn,
+    /// So long a model keeps its turn while it has work.
+    pub turn: Duration,
+    /// Models that stay loaded after their turn, at most.
+    pub resident_max: usize,
     /// For models found in `models_dir` that have no table of their own.
     pub default: ModelConfig,
     /// Models with a table of their own.
     pub by_name: BTreeMap<String, ModelConfig>,
     /// The one that makes vectors.
     pub embeddings: EmbeddingsConfig,
+}
+
+/// `model.in_turn`: who is loaded because a request names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum InTurn {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Every model that can answer.
+    All,
+    /// These models and lines of releases.
+    These(BTreeSet<String>),
+}
+
+impl InTurn {
+    fn of(words: &[String], aliases: &BTreeMap<String, String>) -> Self {
+        match words {
+            [] => Self::Nobody,
+            [all] if all == ALL => Self::All,
+            words => {
+                let meant = |word: &String| aliases.get(word).unwrap_or(word).clone();
+                Self::These(words.iter().map(meant).collect())
+            }
+        }
+    }
+
+    /// Whether a model or line of this name is one of them.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::All => true,
+            Self::These(names) => names.contains(name),
+        }
+    }
 }
 
 /// `[embeddings]`: the model for op `embed`.
@@ -202,12 +246,17 @@ impl EmbeddingsConfig {
 impl ModelsConfig {
     pub(super) fn read(root: &mut Root<'_>, paths: &PathsConfig) -> Self {
         let mut inherited = root.copy("model");
-        inherited.remove("active");
+        for of_all in ["active", "in_turn", "turn_seconds", "resident_max"] {
+            inherited.remove(of_all);
+        }
         // Names of its own are what no model inherits, and most have none.
         let none = ::config::Value::new(Some(&layers::DEFAULT.to_owned()), Vec::<String>::new());
         inherited.insert("aliases".to_owned(), none);
         let mut section = root.section("model");
         let active = section.checked("active", optional_name);
+        let in_turn = section.words("in_turn", IN_TURN_MAX, check_name);
+        let turn = section.seconds("turn_seconds", 1..=3600);
+        let resident_max = section.integer("resident_max", 0..=16);
         let default = ModelConfig::read(&mut section, None, Vec::new());
         drop(section);
         let mut by_name = BTreeMap::new();
@@ -233,12 +282,26 @@ impl ModelsConfig {
                 ModelConfig::read(&mut section, file, aliases),
             );
         }
-        Self {
+        let embeddings = EmbeddingsConfig::read(root);
+        let mut config = Self {
             active: active.flatten(),
+            in_turn: InTurn::Nobody,
+            turn,
+            resident_max,
             default,
             by_name,
-            embeddings: EmbeddingsConfig::read(root),
+            embeddings,
+        };
+        config.in_turn = InTurn::of(&in_turn, &config.aliases());
+        let embeds = config.embeddings.model.as_deref();
+        if let (InTurn::These(names), Some(embeds)) = (&config.in_turn, embeds)
+            && names.contains(embeds)
+        {
+            let advice = format!("expected models that answer: `{embeds}` makes vectors");
+            let mut section = root.section("model");
+            section.contradiction("in_turn", "embeddings.model", advice);
         }
+        config
     }
 
     /// The model that a request means by `name`, where that is an alias.

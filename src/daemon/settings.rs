@@ -17,7 +17,7 @@ use crate::board::power::PowerProbe;
 use crate::board::watch::{PowerWatch, WatchConfig};
 use crate::broker::{BrokerConfig, PortChoice};
 use crate::config::{
-    BrokerMode, BrokerStorage, Choose, Config, UserConfig, UserPolicy, UsersConfig,
+    BrokerMode, BrokerStorage, Choose, Config, InTurn, UserConfig, UserPolicy, UsersConfig,
 };
 use crate::dispatch::{
     self, Accounts, Discovery, EmbedSettings, Settings, UserEntry, UserSettings, UsersSettings,
@@ -339,6 +339,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
         step_stall: engine.step_stall,
         backoff_min: engine.restart_backoff_min,
         backoff_max: engine.restart_backoff_max,
+        resident_max: config.models.resident_max,
     })
 }
 
@@ -365,6 +366,7 @@ pub(super) fn embedder(config: &Config, choice: &Choice) -> anyhow::Result<Optio
     worker.load = Some(load);
     // None of those that talk would do instead.
     worker.admission.models.clear();
+    worker.resident_max = 0;
     Ok(Some(EmbedSettings {
         name: name.clone(),
         worker,
@@ -523,6 +525,7 @@ pub(super) fn dispatcher(
         },
         models: with_embeddings(config, choice),
         aliases: config.models.aliases(),
+        turns: turns(config, choice),
         releases,
         backend: config.engine.backend,
         hardware: hardware::read(&config.paths.board_root),
@@ -553,6 +556,25 @@ pub(super) fn dispatcher(
         keeps_sessions: config.sessions.per_user_max > 0,
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
+    }
+}
+
+fn turns(config: &Config, choice: &Choice) -> dispatch::TurnSettings {
+    let models = &config.models;
+    if let InTurn::These(names) = &models.in_turn {
+        let is_known = |name: &&String| {
+            let releases = choice.releases.iter();
+            let mut releases = releases.flat_map(|release| [&release.name, &release.line]);
+            choice.all.iter().any(|model| model.name == **name) || releases.any(|of| of == *name)
+        };
+        for name in names.iter().filter(|name| !is_known(name)) {
+            let text = "model.in_turn names a model that is not here: requests for it are refused until it comes";
+            warn!(model = name, "{text}");
+        }
+    }
+    dispatch::TurnSettings {
+        in_turn: models.in_turn.clone(),
+        turn: models.turn,
     }
 }
 

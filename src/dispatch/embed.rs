@@ -375,6 +375,7 @@ impl Dispatch {
             return;
         };
         warn!(model = embedder.name(), cause = %down.cause, "embedding worker ended");
+        let is_crowded = matches!(down.cause, Cause::NoRoom(_)) && !self.turns.resting.is_empty();
         if let Some(running) = &mut embedder.worker {
             running.serves = None;
         }
@@ -407,6 +408,10 @@ impl Dispatch {
                 down.cause
             );
             self.refuse_embedding(key, &ApiError::new(Code::Poison, text));
+        }
+        if is_crowded {
+            // Who is told to come again finds room.
+            self.notice(Notice::Crowded);
         }
         if let Some(error) = error {
             self.end_embedder(&error);

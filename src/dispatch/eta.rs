@@ -6,7 +6,7 @@
 //! nothing is refused for it.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use crate::frames::Timings;
@@ -15,6 +15,34 @@ use crate::frames::Timings;
 const NEWEST: f64 = 0.2;
 /// The longest time told; what takes longer is not to be foretold.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
+
+/// What requests took lately, by the model that answered them.
+#[derive(Debug, Default)]
+pub struct ByModel(BTreeMap<String, Rates>);
+
+/// Models that are remembered; a device has fewer, but names of releases change.
+const MODELS_MAX: usize = 64;
+
+impl ByModel {
+    /// Those of this model; of one that never answered nothing is known.
+    pub fn of(&self, model: &str) -> &Rates {
+        const UNKNOWN: &Rates = &Rates {
+            row_ms: None,
+            token_ms: None,
+            n_output: None,
+            token_bytes: None,
+        };
+        self.0.get(model).unwrap_or(UNKNOWN)
+    }
+
+    /// The same, to be told of what ended.
+    pub fn of_mut(&mut self, model: &str) -> &mut Rates {
+        if self.0.len() >= MODELS_MAX && !self.0.contains_key(model) {
+            self.0.clear();
+        }
+        self.0.entry(model.to_owned()).or_default()
+    }
+}
 
 /// What requests took lately.
 #[derive(Debug, Default)]

@@ -107,6 +107,12 @@ impl Dispatch {
                 }
             }
             Word::Trial(takes) => self.on_trial(takes),
+            Word::Chosen(model) => self.on_chosen(model),
+            Word::NoTurn {
+                model,
+                why,
+                is_lasting,
+            } => self.on_no_turn(&model, why, is_lasting),
             Word::Power(power) => {
                 self.node.set_power(power);
                 self.pause_surplus();

@@ -190,7 +190,11 @@ impl Dispatch {
                 return self.refuse(&address, &replier, &error, Some(message.ack));
             }
         }
+        let model = self.bound(&request);
         if op == Op::Tokenize {
+            if let Some(error) = self.other_serves(model.as_deref()) {
+                return self.refuse(&address, &replier, &error, Some(message.ack));
+            }
             return self.tokenize(
                 Tokenizing {
                     address,
@@ -210,7 +214,8 @@ impl Dispatch {
         if let Err(error) = self.room(&address.user, body_bytes) {
             return self.refuse_excess(&address, &replier, &error, message.ack);
         }
-        if let Err(error) = self.in_time(&address.user, &request, body_bytes) {
+        let bound = model.as_deref();
+        if let Err(error) = self.in_time(&address.user, &request, bound, body_bytes) {
             return self.refuse(&address, &replier, &error, Some(message.ack));
         }
         let order = self.next_key;
@@ -234,6 +239,7 @@ impl Dispatch {
                     beside.to_bytes()
                 })
                 .map(Bytes::from),
+            model,
             accepted_at_ms: self.clock.now_ms(),
         };
         let job = self.take(
@@ -279,22 +285,8 @@ impl Dispatch {
             let text = "this node keeps no conversations (sessions.per_user_max is 0): send all of it with messages";
             return Err(ApiError::new(Code::NotSupported, text).with_param("session"));
         }
-        if let Some(model) = &request.model
-            && let meant = self.settings.meant(model)
-            && !self.node.has_model(meant, &self.settings.releases.borrow())
-        {
-            // What there will be is not known.
-            if !self.node.had_model() {
-                return Ok(request);
-            }
-            let serving = self.node.model();
-            let found = match meant == model {
-                true => format!("no model `{model}` here: this node serves `{serving}`"),
-                false => format!(
-                    "`{model}` is `{meant}` here, which is not in service: this node serves `{serving}`"
-                ),
-            };
-            return Err(ApiError::new(Code::ModelNotFound, found).with_param("model"));
+        if let Some(model) = &request.model {
+            self.may_name(model)?;
         }
         Ok(request)
     }
@@ -316,7 +308,10 @@ impl Dispatch {
     ) -> JobKey {
         let key = self.new_key();
         let form = Form::of(op, request.stream, record.accept.as_deref());
-        let replier = self.replier(&address.id, op, form, place.attempt, record.accepted_at_ms);
+        let replier = Replier {
+            model: self.model_for(record.model.as_deref()),
+            ..self.replier(&address.id, op, form, place.attempt, record.accepted_at_ms)
+        };
         let coalesce = request.coalesce_ms.map_or(self.settings.coalesce, |ms| {
             Duration::from_millis(ms.into())
         });
@@ -346,6 +341,7 @@ impl Dispatch {
             address,
             replier,
             request,
+            model: record.model.clone(),
             sampling,
             committed: ack.is_none(),
             acks: ack.into_iter().collect(),
@@ -448,6 +444,17 @@ impl Dispatch {
                 request.fill(&self.settings.templates)?;
                 Ok(request)
             });
+            // It is for that model and no other, also under another configuration.
+            let record = match self.still_bound(&record) {
+                Ok(model) => store::Record { model, ..record },
+                Err(error) => {
+                    let key = self.take_lost(address, op, &record, place);
+                    if let Some(job) = self.jobs.get_mut(&key) {
+                        job.end(Ending::Failed(error));
+                    }
+                    continue;
+                }
+            };
             match parsed {
                 Ok(mut request) => {
                     request.apply_defaults(&self.settings.user(&address.user).defaults);
@@ -457,17 +464,29 @@ impl Dispatch {
                     self.recall(key);
                 }
                 Err(error) => {
-                    // Taken under other limits than today's: it still gets its one final.
-                    let request = request::parse(op, b"-", &self.settings.limits)
-                        .expect("plain text is a request for any op");
-                    let key = self.take(address, op, request, &record, place, None);
-                    self.queue.remove(key);
+                    // Taken under other limits than today's.
+                    let key = self.take_lost(address, op, &record, place);
                     if let Some(job) = self.jobs.get_mut(&key) {
                         job.end(Ending::Failed(error));
                     }
                 }
             }
         }
+    }
+
+    /// A stored job that cannot be answered any more: it still gets its one final.
+    fn take_lost(
+        &mut self,
+        address: Address,
+        op: Op,
+        record: &store::Record,
+        place: Place,
+    ) -> JobKey {
+        let request = request::parse(op, b"-", &self.settings.limits)
+            .expect("plain text is a request for any op");
+        let key = self.take(address, op, request, record, place, None);
+        self.queue.remove(key);
+        key
     }
 
     /// Says `accepted` again, as to a requester that asks twice.
@@ -580,7 +599,7 @@ impl Dispatch {
             form,
             op,
             id: id.clone(),
-            model: self.node.model().to_owned(),
+            model: self.home_or_serving().to_owned(),
             node: self.settings.names.node().clone(),
             created_s: accepted_at_ms / 1000,
             attempt,

@@ -105,6 +105,8 @@ pub(super) struct Job {
     pub(super) body_bytes: usize,
     pub(super) replier: Replier,
     pub(super) request: Request,
+    /// The model that it waits for; `None`: the one that is chosen.
+    pub(super) model: Option<String>,
     pub(super) sampling: frames::Sampling,
     /// Its part in a conversation that the node keeps.
     pub(super) conversation: Option<Conversation>,

@@ -3,18 +3,19 @@
 //! Part of the dispatcher's one task: it changes the dispatcher's state and waits for nothing. What requests
 //! take is `eta`'s to say, in which order they enter `queue`'s.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::info;
 
-use super::eta::{Places, Work};
+use super::eta::{Places, Rates, Work};
 use super::job::{Ending, Job, Phase};
 use super::queue::Terms;
 use super::{Dispatch, earliest};
 use crate::frames::JobKey;
 use crate::wire::error::{ApiError, Code};
-use crate::wire::reply::Accepted;
+use crate::wire::reply::{Accepted, Loading};
 use crate::wire::request::{Priority, Request};
 use crate::wire::topic::Name;
 
@@ -37,7 +38,8 @@ impl Dispatch {
     /// When the places of the worker are free, for a job of this class; `None` while no model serves or nothing
     /// is known.
     fn places(&self, class: Priority) -> Option<Places> {
-        let (n_seq_max, _) = self.node.serving()?;
+        let (n_seq_max, model) = self.node.serving()?;
+        let rates = self.rates.of(&model);
         let mut busy = Vec::new();
         let running = self
             .jobs
@@ -46,28 +48,52 @@ impl Dispatch {
         for job in running {
             let makes_room = class == Priority::Alarm && job.priority() == Priority::Batch;
             if !makes_room && job.phase == Phase::Open {
-                busy.push(self.rates.takes(&job.work())?);
+                busy.push(rates.takes(&job.work())?);
             }
         }
         Some(Places::new(n_seq_max, busy))
     }
 
-    /// Of a job that waits in the queue, and need not be among the jobs: its place there, from 1, and about how
-    /// long until it has ended.
-    fn ahead(&self, key: JobKey, class: Priority, work: &Work) -> (usize, Option<Duration>) {
-        let mut places = self.places(class);
-        let mut end = |work: &Work| places.as_mut()?.take(self.rates.takes(work)?);
-        let mut n = 0;
-        for other in self.queue.line() {
-            n += 1;
-            if other == key {
-                return (n, end(work));
+    /// The line for one model, from its head on.
+    fn line_for(&self, bound: Option<&str>, class: Priority) -> Line<'_> {
+        let model = self.model_for(bound);
+        let loading = self.loading(bound, class);
+        let (places, delay) = match loading {
+            None => (self.places(class), Some(Duration::ZERO)),
+            Some(Loading { eta_ms }) => {
+                let free = self.node.slots_soon().map(|n| Places::new(n, []));
+                (free, eta_ms.map(Duration::from_millis))
             }
-            if let Some(job) = self.jobs.get(&other) {
-                end(&job.work());
+        };
+        Line {
+            rates: self.rates.of(&model),
+            places: places.zip(delay),
+            n: 0,
+            loading,
+        }
+    }
+
+    /// Of a job that waits in the queue, and need not be among the jobs: its place in the line for its model, from
+    /// 1, and about how long until it has ended.
+    fn ahead(
+        &self,
+        key: JobKey,
+        bound: Option<&str>,
+        class: Priority,
+        work: &Work,
+    ) -> (usize, Option<Duration>, Option<Loading>) {
+        let mut line = self.line_for(bound, class);
+        for other in self.queue.line() {
+            if other == key {
+                let (n, eta) = line.next(work);
+                return (n, eta, line.loading);
+            }
+            let job = self.jobs.get(&other);
+            if let Some(job) = job.filter(|job| job.model.as_deref() == bound) {
+                line.next(&job.work());
             }
         }
-        (n, None)
+        (line.n, None, line.loading)
     }
 
     /// Refuses a request that cannot be answered before its deadline, as things go now.
@@ -75,6 +101,7 @@ impl Dispatch {
         &mut self,
         user: &Name,
         request: &Request,
+        bound: Option<&str>,
         body_bytes: usize,
     ) -> Result<(), ApiError> {
         let Some(deadline_ms) = request.deadline_ms else {
@@ -84,7 +111,8 @@ impl Dispatch {
         let (probe, order) = (self.new_key(), u64::MAX);
         let terms = self.terms(user, request);
         self.queue.push(order, probe, user, terms);
-        let (_, eta) = self.ahead(probe, terms.priority, &work_of(request, body_bytes));
+        let work = work_of(request, body_bytes);
+        let (_, eta, loading) = self.ahead(probe, bound, terms.priority, &work);
         self.queue.remove(probe);
         let Some(eta_ms) = eta.map(|eta| eta.as_millis() as u64) else {
             return Ok(());
@@ -92,9 +120,13 @@ impl Dispatch {
         if eta_ms <= deadline_ms {
             return Ok(());
         }
-        let text = format!(
+        let mut text = format!(
             "the answer would come in about {eta_ms} ms, and is worthless after {deadline_ms} ms"
         );
+        if let Some(Loading { eta_ms: Some(ms) }) = loading {
+            let model = self.model_for(bound);
+            text = format!("{text}: `{model}` has its turn in about {ms} ms");
+        }
         let wait_ms = (eta_ms - deadline_ms).max(RETRY_MS_MIN);
         let error = ApiError::new(Code::DeadlineExceeded, text).with_param("deadline_ms");
         Err(error.with_retry(wait_ms).with_eta(eta_ms))
@@ -159,13 +191,17 @@ impl Dispatch {
         let Some(job) = self.jobs.get(&key).filter(|job| job.has_accepted()) else {
             return Accepted::default();
         };
-        let (queue, eta) = match self.queue.is_waiting(key) {
-            true => self.ahead(key, job.priority(), &job.work()),
-            false => (0, self.rates.takes(&job.work())),
+        let (queue, eta, loading) = match self.queue.is_waiting(key) {
+            true => self.ahead(key, job.model.as_deref(), job.priority(), &job.work()),
+            false => {
+                let rates = self.rates.of(&self.model_for(job.model.as_deref()));
+                (0, rates.takes(&job.work()), None)
+            }
         };
         Accepted {
             queue,
             eta_ms: eta.map(|eta| eta.as_millis() as u64),
+            loading,
         }
     }
 
@@ -179,27 +215,58 @@ impl Dispatch {
             return Some(self.notices_at);
         }
         self.notices_at = now + every;
-        let mut places = self.places(Priority::Normal);
-        let line = Vec::from_iter(self.queue.line());
-        let mut n_told = 0;
-        for (ahead, key) in line.into_iter().enumerate() {
-            let Some(job) = self.jobs.get_mut(&key) else {
+        let mut lines = BTreeMap::new();
+        let mut places = Vec::new();
+        for key in self.queue.line() {
+            let Some(job) = self.jobs.get(&key) else {
                 continue;
             };
-            let takes = self.rates.takes(&job.work());
-            let eta = places
-                .as_mut()
-                .zip(takes)
-                .and_then(|(places, takes)| places.take(takes));
+            let bound = job.model.as_deref();
+            let line = lines
+                .entry(bound)
+                .or_insert_with(|| self.line_for(bound, Priority::Normal));
+            let (queue, eta) = line.next(&job.work());
             let place = Accepted {
-                queue: ahead + 1,
+                queue,
                 eta_ms: eta.map(|eta| eta.as_millis() as u64),
+                loading: line.loading,
             };
-            if n_told < NOTICES_MAX && job.moved(place) {
+            places.push((key, place));
+        }
+        let mut n_told = 0;
+        for (key, place) in places {
+            if let Some(job) = self.jobs.get_mut(&key)
+                && n_told < NOTICES_MAX
+                && job.moved(place)
+            {
                 n_told += 1;
             }
         }
         Some(self.notices_at)
+    }
+}
+
+/// Who waits for one model.
+struct Line<'a> {
+    rates: &'a Rates,
+    /// When its places are free, from when it serves on, and how long until then; `None`: not known.
+    places: Option<(Places, Duration)>,
+    /// Those that were counted.
+    n: usize,
+    loading: Option<Loading>,
+}
+
+impl Line<'_> {
+    /// The next in it: its place, from 1, and about how long until it has ended.
+    fn next(&mut self, work: &Work) -> (usize, Option<Duration>) {
+        self.n += 1;
+        let takes = self.rates.takes(work);
+        let end = self
+            .places
+            .as_mut()
+            .zip(takes)
+            .and_then(|((places, delay), takes)| places.take(takes).map(|end| end + *delay));
+        (self.n, end)
     }
 }
 

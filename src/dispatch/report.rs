@@ -60,6 +60,8 @@ pub(super) struct Node {
     model: Option<String>,
     /// What the embedding model takes.
     embedding_bytes: u64,
+    /// What models at rest take.
+    resting_bytes: u64,
     /// What the board was seen to have, for Home Assistant.
     sensed: Sensed,
     clock: Clock,
@@ -107,6 +109,7 @@ impl Node {
             twin_until: None,
             model: settings.model.clone().ok(),
             embedding_bytes: 0,
+            resting_bytes: 0,
             sensed: Sensed::default(),
         }
     }
@@ -166,6 +169,13 @@ impl Node {
     /// The model that serves, or did last; before the first what requests call whichever serves.
     pub(super) fn model(&self) -> &str {
         self.model.as_deref().unwrap_or(DEFAULT)
+    }
+
+    /// What models at rest take from now on, and that others rest.
+    pub(super) fn set_resting_bytes(&mut self, bytes: u64) {
+        self.resting_bytes = bytes;
+        self.dirty.state = true;
+        self.dirty.models = true;
     }
 
     /// What the embedding model takes from now on; whether that is new.
@@ -277,6 +287,7 @@ impl Node {
                 self.dirty.state = true;
             }
             Report::Event(_)
+            | Report::Resting { .. }
             | Report::SwitchFailed { .. }
             | Report::Trying { .. }
             | Report::Tried { .. } => {}
@@ -304,7 +315,9 @@ impl Node {
         {
             reason = format!("{reason}; it said: {last}");
         }
-        if down.had_served {
+        if down.cause.on_purpose() {
+            info!(reason, "streams wait for the next engine");
+        } else if down.had_served {
             warn!(reason, "streams wait for the next engine");
         } else {
             error!(
@@ -462,6 +475,14 @@ impl Dispatch {
             if let (Some(memory), 1..) = (&mut state.memory, embedding_bytes) {
                 memory.embedding_bytes = Some(embedding_bytes);
             }
+            let resting_bytes = self.node.resting_bytes;
+            if let (Some(memory), 1..) = (&mut state.memory, resting_bytes) {
+                memory.resting_bytes = Some(resting_bytes);
+            }
+            if let Some(why) = &self.turns.why_not {
+                let text = format!("requests for another model wait: {why}");
+                state.reasons.push(text);
+            }
             if self.node.twin_until.is_some() {
                 state.reasons.push(format!(
                     "the broker gave this node's connection to another client: a second daemon with \
@@ -541,6 +562,14 @@ impl Dispatch {
                 }
                 None => models.push(loaded.clone()),
             }
+        }
+        let is_loaded = |name: &String| {
+            let serves = loaded.as_ref().is_some_and(|loaded| loaded.name == *name);
+            serves || self.turns.resting.contains(name)
+        };
+        for model in &mut models {
+            model.in_turn = self.settings.is_in_turn(&model.name);
+            model.loaded = is_loaded(&model.name);
         }
         Models {
             active: loaded.map(|loaded| loaded.name),

@@ -4,13 +4,16 @@
 //! next and which makes room is `queue`'s to say; that the worker hears it in this order is kept here: what is
 //! to stop, then who is to make room, then who enters.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::job::{Cancel, Ending, Phase};
+use super::govern::Straits;
+use super::job::{Cancel, Ending, Job, Phase};
 use super::queue::{self, Verdict};
+use super::turns::Gate;
 use super::{Dispatch, govern};
 use crate::frames::{
     self, Command, Done, Event, Finish, JobError, JobKey, Leaves, Logprob, Parked, Piece, Timings,
@@ -21,7 +24,7 @@ use crate::pressure::Level;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
 use crate::wire::request::Defaults;
-use crate::worker::Report;
+use crate::worker::{Cause, Report};
 
 /// Beginnings that are read before anybody asks, at most; the worker has room for more commands.
 const PINNED_MAX: usize = 32;
@@ -37,6 +40,7 @@ impl Dispatch {
                 commands, loaded, ..
             } => {
                 self.commands = commands;
+                self.on_turn(&loaded.name, Duration::from_millis(loaded.load_ms));
                 if self.level >= Level::Trim {
                     let _ = self.commands.try_send(Command::Trim); // its queue is empty
                 }
@@ -49,6 +53,7 @@ impl Dispatch {
             Report::SwitchFailed { name, reason } => {
                 self.notice(Notice::SwitchFailed { name, reason });
             }
+            Report::Resting { models, bytes } => self.on_resting(models, bytes),
             Report::Trying { name } => self.notice(Notice::Trying(name)),
             Report::Tried { name, end } => {
                 // The one that follows serves at once.
@@ -91,6 +96,10 @@ impl Dispatch {
             Report::Down(down) => {
                 self.notice(Notice::NotServing);
                 self.on_worker_down(&down);
+                if down.cause == Cause::Idle {
+                    self.turn_is_free();
+                }
+                self.leave_hopeless_guest();
             }
         }
     }
@@ -187,7 +196,8 @@ impl Dispatch {
                         n_prompt: job.n_prompt,
                         ..timings
                     };
-                    self.rates.ended(job.body_bytes, &measured);
+                    let rates = self.rates.of_mut(&job.ids_of);
+                    rates.ended(job.body_bytes, &measured);
                 }
                 Ending::Finished(finish, timings)
             }
@@ -222,6 +232,7 @@ impl Dispatch {
         self.energy.advance(now, self.queue.running());
         self.count_guesses(&parked.timings);
         self.last_words(parked.job, &parked.ids, parked.logprobs, &parked.text);
+        let turn_away = self.turn_away();
         let Some(job) = self.jobs.get_mut(&parked.job) else {
             return self.queue.remove(parked.job);
         };
@@ -237,6 +248,9 @@ impl Dispatch {
             }
             cancel => {
                 job.pause();
+                if let Some(eta) = turn_away {
+                    job.park(reply::Parked::for_turn(eta));
+                }
                 self.queue.pause(parked.job);
                 self.meters.n_parked += 1;
                 debug!(user = %job.address.user, id = %job.address.id, ?cancel, "a stream made room");
@@ -277,6 +291,7 @@ impl Dispatch {
             self.tell_updates_of_death();
         }
         let parks_until = self.parks_until;
+        let turn_away = self.turn_away();
         for (key, verdict) in verdicts {
             let Some(job) = self.jobs.get_mut(&key) else {
                 continue;
@@ -294,6 +309,8 @@ impl Dispatch {
                     if let Some(until) = parks_until.filter(|_| down.cause.on_purpose()) {
                         let eta = until.saturating_duration_since(Instant::now());
                         job.park(reply::Parked::for_update(eta));
+                    } else if let Some(eta) = turn_away.filter(|_| down.cause.on_purpose()) {
+                        job.park(reply::Parked::for_turn(eta));
                     }
                 }
                 Verdict::Poison => job.end(Ending::Failed(ApiError::new(
@@ -344,15 +361,12 @@ impl Dispatch {
         };
         let syntax = self.node.tool_syntax();
         let runtime = self.settings.runtime_of(&model);
+        let gate = self.gate();
         loop {
-            if !self.make_room(n_seq_max) {
+            if !self.make_room(n_seq_max, &gate) {
                 break;
             }
-            let (straits, jobs) = (self.straits(), &self.jobs);
-            let waits = |key| {
-                jobs.get(&key)
-                    .is_some_and(|job| job.must_wait() || straits.must_wait(job))
-            };
+            let waits = must_wait(&self.jobs, self.straits(), &gate);
             let Some(key) = self.queue.next(n_seq_max, waits) else {
                 break;
             };
@@ -409,21 +423,19 @@ impl Dispatch {
 
     /// Has a job make room where an alarm waits for it. It waits from now on, though not for its turn before
     /// the worker has said how far it came; `false` when the worker takes no more.
-    fn make_room(&mut self, n_seq_max: usize) -> bool {
-        let (straits, jobs) = (self.straits(), &self.jobs);
-        let waits = |key| {
-            jobs.get(&key)
-                .is_some_and(|job| job.must_wait() || straits.must_wait(job))
-        };
+    fn make_room(&mut self, n_seq_max: usize, gate: &Gate) -> bool {
+        let waits = must_wait(&self.jobs, self.straits(), gate);
         let may_leave = |key| {
-            jobs.get(&key)
+            self.jobs
+                .get(&key)
                 .is_some_and(|job| job.cancel == Cancel::No && job.phase == Phase::Open)
         };
         let Some(victim) = self.queue.victim(n_seq_max, waits, may_leave) else {
             return true;
         };
         let alarm = self.queue.line().next();
-        let alarm = alarm.and_then(|key| self.rates.takes(&self.jobs.get(&key)?.work()));
+        let rates = self.rates.of(self.node.model());
+        let alarm = alarm.and_then(|key| rates.takes(&self.jobs.get(&key)?.work()));
         let pause = alarm.unwrap_or(PAUSE_GUESS);
         if self.commands.try_send(Command::Park(victim)).is_err() {
             return false;
@@ -435,6 +447,18 @@ impl Dispatch {
         }
         self.queue.pause(victim);
         true
+    }
+}
+
+/// Which jobs may not enter the worker now, though it be their turn.
+fn must_wait<'a>(
+    jobs: &'a HashMap<JobKey, Job>,
+    straits: Straits,
+    gate: &'a Gate,
+) -> impl Fn(JobKey) -> bool + 'a {
+    move |key| {
+        jobs.get(&key)
+            .is_some_and(|job| job.must_wait() || straits.must_wait(job) || !gate.lets(job))
     }
 }
 

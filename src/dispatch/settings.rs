@@ -129,6 +129,8 @@ pub struct Settings {
     pub models: Vec<crate::wire::report::Model>,
     /// Other names for models or lines in requests.
     pub aliases: BTreeMap<String, String>,
+    /// Who is loaded because requests name it.
+    pub turns: super::TurnSettings,
     /// Models that came as signed releases, as they change.
     pub releases: watch::Receiver<Releases>,
     /// What the operator wants the model to run on.

@@ -161,6 +161,7 @@ impl Dispatch {
             itl_ms: quantiles(&mut meters.itl),
             energy_mj_tok: energy
                 .map(|mw| (mw as f64 * busy_seconds / made as f64 * 10.0).round() / 10.0),
+            turns_count: self.settings.has_turns().then_some(self.turns.n_turns),
             engine_deaths_count: meters.n_deaths,
         };
         let waiting = self

@@ -34,6 +34,11 @@ const N_CTX_MIN: u32 = 2048;
 /// is worth its load.
 const WORTH: u64 = 10;
 
+/// Whether so much is worth a load.
+pub(super) fn is_worth(serving: &Serving, gives_bytes: u64) -> bool {
+    gives_bytes >= serving.worker_bytes / WORTH
+}
+
 /// The next smaller thing, and about how many bytes it gives back. `None`: nothing smaller is there.
 pub(super) fn smaller(
     serving: &Serving,
@@ -60,7 +65,7 @@ pub(super) fn smaller(
     let by_model =
         by_model.map(|model| (model.load.clone(), serving.weights_bytes - model.file_bytes));
     match (by_context, by_model) {
-        (Some(context), Some(_)) if context.1 >= serving.worker_bytes / WORTH => Some(context),
+        (Some(context), Some(_)) if is_worth(serving, context.1) => Some(context),
         (context, model) => model.or(context),
     }
 }

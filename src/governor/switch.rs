@@ -98,7 +98,11 @@ impl Governor {
             return self.switched(errand, Err(reason)).await;
         };
         let is_wanted = self.wanted.as_ref() == Some(&load);
-        let is_served = is_wanted && self.errand.is_none() && self.serving.is_some();
+        let is_served =
+            is_wanted && self.errand.is_none() && self.guest.is_none() && self.serving.is_some();
+        if !is_served {
+            self.end_turn("another model was chosen").await?;
+        }
         let earlier = self.errand.take();
         let (wanted, before) = match earlier {
             None => (self.wanted.clone(), before),
@@ -116,7 +120,7 @@ impl Governor {
                 None => Ok(()),
             };
         }
-        let is_back = wanted.as_ref() == Some(&load) && self.serving.is_some();
+        let is_back = wanted.as_ref() == Some(&load) && self.serves(&load);
         self.errand = Some((errand, wanted, before));
         if self.level() < Level::Shrink {
             self.serve(load, Placing::Beside).await?;

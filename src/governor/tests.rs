@@ -460,3 +460,91 @@ async fn an_order_that_cannot_be_done_says_why_and_changes_nothing() {
     };
     assert_eq!(outcome, Err("the engine was killed".into()));
 }
+
+#[tokio::test]
+async fn a_guest_has_its_turn_until_something_goes_before_it() {
+    let mut site = Site::new(4000).await;
+    let power = |word: &Word| matches!(word, Word::Power(_));
+    site.word(power).await;
+    site.notices
+        .send(Notice::Turn("small".into()))
+        .await
+        .unwrap();
+    let Order::Turn { load, rests } = site.ordered().await else {
+        panic!("the guest is loaded")
+    };
+    assert_eq!((load.name.as_str(), rests), ("small", true));
+    site.serving("small", 8192).await;
+    let switched = |word: &Word| matches!(word, Word::Switched { .. });
+    let Word::Switched { errand, outcome } = site.word(switched).await else {
+        unreachable!()
+    };
+    assert_eq!((errand.model.as_str(), outcome), ("small", Ok(())));
+
+    // An operator who wants the model that is chosen already gets it.
+    let wish = Wish {
+        model: "large".into(),
+        ticket: None,
+    };
+    site.notices.send(Notice::Wish(wish)).await.unwrap();
+    let Order::Serve { load, .. } = site.ordered().await else {
+        panic!("what is wanted comes back")
+    };
+    assert_eq!(load.name, "large");
+    // Until it serves nobody else has a turn.
+    site.notices
+        .send(Notice::Turn("small".into()))
+        .await
+        .unwrap();
+    let no_turn = |word: &Word| matches!(word, Word::NoTurn { model, is_lasting: false, .. } if model == "small");
+    site.word(no_turn).await;
+    site.serving("large", 8192).await;
+    site.word(switched).await;
+
+    // What rests is ended before anything else is done for memory.
+    site.notices.send(Notice::Resting(MIB)).await.unwrap();
+    // A guest on its way gives way to memory.
+    site.notices
+        .send(Notice::Turn("small".into()))
+        .await
+        .unwrap();
+    site.ordered().await;
+    site.available(150);
+    let order = site.ordered().await;
+    assert!(matches!(order, Order::Dismiss), "{order:?}");
+    site.word(no_turn).await;
+    let Order::Serve { load, .. } = site.ordered().await else {
+        panic!("something smaller serves")
+    };
+    assert_eq!((load.name.as_str(), load.n_ctx), ("large", 4096));
+}
+
+#[tokio::test]
+async fn a_guest_that_cannot_be_loaded_is_waited_for_by_nobody() {
+    let mut site = Site::new(4000).await;
+    site.notices
+        .send(Notice::Turn("small".into()))
+        .await
+        .unwrap();
+    site.ordered().await;
+    let failed = Notice::SwitchFailed {
+        name: "small".into(),
+        reason: "the engine was killed".into(),
+    };
+    site.notices.send(failed).await.unwrap();
+    let lasting = Word::NoTurn {
+        model: "small".into(),
+        why: "the engine was killed".into(),
+        is_lasting: true,
+    };
+    site.word(|word| *word == lasting).await;
+    // The one that is wanted was never away: nothing is loaded for it.
+    let wish = Wish {
+        model: "large".into(),
+        ticket: None,
+    };
+    site.notices.send(Notice::Wish(wish)).await.unwrap();
+    site.word(|word| matches!(word, Word::Switched { errand, .. } if errand.wish.is_some()))
+        .await;
+    assert!(site.orders.try_recv().is_err());
+}

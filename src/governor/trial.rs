@@ -213,6 +213,7 @@ impl Governor {
         let trial = self.trial.as_mut().expect("it has just been looked at");
         let serves = has_passed && trial.line.is_some();
         if let (true, Some(line)) = (serves, trial.line.clone()) {
+            self.guest = None;
             let before = self.follow.before();
             let why = format!(
                 "release {} of {} was deployed",

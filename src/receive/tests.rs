@@ -23,6 +23,7 @@ fn accepted(attempt: u32) -> Outgoing {
         .accepted(&Accepted {
             queue: 0,
             eta_ms: None,
+            loading: None,
         })
         .unwrap()
 }

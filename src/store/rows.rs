@@ -80,7 +80,8 @@ impl BodyRow<'_> {
             response_topic: self.response_topic.map(str::to_owned),
             correlation: self.correlation.map(|c| Bytes::copy_from_slice(c.0)),
             accept: self.accept.map(str::to_owned),
-            beside: None, // In a table of its own.
+            beside: None, // In tables of their own.
+            model: None,
             accepted_at_ms: self.accepted_at_ms,
         }
     }

@@ -21,6 +21,8 @@ const JOBS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("jobs");
 const BODIES: TableDefinition<u64, &[u8]> = TableDefinition::new("bodies");
 /// A table of its own, so that versions without it can read all the others.
 const BESIDE: TableDefinition<u64, &[u8]> = TableDefinition::new("beside");
+/// As [`BESIDE`].
+const BOUND: TableDefinition<u64, &str> = TableDefinition::new("bound");
 const FINALS: TableDefinition<u64, &[u8]> = TableDefinition::new("finals");
 
 /// Outer: the disk. Inner: the rules.
@@ -134,6 +136,7 @@ pub(super) struct Tables<'txn> {
     jobs: Table<'txn, (&'static str, &'static str), &'static [u8]>,
     bodies: Table<'txn, u64, &'static [u8]>,
     beside: Table<'txn, u64, &'static [u8]>,
+    bound: Table<'txn, u64, &'static str>,
     finals: Table<'txn, u64, &'static [u8]>,
     sessions: Sessions<'txn>,
     pub(super) totals: Totals,
@@ -147,6 +150,7 @@ impl<'txn> Tables<'txn> {
             jobs: txn.open_table(JOBS)?,
             bodies: txn.open_table(BODIES)?,
             beside: txn.open_table(BESIDE)?,
+            bound: txn.open_table(BOUND)?,
             finals: txn.open_table(FINALS)?,
             sessions: Sessions::open(txn)?,
             totals,
@@ -211,7 +215,8 @@ impl<'txn> Tables<'txn> {
         }
         let body = rows::encode(&BodyRow::from(record));
         let n_beside = record.beside.as_ref().map_or(0, Bytes::len);
-        let bytes = (body.len() + n_beside) as u64 + ROW_BYTES;
+        let n_model = record.model.as_ref().map_or(0, String::len);
+        let bytes = (body.len() + n_beside + n_model) as u64 + ROW_BYTES;
         if let Err(refused) = self.admit(bytes, rules) {
             return Ok(Err(refused));
         }
@@ -229,6 +234,10 @@ impl<'txn> Tables<'txn> {
             Some(beside) => self.beside.insert(row.order, &**beside)?,
             // A version without this table may have left some of an order that is used again.
             None => self.beside.remove(row.order)?,
+        };
+        match &record.model {
+            Some(model) => self.bound.insert(row.order, &**model)?,
+            None => self.bound.remove(row.order)?,
         };
         self.put(&record.job, &row)?;
         self.totals.add(&row);
@@ -276,6 +285,7 @@ impl<'txn> Tables<'txn> {
         self.totals.remove(&row);
         self.bodies.remove(row.order)?;
         self.beside.remove(row.order)?;
+        self.bound.remove(row.order)?;
         row.state = JobState::Finished {
             at_ms: end.finished_at_ms,
             delivered: end.delivered,
@@ -440,8 +450,10 @@ impl<'txn> Tables<'txn> {
             )));
         }
         let beside = self.beside.get(row.order)?;
+        let model = self.bound.get(row.order)?;
         Ok(Record {
             beside: beside.map(|bytes| Bytes::copy_from_slice(bytes.value())),
+            model: model.map(|name| name.value().to_owned()),
             ..body.record(row.digest)
         })
     }
@@ -476,6 +488,7 @@ impl<'txn> Tables<'txn> {
         match row.state {
             JobState::Pending => {
                 self.beside.remove(row.order)?;
+                self.bound.remove(row.order)?;
                 self.bodies.remove(row.order)?
             }
             JobState::Finished { .. } => self.finals.remove(row.order)?,
@@ -500,6 +513,7 @@ impl Tables<'_> {
         let jobs = txn.open_table(JOBS).unwrap();
         let bodies = txn.open_table(BODIES).unwrap();
         let besides = txn.open_table(BESIDE).unwrap();
+        let bound = txn.open_table(BOUND).unwrap();
         let finals = txn.open_table(FINALS).unwrap();
         let mut all = Vec::new();
         let mut n_bodies = 0;
@@ -514,8 +528,10 @@ impl Tables<'_> {
                     let body = bodies.get(row.order).unwrap().unwrap();
                     let body: BodyRow<'_> = rows::decode("bodies", body.value()).unwrap();
                     let beside = besides.get(row.order).unwrap();
+                    let model = bound.get(row.order).unwrap();
                     record = Some(Record {
                         beside: beside.map(|bytes| Bytes::copy_from_slice(bytes.value())),
+                        model: model.map(|name| name.value().to_owned()),
                         ..body.record(row.digest)
                     });
                     n_bodies += 1;

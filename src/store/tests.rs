@@ -37,6 +37,7 @@ pub(super) fn record(id: &str, body_bytes: usize) -> Record {
         correlation: Some(Bytes::from_static(b"\0\xff")),
         accept: Some("text/plain".into()),
         beside: Some(Bytes::from_static(b"{}")),
+        model: Some("coder".into()),
         accepted_at_ms: NOW,
     }
 }

@@ -31,7 +31,7 @@ mod tests;
 mod vectors;
 
 use body::{Choice, Delta, Failure, Logprobs, Message, Orinoco, Response, Tokens, Usage};
-pub use body::{Parked, Part, Session};
+pub use body::{Loading, Parked, Part, Session};
 pub use vectors::Vectors;
 
 const JSON: &str = "application/json";
@@ -111,6 +111,8 @@ pub struct Accepted {
     pub queue: usize,
     /// About how long until its answer has ended, milliseconds.
     pub eta_ms: Option<u64>,
+    /// Another model serves than the one that it waits for.
+    pub loading: Option<Loading>,
 }
 
 /// How a job ended.
@@ -181,6 +183,7 @@ impl Replier {
         let orinoco = Orinoco {
             queue: Some(accepted.queue as u64),
             eta_ms: accepted.eta_ms,
+            loading: accepted.loading,
             ..self.orinoco()
         };
         let chunk = self.response(0, false, self.piece_choice(role, "", None), orinoco);
@@ -291,6 +294,7 @@ impl Replier {
         let orinoco = Orinoco {
             queue: Some(place.queue as u64),
             eta_ms: place.eta_ms,
+            loading: place.loading,
             ..self.orinoco()
         };
         let chunk = self.response(seq, false, self.piece_choice(None, "", None), orinoco);

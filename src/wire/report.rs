@@ -336,6 +336,12 @@ pub struct Model {
     /// Further values for `model` in requests, as the node's configuration has them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// A request that names it has it loaded in its turn, whichever serves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_turn: bool,
+    /// It is in memory and answers prompts: it serves, or rests until its next turn.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub loaded: bool,
     /// The model on this node that its publisher means to draft for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draft: Option<String>,
@@ -368,6 +374,8 @@ impl Model {
             embeds: (loaded.n_dims > 0).then_some(true),
             dimensions: (loaded.n_dims > 0).then_some(loaded.n_dims),
             aliases: Vec::new(),
+            in_turn: false,
+            loaded: false,
             draft: None,
             description: Some(loaded.description.clone()),
             n_params: Some(loaded.n_params),
@@ -579,6 +587,9 @@ pub struct Memory {
     pub available_after_bytes: Option<u64>,
     /// Bytes left free whatever is loaded.
     pub reserve_bytes: u64,
+    /// Bytes taken by models that rest until their next turn, beside all this; absent while none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resting_bytes: Option<u64>,
     /// Bytes taken by the embedding model beside all this; absent while it is not loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding_bytes: Option<u64>,

@@ -116,6 +116,10 @@ pub struct TeleLlm {
     /// Millijoules that the module took a token, while tokens were made; absent without rails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_mj_tok: Option<f64>,
+    /// Times that another model had its turn than before, since the daemon started, a count; absent where none are
+    /// loaded in turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns_count: Option<u64>,
     /// Engines that ended without being told to, since the daemon started, a count.
     pub engine_deaths_count: u64,
 }

@@ -10,6 +10,7 @@ use super::admission::Memo;
 use super::backoff::Backoff;
 use super::life::{Before, Closed, Failed, Follower, Ready, Served, called_off, load_and_try};
 use super::pulse::Pulser;
+use super::rest::Residents;
 use super::trial::{Ordered, Then};
 use super::{Cause, Doing, Down, END_LIMIT, Order, Placing, Report, WorkerConfig};
 use crate::frames::LoadSpec;
@@ -31,6 +32,8 @@ struct Keeper {
     before: Option<(LoadSpec, u64)>,
     /// What loads have learned so far.
     memo: Memo,
+    /// Those whose turn is over.
+    residents: Residents,
     /// Nobody gives orders any more.
     unordered: bool,
 }
@@ -42,7 +45,9 @@ pub(super) async fn keep(
     pulse: Pulser,
 ) {
     let backoff = Backoff::new(config.backoff_min, config.backoff_max);
-    let keeper = Keeper {
+    let residents = Residents::new(config.resident_max, config.step_stall);
+    let mut keeper = Keeper {
+        residents,
         target: config.load.clone(),
         reserve_bytes: None,
         config,
@@ -57,19 +62,27 @@ pub(super) async fn keep(
     };
     // The receiver of reports is gone, and the workers with their futures.
     let Err(Closed) = keeper.run().await;
+    keeper.residents.end_all().await;
 }
 
 impl Keeper {
-    async fn run(mut self) -> Result<std::convert::Infallible, Closed> {
+    async fn run(&mut self) -> Result<std::convert::Infallible, Closed> {
         loop {
             let Some(spec) = self.target.clone() else {
                 self.pause(None).await?;
                 continue;
             };
+            if self.trial.is_none()
+                && let Some(resident) = self.residents.take(&spec).await
+            {
+                self.lives(resident).await?;
+                continue;
+            }
             let reports = self.reports.clone();
             let before = Before {
                 memo: self.memo.clone(),
-                mapped_bytes: 0, // the worker before it is gone
+                // The worker before it is gone.
+                mapped_bytes: self.residents.mapped_bytes(),
             };
             let follower = Follower {
                 reports: reports.clone(),
@@ -86,7 +99,7 @@ impl Keeper {
                         self.reports.send(called_off(&target.name)).await.map_err(|_| Closed)?;
                         self.target = resume;
                     }
-                    self.obey(order);
+                    self.obey(order).await;
                     continue;
                 }
                 () = reports.closed() => return Err(Closed),
@@ -124,7 +137,13 @@ impl Keeper {
             self.target = Some(ready.spec().clone());
             self.memo = ready.memo.clone();
             let served = ready
-                .serve(&self.config, &mut self.orders, &self.reports, &self.pulse)
+                .serve(
+                    &self.config,
+                    &mut self.orders,
+                    &self.reports,
+                    &self.pulse,
+                    &mut self.residents,
+                )
                 .await;
             let served = match served {
                 Ok(served) => served,
@@ -143,10 +162,40 @@ impl Keeper {
                 }
                 Served::Ordered(order) => {
                     let serving = (ready.spec().clone(), ready.taken_bytes());
-                    let cause = self.obey(order);
+                    let cause = self.obey(order).await;
                     self.before = Some(serving).filter(|_| cause != Cause::Idle);
                     let (cause, stderr_tail) = ready.child.bury(Some(cause)).await;
                     return self.down(cause, stderr_tail, Duration::ZERO, true).await;
+                }
+                Served::Turned { load, next, rests } => {
+                    let next = match next {
+                        Some(next) => Some(*next),
+                        None => {
+                            let mut next = self.residents.take(&load).await;
+                            if let Some(next) = &mut next {
+                                // More than it knew when its own turn ended.
+                                next.memo = ready.memo.clone();
+                            }
+                            next
+                        }
+                    };
+                    info!(model = load.name, rests, "its turn");
+                    self.reserve_bytes = None;
+                    let stderr_tail = match rests {
+                        true => {
+                            self.residents.keep(ready).await;
+                            Vec::new()
+                        }
+                        false => ready.child.bury(Some(Cause::Switched)).await.1,
+                    };
+                    self.target = Some(*load);
+                    self.down(Cause::Switched, stderr_tail, Duration::ZERO, true)
+                        .await?;
+                    match next {
+                        Some(next) => ready = next,
+                        // It died just now.
+                        None => return Ok(()),
+                    }
                 }
                 Served::Replaced(next) => {
                     info!(model = next.spec().name, "model loaded beside the old one");
@@ -161,6 +210,10 @@ impl Keeper {
 
     async fn not_loaded(&mut self, mut failed: Failed) -> Result<(), Closed> {
         self.memo = std::mem::take(&mut failed.memo);
+        if matches!(failed.cause, Cause::NoRoom(_)) && self.residents.make_room().await {
+            let told = self.reports.send(self.residents.report()).await;
+            return told.map_err(|_| Closed);
+        }
         if let (Some((_, resume)), Some(target)) = (self.trial.take(), &self.target) {
             let report = failed.tried(&target.name);
             self.before = None;
@@ -193,8 +246,17 @@ impl Keeper {
     }
 
     /// Takes the order; says how the worker that was there ends.
-    fn obey(&mut self, order: Order) -> Cause {
+    async fn obey(&mut self, order: Order) -> Cause {
+        if !matches!(order, Order::Turn { .. }) {
+            self.residents.end_all().await;
+        }
         match order {
+            Order::Turn { load, .. } => {
+                self.target = Some(*load);
+                self.reserve_bytes = None;
+                Cause::Switched
+            }
+            Order::Dismiss => Cause::Switched,
             Order::Serve { load, placing } => {
                 self.target = Some(*load);
                 self.reserve_bytes = match placing {
@@ -261,7 +323,7 @@ impl Keeper {
             biased;
             () = elapsed => {}
             order = self.orders.recv(), if !self.unordered => match order {
-                Some(order) => { self.obey(order); }
+                Some(order) => { self.obey(order).await; }
                 None => self.unordered = true,
             },
             () = self.reports.closed() => return Err(Closed),

@@ -11,6 +11,7 @@ use super::admission::{Admitted, Memo, admit, available_bytes};
 use super::plan::PlanError;
 use super::process::{Child, ReadError};
 use super::pulse::Pulser;
+use super::rest::{Inside, Residents};
 use super::trial::{self, Ordered, Shown, Then, TrialEnd};
 use super::{
     COMMANDS, Cause, Checked, Doing, END_LIMIT, Order, Placing, Report, WorkerConfig,
@@ -53,6 +54,12 @@ pub(super) enum Served {
     Ended(Option<Cause>),
     /// The next one is loaded and takes its place.
     Replaced(Box<Ready>),
+    /// It is the turn of another, which is loaded now, or rests. `rests`: this one has no jobs any more, and may.
+    Turned {
+        load: Box<LoadSpec>,
+        next: Option<Box<Ready>>,
+        rests: bool,
+    },
     /// To be ended first.
     Ordered(Order),
 }
@@ -326,6 +333,7 @@ impl Ready {
         orders: &mut mpsc::Receiver<Order>,
         reports: &mpsc::Sender<Report>,
         pulse: &Pulser,
+        residents: &mut Residents,
     ) -> Result<Served, Closed> {
         pulse.turn_to(Doing::Serving, Some(config.step_stall));
         let child = &mut self.child;
@@ -339,6 +347,8 @@ impl Ready {
             checked: self.checked.clone(),
         })
         .await?;
+        report(residents.report()).await?;
+        let mut inside = Inside::default();
         let mut heard = Instant::now();
         let mut pings = tokio::time::interval(config.step_stall / 4);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -351,7 +361,10 @@ impl Ready {
                         None => return Ok(Served::Ended(None)),
                         Some(Err(ReadError(reason))) => return Ok(Served::Ended(Some(Cause::Protocol(reason)))),
                         Some(Ok(Event::Pong(_))) => {}
-                        Some(Ok(event)) => report(Report::Event(event)).await?,
+                        Some(Ok(event)) => {
+                            inside.heard(&event);
+                            report(Report::Event(event)).await?;
+                        }
                     }
                     // After the report: that wait was ours, not the worker's.
                     heard = Instant::now();
@@ -359,12 +372,21 @@ impl Ready {
                 }
                 command = commands.recv(), if commanded => match command {
                     None => commanded = false,
-                    Some(command) => if !child.send(command).await { return Ok(Served::Ended(None)) },
+                    Some(command) => {
+                        inside.told(&command);
+                        if !child.send(command).await {
+                            return Ok(Served::Ended(None));
+                        }
+                    }
                 },
                 order = orders.recv(), if ordered => match order {
                     None => ordered = false,
+                    Some(Order::Dismiss) => {
+                        residents.end_all().await;
+                        report(residents.report()).await?;
+                    }
                     // What is served already is not loaded again; a switch under way ends.
-                    Some(Order::Serve { load, .. }) if *load == self.spec => {
+                    Some(Order::Serve { load, .. } | Order::Turn { load, .. }) if *load == self.spec => {
                         if let Some(called_off) = next.take().and_then(Next::called_off) {
                             report(called_off).await?;
                         }
@@ -373,26 +395,45 @@ impl Ready {
                         if let Some(called_off) = next.take().and_then(Next::called_off) {
                             report(called_off).await?;
                         }
-                        let (spec, trial) = match order {
-                            Order::Serve { load, placing: Placing::Beside } => (*load, None),
-                            Order::Try { load, trial, placing: Placing::Beside } => (*load, Some(trial)),
+                        let is_turn = matches!(order, Order::Turn { .. });
+                        if !is_turn {
+                            residents.end_all().await;
+                            report(residents.report()).await?;
+                        }
+                        if let Order::Turn { load, .. } = &order {
+                            residents.end_unlike(load).await;
+                        }
+                        let (spec, trial, turn) = match order {
+                            Order::Turn { load, rests } if residents.has(&load) => {
+                                let rests = rests && inside.leave(child, &mut commands, reports, config.step_stall).await?;
+                                return Ok(Served::Turned { load, next: None, rests });
+                            }
+                            Order::Turn { load, rests } => (*load, None, Some(rests && residents.takes_any())),
+                            Order::Serve { load, placing: Placing::Beside } => (*load, None, None),
+                            Order::Try { load, trial, placing: Placing::Beside } => (*load, Some(trial), None),
                             order => return Ok(Served::Ordered(order)),
                         };
                         let before = Before {
                             memo: self.memo.clone(),
-                            mapped_bytes: self.checked.comparison.account().mapped_bytes(),
+                            mapped_bytes: self.checked.comparison.account().mapped_bytes()
+                                + residents.mapped_bytes(),
                         };
                         let with_reports = trial.clone().map(|trial| (trial, reports.clone()));
                         let loading = load_and_try(config.clone(), spec.clone(), before, None, with_reports);
-                        next = Some(Next { spec, trial, loading: Box::pin(loading) });
+                        next = Some(Next { spec, trial, turn, loading: Box::pin(loading) });
                     }
                 },
                 ready = async { (&mut next.as_mut().expect("polled only when there is one").loading).await }, if next.is_some() => {
-                    let Next { spec, trial, .. } = next.take().expect("it has just ended");
+                    let Next { spec, trial, turn, .. } = next.take().expect("it has just ended");
                     match ready {
                         Ok(mut ready) => {
                             if let Some(passed) = ready.passed() {
                                 report(passed).await?;
+                            }
+                            if let Some(rests) = turn {
+                                let rests = rests && inside.leave(child, &mut commands, reports, config.step_stall).await?;
+                                let (load, next) = (Box::new(spec), Some(Box::new(ready)));
+                                return Ok(Served::Turned { load, next, rests });
                             }
                             if trial.is_none_or(|trial| trial.then == Then::Serve) {
                                 return Ok(Served::Replaced(Box::new(ready)));
@@ -402,6 +443,17 @@ impl Ready {
                         }
                         Err(failed) => {
                             self.memo = failed.memo.clone();
+                            if matches!(failed.cause, Cause::NoRoom(_)) && residents.make_room().await {
+                                report(residents.report()).await?;
+                                let before = Before {
+                                    memo: self.memo.clone(),
+                                    mapped_bytes: self.checked.comparison.account().mapped_bytes()
+                                + residents.mapped_bytes(),
+                                };
+                                let loading = load_and_try(config.clone(), spec.clone(), before, None, None);
+                                next = Some(Next { spec, trial, turn, loading: Box::pin(loading) });
+                                continue;
+                            }
                             let gives_bytes = self.checked.comparison.account().worker_bytes();
                             if let Cause::NoRoom(refusal) = &failed.cause && refusal.fits_with(gives_bytes) {
                                 info!(model = spec.name, "memory does not hold both: it is loaded after the old one");
@@ -418,6 +470,7 @@ impl Ready {
                         }
                     }
                 },
+                () = residents.died() => report(residents.report()).await?,
                 _ = pings.tick() => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
                 () = tokio::time::sleep_until(heard + config.step_stall) => {
                     return Ok(Served::Ended(Some(Cause::Stalled(heard.elapsed()))));
@@ -441,6 +494,11 @@ impl Ready {
         &self.spec
     }
 
+    /// What it has mapped.
+    pub(super) fn mapped_bytes(&self) -> u64 {
+        self.checked.comparison.account().mapped_bytes()
+    }
+
     /// All that it has taken.
     pub(super) fn taken_bytes(&self) -> u64 {
         self.checked.comparison.taken.total_bytes()
@@ -451,6 +509,8 @@ impl Ready {
 struct Next {
     spec: LoadSpec,
     trial: Option<Ordered>,
+    /// It is its turn; whether the old one may rest.
+    turn: Option<bool>,
     loading: Loading,
 }
 

@@ -27,6 +27,10 @@ pub struct Client {
     pub finals: BTreeMap<String, BTreeSet<Vec<u8>>>,
     /// Requests before each one, as `accepted` said.
     pub queued: BTreeMap<String, u64>,
+    /// Why each one paused, in order.
+    pub pauses: BTreeMap<String, Vec<String>>,
+    /// Those that were told that another model serves than their own.
+    pub loading: BTreeSet<String>,
     /// What broke the contract.
     pub faults: Vec<String>,
     /// Correlation data of all answers.
@@ -84,6 +88,8 @@ impl Client {
             bare: BTreeMap::new(),
             finals: BTreeMap::new(),
             queued: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            loading: BTreeSet::new(),
             faults: Vec::new(),
             correlations: Vec::new(),
             documents: BTreeMap::new(),
@@ -272,6 +278,14 @@ impl Client {
             .and_then(|d| d["orinoco"]["queue"].as_u64())
         {
             self.queued.insert(last.clone(), queue);
+        }
+        let orinoco = document.as_ref().map(|document| &document["orinoco"]);
+        if let Some(reason) = orinoco.and_then(|o| o["parked"]["reason"].as_str()) {
+            let pauses = self.pauses.entry(last.clone()).or_default();
+            pauses.push(reason.to_owned());
+        }
+        if orinoco.is_some_and(|orinoco| orinoco["loading"].is_object()) {
+            self.loading.insert(last.clone());
         }
         let answer = self.answers.entry(last.clone()).or_default();
         match answer.hear(&message.payload) {

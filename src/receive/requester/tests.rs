@@ -33,6 +33,7 @@ fn accepted(node: &str, attempt: u32) -> Outgoing {
     let accepted = replier(node, attempt).accepted(&Accepted {
         queue: 0,
         eta_ms: None,
+        loading: None,
     });
     accepted.expect("a chat in chunks has one")
 }

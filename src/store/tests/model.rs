@@ -65,7 +65,8 @@ impl Seen {
 /// What a pending job is charged.
 fn bytes_of(record: &Record) -> u64 {
     let n_beside = record.beside.as_ref().map_or(0, Bytes::len);
-    (encode(&BodyRow::from(record)).len() + n_beside) as u64 + ROW_BYTES
+    let n_model = record.model.as_ref().map_or(0, String::len);
+    (encode(&BodyRow::from(record)).len() + n_beside + n_model) as u64 + ROW_BYTES
 }
 
 impl Model {

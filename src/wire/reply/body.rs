@@ -263,8 +263,8 @@ pub struct Session {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parked {
     /// `update`: another model is being put into service, and memory does not hold both. `alarm`: a request of
-    /// that class has its place.
-    #[schemars(extend("enum" = ["update", "alarm"]))]
+    /// that class has its place. `turn`: another model has its turn; it goes on when its own model serves again.
+    #[schemars(extend("enum" = ["update", "alarm", "turn"]))]
     pub reason: String,
     /// About how long until text comes again, milliseconds.
     pub eta_ms: u64,
@@ -279,6 +279,14 @@ impl Parked {
         }
     }
 
+    /// For the turn of another model, and the loads before and after it.
+    pub fn for_turn(eta: std::time::Duration) -> Self {
+        Self {
+            reason: "turn".to_owned(),
+            eta_ms: eta.as_millis() as u64,
+        }
+    }
+
     /// For a request of the class alarm, which takes about so long.
     pub fn for_alarm(eta: std::time::Duration) -> Self {
         Self {
@@ -286,6 +294,14 @@ impl Parked {
             eta_ms: eta.as_millis() as u64,
         }
     }
+}
+
+/// The model that a request waits for does not serve now, and is loaded in its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Loading {
+    /// About how long until it serves, milliseconds; absent while nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_ms: Option<u64>,
 }
 
 /// What OpenAI has no place for. Absent keys do not apply to the message.
@@ -300,6 +316,9 @@ pub struct Orinoco<'a> {
     /// About how long until the answer has ended, milliseconds, by what requests took lately; beside queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_ms: Option<u64>,
+    /// Another model serves than the one that is to answer; beside queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<Loading>,
     /// The stream pauses and goes on by itself, with nothing lost or repeated; in a chunk without text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<Parked>,

@@ -91,7 +91,8 @@ fn who_gets_accepted_and_who_gets_pieces() {
             replier
                 .accepted(&Accepted {
                     queue: 0,
-                    eta_ms: None
+                    eta_ms: None,
+                    loading: None,
                 })
                 .is_some(),
             is_accepted,
@@ -108,6 +109,7 @@ fn status_is_on_the_first_message_and_on_the_last() {
         .accepted(&Accepted {
             queue: 3,
             eta_ms: None,
+            loading: None,
         })
         .unwrap();
     assert_eq!(

@@ -111,12 +111,16 @@ impl Schedule {
             return self.bounds.n_ubatch;
         }
         let most = self.bounds.step_tokens;
-        let Some(row_ms) = self.rates.row_ms(n_past) else {
-            return most.min(N_PREFILL_UNKNOWN);
-        };
         let left_ms = self.bounds.step_ms - self.rates.decode_ms.unwrap_or(0.0);
-        let fits = (left_ms / row_ms).clamp(0.0, most as f64) as usize;
-        fits.max(N_PREFILL_MIN.min(most))
+        match self.rates.cost(n_past) {
+            Some(cost) => cost.rows_in(left_ms).clamp(N_PREFILL_MIN.min(most), most),
+            None => most.min(N_PREFILL_UNKNOWN),
+        }
+    }
+
+    /// What a prompt's token takes at this depth, milliseconds, as far as it was measured.
+    pub fn row_ms(&self, n_past: usize) -> Option<f64> {
+        self.rates.cost(n_past).map(Cost::mean_row_ms)
     }
 
     /// A step with `n_decoding` single rows and `n_prefill` others, the first at `n_past`, took `ms`.
@@ -125,11 +129,11 @@ impl Schedule {
     }
 }
 
-/// Moving averages: milliseconds of a step that only decodes, and of a prefill row by depth.
+/// Milliseconds of a step that only decodes, a moving average; and what prefill rows cost beside it, by depth.
 #[derive(Debug, Default)]
 struct Rates {
     decode_ms: Option<f64>,
-    row_ms: [Option<f64>; 20],
+    costs: [Option<Cost>; 20],
 }
 
 /// Weight of the newest measurement.
@@ -148,19 +152,81 @@ impl Rates {
                 0.0
             };
             // Rows of others ride along nearly free, so at least half of the time is the prefill's.
-            let row_ms = (ms - own).max(ms / 2.0) / n_prefill as f64;
-            average(&mut self.row_ms[depth(n_past)], row_ms);
+            let ms = (ms - own).max(ms / 2.0);
+            let cost = self.costs[depth(n_past)].get_or_insert_default();
+            cost.measured(n_prefill as f64, ms);
         }
     }
 
-    /// The rate at this depth, or at the nearest depth above the start that was measured.
-    fn row_ms(&self, n_past: usize) -> Option<f64> {
+    /// What rows cost at this depth, or at the nearest depth above the start that was measured.
+    fn cost(&self, n_past: usize) -> Option<&Cost> {
         let depth = depth(n_past);
-        self.row_ms[..=depth]
+        self.costs[..=depth]
             .iter()
             .rev()
-            .chain(&self.row_ms[depth..])
-            .find_map(|rate| *rate)
+            .chain(&self.costs[depth..])
+            .find_map(Option::as_ref)
+    }
+}
+
+/// What a number of prefill rows takes: a part that any number costs, and a part for each row. Kernels fill small
+/// batches up, so that half of the rows may take nearly as long as all: whoever thinks that time is in proportion
+/// takes fewer and fewer and gains nothing.
+///
+/// A line through the measurements by least squares, older ones fading.
+#[derive(Debug, Default)]
+struct Cost {
+    weight: f64,
+    n: f64,
+    ms: f64,
+    nn: f64,
+    n_ms: f64,
+    last_n: f64,
+}
+
+/// The part of the mean time for a row that a further row is taken to cost at least, and the most that a step may
+/// grow over the last one: a line says little of what lies far beyond its points.
+const ROW_PART_MIN: f64 = 0.1;
+const GROWTH_MAX: f64 = 2.0;
+/// Sizes that differ by less say nothing of what a further row costs: standard deviation, as a part of the mean.
+const SPREAD_MIN: f64 = 0.05;
+
+/// How far a step may go beyond what any number of rows costs, where that alone is too long.
+const OVERRUN: f64 = 1.25;
+
+impl Cost {
+    fn measured(&mut self, n: f64, ms: f64) {
+        let sums = [
+            (&mut self.weight, 1.0),
+            (&mut self.n, n),
+            (&mut self.ms, ms),
+            (&mut self.nn, n * n),
+            (&mut self.n_ms, n * ms),
+        ];
+        for (sum, newest) in sums {
+            *sum = (1.0 - NEWEST) * *sum + newest;
+        }
+        self.last_n = n;
+    }
+
+    fn mean_row_ms(&self) -> f64 {
+        self.ms / self.n
+    }
+
+    /// How many rows fit into so many milliseconds; 0 where not even one does, though others would.
+    fn rows_in(&self, left_ms: f64) -> usize {
+        let (n, ms) = (self.n / self.weight, self.ms / self.weight);
+        let mean_row_ms = self.mean_row_ms();
+        let variance = self.nn / self.weight - n * n;
+        let row_ms = match variance.sqrt() > SPREAD_MIN * n {
+            true => (self.n_ms / self.weight - n * ms) / variance,
+            false => mean_row_ms,
+        };
+        let row_ms = row_ms.clamp(ROW_PART_MIN * mean_row_ms, mean_row_ms);
+        // Fewer rows cannot help where any number takes too long.
+        let limit_ms = left_ms.max(OVERRUN * (ms - row_ms * n));
+        let rows = n + (limit_ms - ms) / row_ms;
+        rows.clamp(0.0, GROWTH_MAX * self.last_n) as usize
     }
 }
 
@@ -280,6 +346,50 @@ mod tests {
             plan(&mut schedule, &[decoding(), prefill(1000, 0)]),
             [1, N_PREFILL_MIN]
         );
+    }
+
+    /// Reads one long prompt beside a stream, on a machine on which `n` rows take `ms_of(n)`; the rows of the last
+    /// 100 of 200 steps, and the longest of them.
+    fn read(bounds: Bounds, ms_of: impl Fn(usize) -> f64) -> (usize, f64) {
+        let mut schedule = Schedule::new(bounds);
+        let (mut n_read, mut longest_ms) = (0, 0.0_f64);
+        for step in 0..200 {
+            schedule.measured(1, 0, 0, 5.0);
+            let n = plan(&mut schedule, &[decoding(), prefill(1_000_000, 100)])[1];
+            schedule.measured(1, n, 100, 5.0 + ms_of(n));
+            if step >= 100 {
+                n_read += n;
+                longest_ms = longest_ms.max(5.0 + ms_of(n));
+            }
+        }
+        (n_read / 100, longest_ms)
+    }
+
+    #[test]
+    fn a_kernel_that_fills_small_batches_up_is_given_large_ones() {
+        let bounds = Bounds {
+            n_batch: 512,
+            step_tokens: 256,
+            ..BOUNDS
+        };
+        // Below 128 rows it takes as long as for 128, a little less than the limit or a little more.
+        for least_ms in [90.0_f64, 110.0] {
+            let filled = |n: usize| least_ms.max(n as f64 * least_ms / 128.0);
+            let (rows, longest_ms) = read(bounds, filled);
+            assert!(rows >= 64, "{rows} rows a step of {least_ms} ms");
+            assert!(longest_ms <= 1.7 * least_ms, "{longest_ms} ms");
+        }
+    }
+
+    proptest! {
+        /// Whatever a step costs in itself, and a row: what fits is soon found, and kept.
+        #[test]
+        fn what_fits_is_found(fixed_ms in 0.0_f64..60.0, row_ms in 0.05_f64..4.0) {
+            let (rows, longest_ms) = read(BOUNDS, |n| fixed_ms + row_ms * n as f64);
+            let fits = ((BOUNDS.step_ms - 5.0 - fixed_ms) / row_ms).min(BOUNDS.step_tokens as f64);
+            prop_assert!(rows as f64 >= 0.8 * fits - 1.0, "{rows} of {fits}");
+            prop_assert!(longest_ms <= 1.1 * BOUNDS.step_ms || rows == N_PREFILL_MIN, "{longest_ms}");
+        }
     }
 
     fn wants() -> impl Strategy<Value = Vec<Option<Want>>> {

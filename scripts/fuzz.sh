@@ -13,7 +13,7 @@ that breaks a promise. Works with the stable compiler; what it builds goes to ta
 
     --seconds N  time for each target (default 60)
     --keep       afterwards put the smallest inputs that reach new code into fuzz/corpus
-    TARGET       answer, catalog, frames, gguf, manifest, metadata, pieces,
+    TARGET       answer, catalog, frames, gguf, kv_file, manifest, metadata, pieces,
                  request, schema, stick, template, tools, topic (default: all)
 
 What breaks something is written to target/fuzz/artifacts/TARGET. To see it again:
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-all=(answer catalog frames gguf manifest metadata pieces request schema stick template tools topic)
+all=(answer catalog frames gguf kv_file manifest metadata pieces request schema stick template tools topic)
 [ ${#targets[@]} -gt 0 ] || targets=("${all[@]}")
 cd "$repo_dir"
 need_rust

@@ -234,6 +234,21 @@ pub struct LoadSpec {
     pub draft: Option<Draft>,
 }
 
+/// What a worker may leave on disk for the next one with the same model: saved sequences, in the file that is its
+/// standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedStates {
+    /// The file's length, at most.
+    pub bytes_max: u64,
+    /// To be left free on its file system, bytes.
+    pub reserve_bytes: u64,
+    /// What is older is forgotten, seconds.
+    pub age_seconds_max: u64,
+    /// What a conversation left is saved when nobody asked for so long, milliseconds; 0: only by
+    /// [`Command::Save`].
+    pub quiet_ms: u64,
+}
+
 /// A model that drafts for another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Draft {

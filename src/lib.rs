@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod frames;
 pub mod governor;
 pub mod home_assistant;
+pub mod kv_file;
 pub mod ledger;
 pub mod link;
 pub mod logging;

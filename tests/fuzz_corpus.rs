@@ -18,6 +18,8 @@ mod catalog;
 mod frames;
 #[path = "../fuzz/src/entry/gguf.rs"]
 mod gguf;
+#[path = "../fuzz/src/entry/kv_file.rs"]
+mod kv_file;
 #[path = "../fuzz/src/entry/manifest.rs"]
 mod manifest;
 #[path = "../fuzz/src/entry/metadata.rs"]
@@ -37,11 +39,12 @@ mod topic;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("answer", answer::check),
     ("catalog", catalog::check),
     ("frames", frames::check),
     ("gguf", gguf::check),
+    ("kv_file", kv_file::check),
     ("manifest", manifest::check),
     ("metadata", metadata::check),
     ("pieces", pieces::check),

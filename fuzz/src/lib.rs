@@ -9,6 +9,7 @@ pub mod entry {
     pub mod catalog;
     pub mod frames;
     pub mod gguf;
+    pub mod kv_file;
     pub mod manifest;
     pub mod metadata;
     pub mod pieces;

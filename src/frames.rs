@@ -18,7 +18,7 @@ pub use grammar::{CheckSpec, Constraint, Refused, ToolSyntax};
 pub use plan::{Canary, Device, Outline, Plan, PlanAsk};
 
 /// Version of this file's types. Raised with every change.
-pub const PROTOCOL: u32 = 11;
+pub const PROTOCOL: u32 = 12;
 
 /// A token id of the loaded model's vocabulary.
 pub type Token = i32;
@@ -75,6 +75,15 @@ pub enum Command {
     Trim,
     /// Sequences may be saved again.
     Grow,
+    /// Leave on disk what is worth it and is not there yet; answered by [`Event::Saved`], after `limit_ms` at the
+    /// latest. Jobs go on meanwhile.
+    Save {
+        /// Longest time for it, milliseconds.
+        limit_ms: u32,
+    },
+    /// Forget what is saved of the conversation with this number ([`Leaves::Session`]), in memory; on disk the
+    /// supervisor does.
+    Forget(u64),
     /// Proof of life wanted; answered by [`Event::Pong`] between two decodes.
     Ping(u64),
     /// Take no more jobs, finish the running ones, then exit 0. Closing the socket ends them at once.
@@ -137,6 +146,10 @@ pub enum Event {
         /// All of them together.
         bytes: u64,
     },
+    /// What was left on disk, or taken back from there, has changed.
+    OnDisk(OnDisk),
+    /// Answer to [`Command::Save`].
+    Saved,
     /// Answer to [`Command::Tokenize`].
     Tokenized {
         /// As asked.
@@ -223,6 +236,8 @@ pub struct LoadSpec {
     pub canary_tokens: u32,
     /// What sequences of ended jobs may take outside the KV pool, bytes; 0: none is saved.
     pub prefix_cache_bytes: u64,
+    /// What may be left on disk; `None`: nothing.
+    pub saved_states: Option<SavedStates>,
     /// Whether tokens are guessed and read along.
     pub speculation: Speculation,
     /// Guessed tokens for each sequence and step, at most.
@@ -462,9 +477,24 @@ pub enum Leaves {
     /// The same for the conversation with this number, in the place of what it left before; what nobody came back
     /// to goes first.
     Session(u64),
+    /// Nothing at all.
+    Nothing,
     /// For as long as there is room at all. The job is not answered: of its prompt the part is read that does not
     /// depend on how the last message goes on. It gives way to every other.
     Pinned,
+}
+
+/// What a worker has on disk, and what it did there since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// States that are there.
+    pub n_states: u32,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Tokens that were read back instead of being computed.
+    pub n_restored: u64,
 }
 
 /// Texts to turn into vectors.

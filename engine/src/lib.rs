@@ -5,8 +5,9 @@
 //! and `text` are its pure parts; `model` is the seam to `llama`, the only folder that names
 //! llama.cpp; `scripted` stands in for it in tests; `pipe` moves frames over the socketpair;
 //! `sandbox` holds the process in before a model is opened; `budget` holds hostile templates in; `grammar` says
-//! which tokens may follow.
+//! which tokens may follow; `archive` leaves saved sequences on disk.
 
+pub mod archive;
 pub mod budget;
 pub mod controls;
 pub mod draft;

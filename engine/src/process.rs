@@ -6,7 +6,8 @@
     reason = "an inherited file descriptor can only be adopted by number"
 )]
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -78,6 +79,19 @@ pub fn die_with_parent() -> Result<(), ProcessError> {
         what: "ask for a signal at the parent's death",
         reason: error.into(),
     })
+}
+
+/// The file that the supervisor handed over as standard output, if it did. From then on standard output goes
+/// nowhere, so that nothing that a library prints ends up in that file.
+pub fn take_output_file() -> Option<File> {
+    let output = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+    let file = File::from(output);
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return None;
+    }
+    let nowhere = File::options().write(true).open("/dev/null").ok()?;
+    nix::unistd::dup2_stdout(&nowhere).ok()?;
+    Some(file)
 }
 
 /// Makes this the process that the kernel kills first when memory runs out. Best effort: raising the

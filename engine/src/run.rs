@@ -8,6 +8,7 @@
 mod admit;
 mod bench;
 mod constrain;
+mod disk;
 mod park;
 mod pin;
 mod score;
@@ -24,6 +25,7 @@ use orinoco::frames::{
     Token,
 };
 
+use crate::archive::Archive;
 use crate::controls::Controls;
 use crate::draft::Draft;
 use crate::grammar::Grammars;
@@ -35,6 +37,7 @@ use crate::shelf::Shelf;
 use crate::slot::Slot;
 use crate::speculation::Gain;
 use crate::template::ChatTemplate;
+use disk::Disk;
 use park::Kept;
 
 /// Events that wait for the channel before commands are left unread.
@@ -44,7 +47,8 @@ const WAITING_MAX: usize = 256;
 /// How often a full channel is tried while there is nothing to compute.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Serves jobs with `decoder`, which `draft` guesses for if there is one, until [`Command::Drain`] is done or the
+/// Serves jobs with `decoder`, which `draft` guesses for if there is one, and with what earlier workers left in
+/// `archive`, until [`Command::Drain`] is done or the
 /// commands' sender is gone.
 ///
 /// Sends [`Event::Loaded`] first. An operator's chat template that does not compile is a failed load.
@@ -53,6 +57,7 @@ pub fn run(
     draft: Option<&mut dyn Decoder>,
     spec: &LoadSpec,
     mut loaded: Loaded,
+    archive: Option<Archive>,
     commands: &Receiver<Command>,
     events: &SyncSender<Event>,
 ) -> Result<(), LoadError> {
@@ -84,6 +89,8 @@ pub fn run(
             limits.n_swa,
         ),
         shelf_bytes_told: 0,
+        archive: archive.filter(|_| limits.shares_prefixes && spec.prefix_cache_bytes > 0),
+        disk: Disk::default(),
         schedule: Schedule::new(Bounds {
             n_batch: limits.n_batch as usize,
             n_ubatch: limits.n_ubatch as usize,
@@ -148,6 +155,9 @@ struct Run<'d> {
     /// What ended jobs leave behind.
     shelf: Shelf,
     shelf_bytes_told: usize,
+    /// What of it is on disk.
+    archive: Option<Archive>,
+    disk: Disk,
     schedule: Schedule,
     /// Guessed tokens a sequence, at most; 0: none.
     n_draft: usize,
@@ -177,6 +187,7 @@ impl Run<'_> {
             return false;
         }
         self.collect_matchers();
+        self.collect_from_disk();
         self.admit();
         if self.settle() {
             self.admit();
@@ -198,6 +209,7 @@ impl Run<'_> {
             let scored = score::score(self, &text);
             self.outbox.push_back(Event::Scored(scored));
         }
+        self.leave_on_disk();
         let bytes = self.shelf.bytes();
         if bytes != self.shelf_bytes_told {
             self.shelf_bytes_told = bytes;
@@ -211,7 +223,7 @@ impl Run<'_> {
     }
 
     fn is_idle(&self) -> bool {
-        self.has_nothing_to_decode() && self.compiling.is_empty()
+        self.has_nothing_to_decode() && self.compiling.is_empty() && self.disk.fetching.is_empty()
     }
 
     fn has_nothing_to_decode(&self) -> bool {
@@ -226,12 +238,15 @@ impl Run<'_> {
             && self.score.is_none()
             && self.over.is_empty()
         {
-            let first = if !self.outbox.is_empty() || !self.compiling.is_empty() {
+            let first = if !self.outbox.is_empty() || !self.is_idle() {
                 commands.recv_timeout(RETRY)
             } else if self.draining {
                 return true;
             } else {
-                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                match self.until_disk() {
+                    Some(wait) => commands.recv_timeout(wait),
+                    None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                }
             };
             match first {
                 Ok(command) => self.command(command),
@@ -275,6 +290,8 @@ impl Run<'_> {
             Command::Score(text) => self.score = Some(text),
             Command::Trim => self.trim(),
             Command::Grow => self.shelf.set_open(true),
+            Command::Save { limit_ms } => self.save_until(limit_ms),
+            Command::Forget(number) => self.forget_session(number),
             Command::Ping(n) => self.outbox.push_back(Event::Pong(n)),
             Command::Drain => {
                 self.draining = true;
@@ -292,6 +309,9 @@ impl Run<'_> {
         }
         if let Some(at) = self.compiling.iter().position(|slot| slot.job == job) {
             let slot = self.compiling.swap_remove(at);
+            self.say_done(slot, Ok(Finish::Cancelled));
+        }
+        if let Some(slot) = self.unfetch(job) {
             self.say_done(slot, Ok(Finish::Cancelled));
         }
         let running = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.job == job);

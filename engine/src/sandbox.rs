@@ -7,7 +7,7 @@
 //! | layer | what remains |
 //! |---|---|
 //! | [Landlock](files) | reads of the one model file, of libraries and of what describes the machine; reads and writes of the GPU's device nodes; nothing else, and no way to see into another process |
-//! | [seccomp](calls) | the system calls of a program that computes: nothing to talk to anybody with, no programs, no other processes, no new files |
+//! | [seccomp](calls) | the system calls of a program that computes: nothing to talk to anybody with, no programs, no other processes, no new files; of the file of saved states, which is open before, no more than its length |
 //! | capabilities | of root: reading what its user could not; of everybody else: none. Nothing gives any back |
 //!
 //! Each layer stands alone where the kernel lacks the other, and [`enter`] says what is missing. Called
@@ -20,7 +20,11 @@ mod privileges;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+
 use orinoco::frames::{CheckSpec, LoadSpec, Sandbox, SandboxSpec};
+use orinoco::kv_file::PIECE_BYTES;
 
 /// Why the sandbox could not be closed although this kernel has what it takes; fragments that complete
 /// "failed to …".
@@ -43,13 +47,22 @@ pub enum SandboxError {
     Calls(#[from] seccompiler::Error),
 }
 
-/// Closes the sandbox around this process. What the kernel cannot do is told in [`Sandbox::gaps`].
+/// Closes the sandbox around this process. `states` is the one file that it may go on writing, by its descriptor,
+/// up to the length in `spec`. What the kernel cannot do is told in [`Sandbox::gaps`].
 ///
 /// # Errors
 /// The kernel could, and did not: then no model should be opened.
-pub fn enter(spec: &LoadSpec) -> Result<Sandbox, SandboxError> {
+pub fn enter(spec: &LoadSpec, states: Option<&File>) -> Result<Sandbox, SandboxError> {
+    let states = states
+        .zip(spec.saved_states)
+        .map(|(file, bounds)| calls::States {
+            fd: file.as_raw_fd() as u64,
+            // An index is written at the beginning, whatever there is room for.
+            bytes_max: bounds.bytes_max.max(orinoco::kv_file::DATA_BEGIN),
+            piece_bytes: PIECE_BYTES as u64,
+        });
     match &spec.sandbox {
-        Some(rules) => close(files::Allowed::of(spec, rules), rules),
+        Some(rules) => close(files::Allowed::of(spec, rules), rules, states),
         None => Ok(off()),
     }
 }
@@ -60,7 +73,7 @@ pub fn enter(spec: &LoadSpec) -> Result<Sandbox, SandboxError> {
 /// As [`enter`].
 pub fn enter_to_check(spec: &CheckSpec) -> Result<Sandbox, SandboxError> {
     match &spec.sandbox {
-        Some(rules) => close(files::Allowed::without_model(rules), rules),
+        Some(rules) => close(files::Allowed::without_model(rules), rules, None),
         None => Ok(off()),
     }
 }
@@ -72,7 +85,11 @@ fn off() -> Sandbox {
     }
 }
 
-fn close(allowed: files::Allowed, rules: &SandboxSpec) -> Result<Sandbox, SandboxError> {
+fn close(
+    allowed: files::Allowed,
+    rules: &SandboxSpec,
+    states: Option<calls::States>,
+) -> Result<Sandbox, SandboxError> {
     alone()?;
     tracing::debug!(?allowed, "sandbox");
     privileges::give_away()?;
@@ -80,6 +97,7 @@ fn close(allowed: files::Allowed, rules: &SandboxSpec) -> Result<Sandbox, Sandbo
     let needs = calls::Needs {
         gpu: allowed.has_gpu,
         may_write: rules.write.is_some(),
+        states,
     };
     let calls = calls::restrict(std::process::id(), needs)?;
     let mut gaps = Vec::new();

@@ -525,6 +525,7 @@ pub fn load_spec() -> LoadSpec {
         chat_template: None,
         canary_tokens: 0,
         prefix_cache_bytes: 1 << 20,
+        saved_states: None,
         speculation: Speculation::Off,
         draft_tokens: 4,
         draft: None,

@@ -8,10 +8,15 @@
 //! part of a conversation, which may have three quarters of the room: one flood of questions that are asked once
 //! forgets no conversation. What is pinned stays, and may have half. Knows nothing of the pool's cells.
 
+use std::sync::Arc;
+
 use orinoco::frames::{Leaves, Token};
+use orinoco::kv_file::Kind;
 
 /// Shorter sequences are read again.
 const N_SAVED_MIN: usize = 32;
+/// Shorter ones are not worth a place on disk.
+const N_ON_DISK_MIN: usize = 128;
 
 /// Saved sequences.
 #[derive(Debug)]
@@ -36,11 +41,16 @@ const DOUBT: f64 = 0.98;
 struct Entry {
     key: u64,
     tokens: Vec<Token>,
-    state: Vec<u8>,
+    /// Shared with who writes it to disk.
+    state: Arc<Vec<u8>>,
     used_at: u64,
     leaves: Leaves,
     /// Found again, or part of a conversation.
     is_proven: bool,
+    /// When it was made, unix milliseconds.
+    made_ms: u64,
+    /// It is on disk, or was judged not to go there.
+    is_settled: bool,
 }
 
 impl Entry {
@@ -51,10 +61,35 @@ impl Entry {
     fn bytes(&self) -> usize {
         bytes_of(self.tokens.len(), self.state.len())
     }
+
+    /// What it would be for on disk; `None`: for nothing that is known yet.
+    fn kind(&self) -> Option<Kind> {
+        match self.leaves {
+            Leaves::Session(number) => Some(Kind::Session(number)),
+            Leaves::Pinned => Some(Kind::Pinned),
+            Leaves::Usual => self.is_proven.then_some(Kind::Proven),
+            Leaves::Nothing => None,
+        }
+    }
 }
 
 fn bytes_of(n_tokens: usize, state_bytes: usize) -> usize {
     n_tokens * size_of::<Token>() + state_bytes
+}
+
+/// A saved sequence on its way to disk.
+#[derive(Debug, Clone)]
+pub struct Unsettled {
+    /// Its name here.
+    pub key: u64,
+    /// Its ids.
+    pub tokens: Vec<Token>,
+    /// llama.cpp's bytes of it.
+    pub state: Arc<Vec<u8>>,
+    /// What it is for.
+    pub kind: Kind,
+    /// When it was made, unix milliseconds.
+    pub made_ms: u64,
 }
 
 /// A saved sequence that begins as a prompt does.
@@ -113,15 +148,17 @@ impl Shelf {
             n_common: common(&entry.tokens, wanted),
             n_tokens: entry.tokens.len(),
         });
-        // llama.cpp saves no more than the last window of the layers that have one. So what is longer can be
-        // gone on with, and not be cut: the window before the cut would be missing.
-        let is_whole = |found: &Found| {
-            self.n_swa == 0 || found.n_tokens <= self.n_swa || found.n_common + 1 >= found.n_tokens
-        };
         // Of equals the shortest: it needs the fewest cells.
         found
-            .filter(is_whole)
+            .filter(|found| self.is_whole(found.n_common, found.n_tokens))
             .max_by_key(|found| (found.n_common, std::cmp::Reverse(found.n_tokens)))
+    }
+
+    /// Whether the first `n_common` of `n_tokens` saved tokens can be had. llama.cpp saves no more than the last
+    /// window of the layers that have one. So what is longer can be gone on with, and not be cut: the window before
+    /// the cut would be missing.
+    pub fn is_whole(&self, n_common: usize, n_tokens: usize) -> bool {
+        self.n_swa == 0 || n_tokens <= self.n_swa || n_common + 1 >= n_tokens
     }
 
     /// Its bytes; it counts as used now.
@@ -186,17 +223,67 @@ impl Shelf {
         first.map(|(at, _)| at)
     }
 
-    /// Saves what [`Shelf::wants`].
-    pub fn put(&mut self, tokens: Vec<Token>, state: Vec<u8>, leaves: Leaves) {
+    /// Saves what [`Shelf::wants`]; made at `made_ms`, unix milliseconds.
+    pub fn put(&mut self, tokens: Vec<Token>, state: Vec<u8>, leaves: Leaves, made_ms: u64) {
         self.n_saved += 1;
         self.entries.push(Entry {
             key: self.n_saved,
             tokens,
-            state,
+            state: Arc::new(state),
             used_at: self.clock,
             leaves,
             is_proven: matches!(leaves, Leaves::Session(_)),
+            made_ms,
+            is_settled: false,
         });
+    }
+
+    /// As [`Shelf::put`], of what came from disk as `kind`; nothing where there is no room.
+    pub fn put_back(&mut self, tokens: &[Token], state: Vec<u8>, kind: Kind, made_ms: u64) {
+        let leaves = match kind {
+            Kind::Session(number) => Leaves::Session(number),
+            Kind::Pinned => Leaves::Pinned,
+            Kind::Proven => Leaves::Usual,
+        };
+        if !self.wants(tokens, state.len(), leaves) {
+            return;
+        }
+        self.put(tokens.to_vec(), state, leaves, made_ms);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.is_proven = true;
+            entry.is_settled = true;
+        }
+    }
+
+    /// What goes to disk next: conversations before others, the newest first.
+    pub fn unsettled(&self) -> Option<Unsettled> {
+        let worth = |entry: &&Entry| !entry.is_settled && entry.tokens.len() >= N_ON_DISK_MIN;
+        let entries = self.entries.iter().filter(worth);
+        let kinds = entries.filter_map(|entry| Some((entry.kind()?, entry)));
+        let (kind, entry) = kinds.max_by_key(|(kind, entry)| {
+            let is_named = matches!(kind, Kind::Session(_));
+            (is_named, *kind != Kind::Pinned, entry.used_at)
+        })?;
+        Some(Unsettled {
+            key: entry.key,
+            tokens: entry.tokens.clone(),
+            state: Arc::clone(&entry.state),
+            kind,
+            made_ms: entry.made_ms,
+        })
+    }
+
+    /// It is on disk, or has no place there.
+    pub fn settle(&mut self, key: u64) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.key == key) {
+            entry.is_settled = true;
+        }
+    }
+
+    /// Forgets a conversation.
+    pub fn forget(&mut self, number: u64) {
+        self.entries
+            .retain(|entry| entry.leaves != Leaves::Session(number));
     }
 
     /// Forgets everything.
@@ -241,7 +328,7 @@ mod tests {
         let tokens = ids(text);
         let wanted = shelf.wants(&tokens, text.len(), leaves);
         if wanted {
-            shelf.put(tokens, text.as_bytes().to_vec(), leaves);
+            shelf.put(tokens, text.as_bytes().to_vec(), leaves, 0);
         }
         wanted
     }
@@ -360,6 +447,36 @@ mod tests {
         assert!((50..200).contains(&skipped), "{skipped}");
         shelf.held_up(128, 2.0);
         assert!(shelf.may_hold_up(128));
+    }
+
+    #[test]
+    fn conversations_go_to_disk_before_others_and_each_once() {
+        let mut shelf = Shelf::new(100_000, 0);
+        let next = |shelf: &mut Shelf| {
+            let next = shelf.unsettled()?;
+            shelf.settle(next.key);
+            Some((char::from(next.tokens[0] as u8), next.kind))
+        };
+        save_as(&mut shelf, &"S".repeat(200), Leaves::Pinned);
+        save_as(&mut shelf, &"a".repeat(200), Leaves::Session(1));
+        save_as(&mut shelf, &"b".repeat(200), Leaves::Session(2));
+        save_as(&mut shelf, &"c".repeat(100), Leaves::Session(3));
+        save(&mut shelf, &"once".repeat(50));
+        save(&mut shelf, &"twice".repeat(50));
+        let again = shelf.best(&ids(&"twice".repeat(51))).unwrap();
+        shelf.take(again.key);
+        assert_eq!(next(&mut shelf), Some(('b', Kind::Session(2))));
+        assert_eq!(next(&mut shelf), Some(('a', Kind::Session(1))));
+        assert_eq!(next(&mut shelf), Some(('t', Kind::Proven)));
+        assert_eq!(next(&mut shelf), Some(('S', Kind::Pinned)));
+        assert_eq!(next(&mut shelf), None, "short, or asked once");
+        // The next turn is something new; what came from disk is not.
+        save_as(&mut shelf, &"b".repeat(300), Leaves::Session(2));
+        shelf.put_back(&ids(&"d".repeat(200)), vec![1; 200], Kind::Session(4), 0);
+        assert_eq!(next(&mut shelf), Some(('b', Kind::Session(2))));
+        assert_eq!(next(&mut shelf), None);
+        shelf.forget(4);
+        assert_eq!(shelf.best(&ids(&"d".repeat(200))).unwrap().n_common, 0);
     }
 
     #[test]

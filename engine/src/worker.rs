@@ -1,6 +1,7 @@
 //! The life of a worker: Hello, then Load, sandbox, serve, exit; or Plan, sandbox, answer, exit; or Check,
 //! sandbox, judge, exit. Shared by the product and the scripted binary.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,14 +9,15 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use orinoco::frames::codec::{read_frame, write_frame};
-use orinoco::frames::{CheckSpec, Command, Event, Hello, LoadSpec, PROTOCOL, Task};
+use orinoco::frames::{CheckSpec, Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Task};
 use tracing_subscriber::EnvFilter;
 
+use crate::archive::Archive;
 use crate::model::{LoadError, Loader, Planner};
 use crate::process::{
-    Arguments, adopt, arguments, die_with_parent, hold_back, offer_to_oom_killer,
+    Arguments, adopt, arguments, die_with_parent, hold_back, offer_to_oom_killer, take_output_file,
 };
-use crate::{embed, grammar, pipe, run, sandbox};
+use crate::{archive, embed, grammar, pipe, run, sandbox};
 
 /// Set when the supervisor is gone.
 static CLOSED: AtomicBool = AtomicBool::new(false);
@@ -36,6 +38,7 @@ pub fn main<L: Loader>(
 ) -> ExitCode {
     log_to_stderr();
     end_on_panic();
+    let states = take_output_file();
     let hello = Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -51,7 +54,7 @@ pub fn main<L: Loader>(
     }) {
         Ok(Some(stream)) => {
             offer_to_oom_killer();
-            serve(stream, hello, make_loader)
+            serve(stream, hello, states, make_loader)
         }
         Ok(None) => {
             tracing::info!(version = %hello.version, llama = %hello.llama, backends = ?hello.backends, "orinoco-engine");
@@ -67,8 +70,10 @@ pub fn main<L: Loader>(
 fn serve<L: Loader>(
     mut stream: UnixStream,
     hello: Hello,
+    states: Option<File>,
     make_loader: impl FnOnce(&LoadSpec, &'static AtomicBool) -> Result<L, LoadError>,
 ) -> ExitCode {
+    let build = format!("orinoco {}, {}", hello.version, hello.llama);
     let first =
         write_frame(&mut stream, &Event::Hello(hello)).and_then(|()| read_frame(&mut stream));
     let order = match first {
@@ -86,7 +91,7 @@ fn serve<L: Loader>(
         }
     };
     // Nothing of the model was read yet, and no other thread exists.
-    let sandbox = match sandbox::enter(order.load()) {
+    let sandbox = match sandbox::enter(order.load(), states.as_ref()) {
         Ok(sandbox) => sandbox,
         Err(error) => return refuse(stream, &format!("failed to {error}; {SANDBOX_OFF}")),
     };
@@ -102,6 +107,7 @@ fn serve<L: Loader>(
             return ExitCode::FAILURE;
         }
     };
+    let mut states = states;
     let served = loader.and_then(|mut loader| match &order {
         Order::Serve(spec) if spec.task == Task::Embed => {
             let mut progress = Progress::new(&pipe.events);
@@ -118,7 +124,10 @@ fn serve<L: Loader>(
                 spec,
                 &mut |fraction| progress.report(fraction),
                 &mut |decoder, draft, loaded| {
-                    ran = run::run(decoder, draft, spec, loaded, &pipe.commands, &pipe.events);
+                    let archive =
+                        (states.take()).and_then(|file| open(file, spec, &loaded, &build));
+                    let (commands, events) = (&pipe.commands, &pipe.events);
+                    ran = run::run(decoder, draft, spec, loaded, archive, commands, events);
                 },
             )?;
             ran
@@ -137,6 +146,16 @@ fn serve<L: Loader>(
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// What earlier workers left; `None`: this one leaves nothing either.
+fn open(file: File, spec: &LoadSpec, loaded: &Loaded, build: &str) -> Option<Archive> {
+    let bounds = spec.saved_states?;
+    let archive =
+        archive::owner(spec, loaded, build).and_then(|owner| Archive::start(file, owner, bounds));
+    archive
+        .inspect_err(|error| tracing::warn!(%error, "no saved states: nothing is kept on disk"))
+        .ok()
 }
 
 /// Judges grammars: no model, no GPU, little memory.

@@ -165,5 +165,5 @@ fn run_loop(
     commands: &Receiver<Command>,
     events: &SyncSender<Event>,
 ) {
-    orinoco_engine::run::run(decoder, draft, spec, loaded.clone(), commands, events).unwrap();
+    orinoco_engine::run::run(decoder, draft, spec, loaded.clone(), None, commands, events).unwrap();
 }

@@ -9,6 +9,8 @@
 mod common;
 #[path = "worker/sandbox.rs"]
 mod sandbox;
+#[path = "worker/states.rs"]
+mod states;
 
 use std::os::unix::process::ExitStatusExt;
 

@@ -408,6 +408,7 @@ impl ModelConfig {
             kv_type_k: KvType::F16,
             kv_type_v: KvType::F16,
             prefix_cache_bytes: 0,
+            saved_states: None,
             speculation: Speculation::Off,
             chat_template: None,
             ..self.load_spec(engine, name, path)
@@ -429,6 +430,7 @@ impl ModelConfig {
             step_ms: engine.step_ms,
             step_tokens: engine.step_tokens,
             prefix_cache_bytes: engine.prefix_cache_bytes,
+            saved_states: None,
             speculation: engine.speculation,
             draft_tokens: engine.draft_tokens,
             draft: None,

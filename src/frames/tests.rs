@@ -65,6 +65,7 @@ fn leaves() -> impl Strategy<Value = Leaves> {
         Just(Leaves::Usual),
         any::<u64>().prop_map(Leaves::Session),
         Just(Leaves::Pinned),
+        Just(Leaves::Nothing),
     ]
 }
 
@@ -176,6 +177,8 @@ fn command() -> impl Strategy<Value = Command> {
         Just(Command::Drain),
         Just(Command::Trim),
         Just(Command::Grow),
+        any::<u32>().prop_map(|limit_ms| Command::Save { limit_ms }),
+        any::<u64>().prop_map(Command::Forget),
     ]
 }
 
@@ -293,6 +296,15 @@ fn event() -> impl Strategy<Value = Event> {
             ),
         any::<u64>().prop_map(Event::Pong),
         any::<u64>().prop_map(|bytes| Event::Cached { bytes }),
+        Just(Event::Saved),
+        (any::<u32>(), any::<[u64; 3]>()).prop_map(
+            |(n_states, [bytes, written_bytes, n_restored])| Event::OnDisk(OnDisk {
+                n_states,
+                bytes,
+                written_bytes,
+                n_restored,
+            })
+        ),
         plan().prop_map(|plan| Event::Planned(Ok(Box::new(plan)))),
         any::<String>().prop_map(|reason| Event::Planned(Err(reason))),
         any::<bool>().prop_map(Event::Probed),
@@ -396,6 +408,12 @@ fn a_load_and_its_answer_pass_whole() {
         chat_template: Some("{{ x }}".into()),
         canary_tokens: 0,
         prefix_cache_bytes: 1 << 27,
+        saved_states: Some(SavedStates {
+            bytes_max: 1 << 28,
+            reserve_bytes: 1 << 30,
+            age_seconds_max: 86_400,
+            quiet_ms: 10_000,
+        }),
         draft: None,
         sandbox: Some(SandboxSpec {
             read: vec!["/srv/cuda".into()],

@@ -38,6 +38,7 @@ pub(super) fn spec() -> LoadSpec {
         sandbox: None,
         canary_tokens: 0,
         prefix_cache_bytes: 0,
+        saved_states: None,
         draft: None,
     }
 }

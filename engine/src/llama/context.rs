@@ -334,8 +334,12 @@ impl Decoder for Context<'_> {
     }
 
     fn restore(&mut self, seq: SeqId, state: &[u8]) -> bool {
-        // SAFETY: the bytes are passed with their length, which llama.cpp checks; they came from
-        // `state` of this very context.
+        // It would take nothing and call that done.
+        if state.is_empty() {
+            return false;
+        }
+        // SAFETY: the bytes are passed with their length, which llama.cpp checks at each read, whoever wrote them;
+        // it answers 0 where they will not do.
         let n = unsafe {
             let raw = self.raw.as_ptr();
             sys::llama_state_seq_set_data(raw, state.as_ptr(), state.len(), seq as i32)

@@ -59,8 +59,15 @@ impl Run<'_> {
         }
     }
 
-    /// Urgent ones before others, in their order; what nobody asked for behind all.
+    /// Takes its place in the queue; first it waits for what is on disk of it, where that is worth it.
     pub(super) fn wait(&mut self, slot: Slot) {
+        if let Some(slot) = self.fetch(slot) {
+            self.line_up(slot);
+        }
+    }
+
+    /// Urgent ones before others, in their order; what nobody asked for behind all.
+    pub(super) fn line_up(&mut self, slot: Slot) {
         let goes_before = |other: &Slot| other.is_pinned() || (slot.urgent && !other.urgent);
         let place = self.waiting.iter().position(goes_before);
         self.may_admit |= place.is_some();
@@ -172,6 +179,8 @@ impl Run<'_> {
         let state = self.shelf.take(found.key);
         let n_swa = self.decoder.limits().n_swa;
         let is_back = state.is_some_and(|state| self.decoder.restore(seq, state))
+            // As long as its tokens say, whoever wrote it.
+            && self.decoder.seq_pos_max(seq).map(|max| max as usize + 1) == Some(found.n_tokens)
             && self.decoder.seq_rm(seq, n as u32)
             && (self.decoder.seq_pos_min(seq))
                 .is_some_and(|min| min == 0 || min + n_swa <= n as u32 + 1);
@@ -203,7 +212,8 @@ impl Run<'_> {
                 .wants(tokens, self.decoder.state_bytes(seq), leaves)
             && let Some(state) = self.decoder.state(seq)
         {
-            self.shelf.put(tokens.to_vec(), state, leaves);
+            let now_ms = crate::archive::now_ms();
+            self.shelf.put(tokens.to_vec(), state, leaves, now_ms);
             if others_wait {
                 let ms = began.elapsed().as_secs_f64() * 1e3;
                 self.shelf.held_up(tokens.len(), ms);
@@ -216,6 +226,10 @@ impl Run<'_> {
         self.forget_parked();
         self.shelf.clear();
         self.shelf.set_open(false);
+        if let Some(archive) = &self.archive {
+            // What is on its way holds memory.
+            archive.stop();
+        }
         crate::process::give_heap_back();
     }
 

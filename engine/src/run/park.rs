@@ -17,7 +17,7 @@ pub(super) struct Kept {
     job: JobKey,
     /// Where the pool keeps what it has.
     place: SeqId,
-    leaves: Leaves,
+    pub(super) leaves: Leaves,
 }
 
 impl Run<'_> {
@@ -34,6 +34,11 @@ impl Run<'_> {
         // Its grammar is compiled again when it comes back.
         if let Some(at) = self.compiling.iter().position(|slot| slot.job == job) {
             let slot = self.compiling.swap_remove(at);
+            self.outbox
+                .push_back(Event::Parked(Box::new(slot.parked())));
+            return;
+        }
+        if let Some(slot) = self.unfetch(job) {
             self.outbox
                 .push_back(Event::Parked(Box::new(slot.parked())));
             return;

@@ -29,7 +29,7 @@ impl Run<'_> {
         match slot {
             Ok((slot, Taken::More)) => {
                 self.may_admit = true;
-                self.waiting.push_back(slot);
+                self.wait(slot);
             }
             Ok((_, Taken::Over(_))) => {}
             Err(error) => tracing::warn!(

@@ -49,6 +49,7 @@ impl Play {
                 draft.as_mut().map(|draft| draft as &mut dyn Decoder),
                 &spec,
                 loaded,
+                None,
                 &command_receiver,
                 &event_sender,
             )
@@ -636,6 +637,7 @@ fn an_operators_template_that_does_not_compile_is_a_failed_load() {
         None,
         &broken,
         loaded,
+        None,
         &commands,
         &events,
     )

@@ -41,6 +41,18 @@ pub(super) struct Needs {
     pub(super) gpu: bool,
     /// It has a folder to write.
     pub(super) may_write: bool,
+    /// It has a file to write.
+    pub(super) states: Option<States>,
+}
+
+/// The open file that may be written, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct States {
+    pub(super) fd: u64,
+    /// Its length, at most.
+    pub(super) bytes_max: u64,
+    /// Bytes written by one call, at most.
+    pub(super) piece_bytes: u64,
 }
 
 /// By call: it fits if one of the rules does; without a rule, always.
@@ -73,10 +85,16 @@ fn refused(pid: u32, needs: Needs) -> Result<Rules, Error> {
     when(libc::SYS_prctl, vec![known.collect::<Result<_, _>>()?])?;
     let owners = [libc::F_SETOWN as u64, F_SETSIG, F_SETOWN_EX];
     let owners = owners.map(|command| Ok(vec![is(1, command)?]));
-    when(
-        libc::SYS_fcntl,
-        owners.into_iter().collect::<Result<_, Error>>()?,
-    )?;
+    let mut controls_of_files = owners.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    if let Some(states) = needs.states {
+        for (call, rules) in bounded(states)? {
+            when(call, rules)?;
+        }
+        for copy in [libc::F_DUPFD as u64, libc::F_DUPFD_CLOEXEC as u64] {
+            controls_of_files.push(vec![is(0, states.fd)?, is(1, copy)?]);
+        }
+    }
+    when(libc::SYS_fcntl, controls_of_files)?;
     let controls = [TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP];
     let controls = controls.map(|request| Ok(vec![is(1, request)?]));
     when(
@@ -111,6 +129,46 @@ fn refused(pid: u32, needs: Needs) -> Result<Rules, Error> {
         }
     }
     Ok(refused)
+}
+
+/// A call, and when it is refused: where all conditions of one list hold.
+type Bound = (libc::c_long, Vec<Vec<SeccompCondition>>);
+
+/// A file that is open keeps its rights inside the sandbox. So it is written where the filter sees where, and within
+/// its length: by pwrite64 alone, since other calls write where the descriptor stands, or say it behind a pointer;
+/// and there is no other descriptor of it, which no rule would fit.
+fn bounded(states: States) -> Result<Vec<Bound>, Error> {
+    let States {
+        fd,
+        bytes_max,
+        piece_bytes,
+    } = states;
+    let others = [
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_pwritev,
+        libc::SYS_pwritev2,
+        libc::SYS_dup,
+        libc::SYS_dup3,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2,
+    ];
+    let mut rules = Vec::new();
+    for call in others {
+        rules.push((call, vec![vec![is(0, fd)?]]));
+    }
+    let beyond = |argument, most| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Gt, most)
+    };
+    let too_long = vec![is(0, fd)?, beyond(2, piece_bytes)?];
+    // The last piece begins within the length.
+    let too_far = vec![is(0, fd)?, beyond(3, bytes_max)?];
+    rules.push((libc::SYS_pwrite64, vec![too_long, too_far]));
+    let too_far = vec![is(0, fd)?, beyond(1, bytes_max)?];
+    rules.push((libc::SYS_ftruncate, vec![too_far]));
+    let hole = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
+    rules.push((libc::SYS_fallocate, vec![vec![is(0, fd)?, not(1, hole)?]]));
+    Ok(rules)
 }
 
 /// When opening a file is refused: when it would be made or emptied.

@@ -143,6 +143,7 @@ fn a_folder_for_the_cache_may_be_written_where_there_is_one() {
 const GPU: Needs = Needs {
     gpu: true,
     may_write: false,
+    states: None,
 };
 
 fn open(path: &str, flags: libc::c_int) -> Option<Errno> {
@@ -249,6 +250,71 @@ fn ruled<T: Send>(allowed: &Allowed, abi: ABI, play: impl FnOnce() -> T + Send) 
             None
         }
     })
+}
+
+#[test]
+fn the_file_of_saved_states_is_written_within_its_length_and_nothing_else_is() {
+    use orinoco::kv_file::Medium;
+    use std::os::fd::AsRawFd as _;
+    let (dir, spec) = place();
+    let path = dir.path().join("kv");
+    let file = fs::File::create_new(&path).unwrap();
+    let other = fs::File::create_new(dir.path().join("open before")).unwrap();
+    let (fd, bytes_max) = (file.as_raw_fd(), 1 << 20);
+    for gpu in [false, true] {
+        let needs = Needs {
+            gpu,
+            may_write: false,
+            states: Some(calls::States {
+                fd: fd as u64,
+                bytes_max,
+                piece_bytes: 4096,
+            }),
+        };
+        let allowed = Allowed::of(&spec, &Default::default());
+        // Landlock first, as the worker does, and where there is none the filter by itself.
+        on_a_thread(|| {
+            let has_landlock = files::restrict(&allowed, files::ABI_USED).unwrap().is_ok();
+            privileges::give_away().unwrap();
+            for filter in calls::filters(std::process::id(), needs).unwrap() {
+                seccompiler::apply_filter(&filter).unwrap();
+            }
+            // All that the thread for it does.
+            file.lock().unwrap();
+            file.write_at(0, &[7; 4096]).unwrap();
+            file.write_at(bytes_max, &[7; 100]).unwrap();
+            file.sync().unwrap();
+            file.clear(0, 100).unwrap();
+            file.set_len(200).unwrap();
+            assert!(file.metadata().unwrap().len() == 200 && file.free_bytes().unwrap() > 0);
+            Medium::unlock(&file);
+            // And what one that was taken over would.
+            let fd = libc::c_long::from(fd);
+            let far = bytes_max as libc::c_long + 1;
+            let duplicate = libc::F_DUPFD.into();
+            for (what, number, arguments) in [
+                ("beyond its length", libc::SYS_pwrite64, [fd, 0, 1, far]),
+                ("much at once", libc::SYS_pwrite64, [fd, 0, 4097, 0]),
+                ("where it stands", libc::SYS_write, [fd, 0, 1, 0]),
+                ("by pieces", libc::SYS_writev, [fd, 0, 1, 0]),
+                ("by pieces there", libc::SYS_pwritev, [fd, 0, 1, 0]),
+                ("make it long", libc::SYS_ftruncate, [fd, far, 0, 0]),
+                ("take room", libc::SYS_fallocate, [fd, 0, 0, far]),
+                ("another name", libc::SYS_dup, [fd, 0, 0, 0]),
+                ("a chosen one", libc::SYS_dup3, [fd, 900, 0, 0]),
+                ("a free one", libc::SYS_fcntl, [fd, duplicate, 100, 0]),
+            ] {
+                assert_eq!(call(number, arguments), Some(Errno::EPERM), "{what}");
+            }
+            // Nor anew, by its name or by what /proc says of it.
+            for path in [path.clone(), format!("/proc/self/fd/{fd}").into()] {
+                let anew = fs::File::options().write(true).open(path);
+                assert!(!has_landlock || errno(anew) == Some(Errno::EACCES));
+            }
+            // Other descriptors are not its business.
+            Medium::write_at(&other, far as u64, b"x").unwrap();
+        });
+    }
 }
 
 #[test]

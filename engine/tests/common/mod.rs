@@ -7,6 +7,7 @@
     reason = "compiled into each test binary, which uses a part"
 )]
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -66,11 +67,17 @@ pub struct Worker {
 
 impl Worker {
     pub fn spawn(program: &str) -> Self {
+        Self::spawn_with(program, None)
+    }
+
+    /// With the file that it may write.
+    pub fn spawn_with(program: &str, states: Option<File>) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let child = Process::new(program)
             .args(["--socket-fd", "0"])
             .stdin(OwnedFd::from(theirs))
+            .stdout(states.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
@@ -121,14 +128,19 @@ impl Worker {
     /// The next event but for what saved sequences take; `None` when the worker is gone.
     pub fn next(&mut self) -> Option<Event> {
         loop {
-            match read_frame(&mut self.socket) {
-                Ok(Some(Event::Cached { .. })) => {}
-                Ok(event) => return event,
-                Err(FrameError::Io(error)) if error.kind() == ErrorKind::ConnectionReset => {
-                    return None;
-                }
-                Err(error) => panic!("no event: {error}"),
+            match self.any() {
+                Some(Event::Cached { .. } | Event::OnDisk(_)) => {}
+                event => return event,
             }
+        }
+    }
+
+    /// The next event.
+    pub fn any(&mut self) -> Option<Event> {
+        match read_frame(&mut self.socket) {
+            Ok(event) => event,
+            Err(FrameError::Io(error)) if error.kind() == ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("no event: {error}"),
         }
     }
 

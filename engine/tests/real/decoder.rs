@@ -360,3 +360,38 @@ fn a_load_stops_when_progress_says_so_and_damage_is_explained() {
         "{error}"
     );
 }
+
+/// The bytes of a saved state come from a file. Its digest says that a worker wrote them; one that was taken over is a
+/// worker too.
+#[test]
+fn a_state_that_a_stranger_wrote_is_refused_or_taken_and_nothing_dies() {
+    for name in [SMOLLM, GEMMA] {
+        with_decoder(&real_spec(name), |decoder, _| {
+            let prompt = story(decoder, 40);
+            let wanted = greedy(decoder, 0, &prompt, 4);
+            decoder.seq_rm(0, 0);
+            feed(decoder, 0, &prompt, 0);
+            let state = decoder.state(0).unwrap();
+            let mut taken = 0;
+            // The head says how many cells there are, of which layers and types; then come their numbers.
+            let places = (0..200).chain((200..state.len()).step_by(state.len() / 40));
+            for (n, at) in places.enumerate() {
+                for flip in [0x01, 0x80, 0xff] {
+                    let mut hostile = state.clone();
+                    hostile[at] ^= flip;
+                    if n % 7 == 0 {
+                        hostile.truncate(at);
+                    }
+                    taken += usize::from(decoder.restore(1, &hostile));
+                    decoder.seq_rm(1, 0);
+                }
+            }
+            assert!(!decoder.restore(1, &[]) && !decoder.restore(1, &[0xff; 4096]));
+            decoder.seq_rm(1, 0);
+            assert!(taken > 0, "numbers are numbers");
+            // What others have is as it was.
+            decoder.seq_rm(0, 0);
+            assert_eq!(greedy(decoder, 0, &prompt, 4), wanted);
+        });
+    }
+}

@@ -135,7 +135,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let broker = BrokerConfig::read(&mut root, &paths);
     let mqtt = MqttConfig::read(&mut root, &node, broker.mode);
     let models = ModelsConfig::read(&mut root, &paths);
-    let engine = EngineConfig::read(&mut root);
+    let mut engine = EngineConfig::read(&mut root);
     let watchdog = WatchdogConfig::read(&mut root);
     let telemetry = TelemetryConfig::read(&mut root);
     let home_assistant = HomeAssistantConfig::read(&mut root);
@@ -147,6 +147,9 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     let ota = OtaConfig::read(&mut root, &paths);
     let store = StoreConfig::read(&mut root);
     let sessions = SessionsConfig::read(&mut root, &store);
+    if let Some(saved) = &mut engine.saved_states {
+        saved.age_seconds_max = sessions.idle.as_secs();
+    }
     let users = UsersConfig::read(&mut root);
     let templates = templates::read(&mut root);
     let log = LogConfig::read(&mut root);

@@ -35,6 +35,7 @@ mod admission;
 mod backoff;
 mod checker;
 mod keeper;
+pub mod kv_files;
 mod life;
 mod plan;
 mod process;
@@ -78,6 +79,8 @@ pub struct WorkerConfig {
     pub backoff_max: Duration,
     /// Workers that stay loaded after their turn, at most.
     pub resident_max: usize,
+    /// Where workers leave states for the next; `None`: nowhere.
+    pub kv_dir: Option<PathBuf>,
 }
 
 /// What the dispatcher hears.

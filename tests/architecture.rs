@@ -41,7 +41,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // What it starts must fit the board and run where it should: it asks both pure parts.
     (
         "worker",
-        &["board", "config", "frames", "ledger", "offload", "process"],
+        &[
+            "board", "config", "disk", "frames", "kv_file", "ledger", "offload", "process",
+        ],
     ),
     ("telemetry", &["board", "wire"]),
     ("home_assistant", &["wire"]),

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "sessions/restarts.rs"]
+mod restarts;
 mod support;
 
 use std::time::Duration;

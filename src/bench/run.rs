@@ -125,6 +125,7 @@ async fn raw(
     // A measurement is one long silence.
     let settings = WorkerConfig {
         step_stall: STEP_LIMIT,
+        kv_dir: None, // A measurement leaves nothing behind.
         ..worker_config(config, &choice)?
     };
     let (mut worker, keeper) = worker::spawn(settings);

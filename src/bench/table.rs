@@ -95,6 +95,7 @@ async fn measure_model(config: &Config, model: &str, n_runs: usize) -> anyhow::R
     // A measurement is one long silence.
     let settings = WorkerConfig {
         step_stall: STEP_LIMIT,
+        kv_dir: None,
         ..worker_config(&own, &choice)?
     };
     let load = settings.load.as_ref().context("no model was chosen")?;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::frames::{Backend, KvType, LoadSpec, SandboxSpec, Speculation, Switch, Task};
+use crate::frames::{
+    Backend, KvType, LoadSpec, SandboxSpec, SavedStates, Speculation, Switch, Task,
+};
 
 use super::PathsConfig;
 use super::layers;
@@ -34,6 +36,9 @@ pub(super) const KV_TYPE: &[(&str, KvType)] = &[
 /// Largest chat template, bytes; the same bound as for one inside a GGUF.
 const TEMPLATE_BYTES_MAX: u64 = 256 * 1024;
 
+/// Bytes that saved states leave free on their disk: the job store has to write, whatever else there is.
+const DISK_RESERVE_BYTES: u64 = 1 << 30;
+
 /// Texts that share a batch.
 const EMBED_TEXTS_MAX: u32 = 32;
 /// Other names of one model.
@@ -56,6 +61,8 @@ pub struct EngineConfig {
     pub step_tokens: u32,
     /// What ended jobs may leave behind outside the KV pool, bytes.
     pub prefix_cache_bytes: u64,
+    /// What they may leave on disk; `None`: nothing.
+    pub saved_states: Option<SavedStates>,
     /// Whether tokens are guessed and read along.
     pub speculation: Speculation,
     /// Guessed tokens for each sequence and step, at most.
@@ -96,6 +103,7 @@ impl EngineConfig {
             step_ms: section.integer("step_ms", 10..=60_000),
             step_tokens: section.integer("step_tokens", 1..=65_536),
             prefix_cache_bytes: section.integer("prefix_cache_bytes", 0..=1 << 40),
+            saved_states: saved_states(&mut section),
             speculation: section.choice("speculation", SPECULATION),
             draft_tokens: section.integer("draft_tokens", 1..=16),
             n_threads: section.integer("n_threads", 0..=512),
@@ -139,6 +147,18 @@ impl EngineConfig {
             None => this_program.with_file_name("orinoco-engine"),
         }
     }
+}
+
+fn saved_states(section: &mut Section<'_>) -> Option<SavedStates> {
+    let bytes_max = section.integer("saved_state_bytes", 0..=1 << 40);
+    let quiet = section.seconds("saved_state_quiet_seconds", 0..=86_400);
+    (bytes_max > 0).then_some(SavedStates {
+        bytes_max,
+        reserve_bytes: DISK_RESERVE_BYTES,
+        // As long as conversations, which [sessions] says.
+        age_seconds_max: 0,
+        quiet_ms: quiet.as_millis() as u64,
+    })
 }
 
 /// All three keys are read in any case, so that a mistake in one is told.
@@ -430,7 +450,7 @@ impl ModelConfig {
             step_ms: engine.step_ms,
             step_tokens: engine.step_tokens,
             prefix_cache_bytes: engine.prefix_cache_bytes,
-            saved_states: None,
+            saved_states: engine.saved_states,
             speculation: engine.speculation,
             draft_tokens: engine.draft_tokens,
             draft: None,

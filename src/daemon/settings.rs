@@ -324,6 +324,12 @@ fn for_power_mode(config: &Config, lineup: &mut Lineup, pinned: Option<&str>) ->
     Some(line)
 }
 
+/// Where workers leave states for the next.
+fn kv_dir(config: &Config) -> Option<PathBuf> {
+    let saves = config.engine.saved_states.is_some();
+    saves.then(|| config.paths.state_dir.join("kv"))
+}
+
 /// How the worker is started for this model.
 ///
 /// # Errors
@@ -340,6 +346,7 @@ pub fn worker(config: &Config, choice: &Choice) -> anyhow::Result<WorkerConfig> 
         backoff_min: engine.restart_backoff_min,
         backoff_max: engine.restart_backoff_max,
         resident_max: config.models.resident_max,
+        kv_dir: kv_dir(config),
     })
 }
 
@@ -554,6 +561,7 @@ pub(super) fn dispatcher(
             bytes_max: config.sessions.bytes_max,
         },
         keeps_sessions: config.sessions.per_user_max > 0,
+        kv_dir: kv_dir(config),
         coalesce: requests.coalesce,
         coalesce_bytes: requests.coalesce_bytes,
     }

@@ -11,9 +11,9 @@ use std::collections::{HashMap, VecDeque};
 use tracing::{debug, warn};
 
 use super::durable::StoreDone;
-use super::job::{Ending, Job, Phase};
+use super::job::{Ending, Job, Phase, number_of};
 use super::{Dispatch, STORE_RETRY};
-use crate::frames::{Finish, Input, JobKey};
+use crate::frames::{Command, Finish, Input, JobKey};
 use crate::link::AckToken;
 use crate::store::{self, StoreError};
 use crate::wire::error::{ApiError, Code};
@@ -21,6 +21,7 @@ use crate::wire::reply;
 use crate::wire::request::history::{Answer, Bounds, Call, History};
 use crate::wire::tools;
 use crate::wire::topic::Name;
+use crate::worker::kv_files;
 
 /// A user, and its name for a conversation.
 type Session = (Name, Name);
@@ -238,11 +239,20 @@ impl Dispatch {
                 conversation.is_forgotten = true;
             }
         }
+        let number = number_of(&session.0, session.1.as_str());
+        // What a worker has of it goes first; one that is not there has nothing.
+        let _ = self.commands.try_send(Command::Forget(number));
         let (store, session) = (self.store.clone(), stored(&session));
+        let kv_dir = self.settings.kv_dir.clone();
         self.store_work.spawn(async move {
+            let outcome = store.forget_session(session).await;
+            let forgotten = tokio::task::spawn_blocking(move || {
+                kv_dir.is_none_or(|dir| kv_files::forget(&dir, number).is_ok())
+            });
             StoreDone::SessionForgotten {
                 ack,
-                outcome: store.forget_session(session).await,
+                outcome,
+                is_out: forgotten.await.unwrap_or(false),
             }
         });
     }

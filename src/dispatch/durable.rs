@@ -50,6 +50,8 @@ pub(super) enum StoreDone {
     SessionForgotten {
         ack: AckToken,
         outcome: Result<(), StoreError>,
+        /// It is in no saved state any more.
+        is_out: bool,
     },
 }
 
@@ -86,8 +88,13 @@ impl Dispatch {
                 Err(error) => warn!(%error, "store not swept"),
             },
             StoreDone::Recalled { job, outcome } => self.on_recalled(job, outcome),
-            StoreDone::SessionForgotten { ack, outcome } => match outcome {
-                Ok(()) => self.acknowledge(Some(ack)),
+            StoreDone::SessionForgotten {
+                ack,
+                outcome,
+                is_out,
+            } => match outcome {
+                Ok(()) if is_out => self.acknowledge(Some(ack)),
+                Ok(()) => warn!("conversation not forgotten: it is among the saved states"),
                 // Not acknowledged: the broker brings it again.
                 Err(error) => warn!(%error, "conversation not forgotten"),
             },

@@ -1,7 +1,5 @@
 //! One accepted prompt, from its record in the store to its final.
 
-use std::hash::{Hash as _, Hasher as _};
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
@@ -530,11 +528,13 @@ impl Job {
     }
 }
 
-/// The same name of two users is two conversations.
-fn number_of(user: &Name, session: &str) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    (user, session).hash(&mut hasher);
-    hasher.finish()
+/// The same name of two users is two conversations. What is saved on disk has this number, so it is the same in
+/// every version.
+pub(super) fn number_of(user: &Name, session: &str) -> u64 {
+    // A name has no slash.
+    let digest = sha2::Sha256::digest(format!("{user}/{session}"));
+    let (number, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
+    u64::from_le_bytes(*number)
 }
 
 fn millis(duration: std::time::Duration) -> f64 {

@@ -41,6 +41,7 @@ impl Dispatch {
             } => {
                 self.commands = commands;
                 self.on_turn(&loaded.name, Duration::from_millis(loaded.load_ms));
+                self.meters.on_next_worker();
                 if self.level >= Level::Trim {
                     let _ = self.commands.try_send(Command::Trim); // its queue is empty
                 }
@@ -91,6 +92,7 @@ impl Dispatch {
             Report::Event(Event::Done(done)) => self.on_done(*done),
             Report::Event(Event::Parked(parked)) => self.on_parked(*parked),
             Report::Event(Event::Cached { bytes }) => self.notice(Notice::Cached(bytes)),
+            Report::Event(Event::OnDisk(now)) => self.meters.on_disk(now),
             Report::Event(Event::Tokenized { job, ids }) => self.on_tokenized(job, ids),
             Report::Event(event) => debug!(?event, "unexpected event"),
             Report::Down(down) => {

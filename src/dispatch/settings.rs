@@ -151,6 +151,8 @@ pub struct Settings {
     pub sessions: Bounds,
     /// Whether any is kept.
     pub keeps_sessions: bool,
+    /// Where workers leave what was said, as KV states; `None`: nowhere.
+    pub kv_dir: Option<std::path::PathBuf>,
     /// Jobs that may wait or run.
     pub queue_jobs_max: usize,
     /// Bytes of their bodies.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::Dispatch;
 use super::report::retained;
+use crate::frames::OnDisk;
 use crate::link::{Props, Publish};
 use crate::telemetry::{Heard, Reading};
 use crate::wire::request::Priority;
@@ -31,6 +32,10 @@ pub(super) struct Meters {
     pub(super) n_guessed: u64,
     pub(super) n_right: u64,
     pub(super) n_deaths: u64,
+    /// What the worker has on disk, with what all workers did there; `None`: nothing was ever saved.
+    on_disk: Option<OnDisk>,
+    /// What of it was done by those before.
+    on_disk_before: OnDisk,
     /// Times that a stream made room for another.
     pub(super) n_parked: u64,
     n_tokens_before: u64,
@@ -61,6 +66,8 @@ impl Meters {
             n_guessed: 0,
             n_right: 0,
             n_deaths: 0,
+            on_disk: None,
+            on_disk_before: OnDisk::default(),
             n_parked: 0,
             n_tokens_before: 0,
             busy: Duration::ZERO,
@@ -84,6 +91,21 @@ impl Meters {
                 Duration::ZERO
             };
         }
+    }
+
+    /// What the worker has on disk, and what it did there since its start.
+    pub(super) fn on_disk(&mut self, now: OnDisk) {
+        let before = self.on_disk_before;
+        self.on_disk = Some(OnDisk {
+            written_bytes: before.written_bytes + now.written_bytes,
+            n_restored: before.n_restored + now.n_restored,
+            ..now
+        });
+    }
+
+    /// Another worker begins to count anew.
+    pub(super) fn on_next_worker(&mut self) {
+        self.on_disk_before = self.on_disk.unwrap_or_default();
     }
 
     /// A request entered the engine for the first time.
@@ -157,6 +179,10 @@ impl Dispatch {
             cached_tokens_count: meters.n_cached,
             guessed_tokens_count: (meters.n_guessed > 0).then_some(meters.n_guessed),
             guessed_right_count: (meters.n_guessed > 0).then_some(meters.n_right),
+            saved_states_count: meters.on_disk.map(|now| u64::from(now.n_states)),
+            saved_states_bytes: meters.on_disk.map(|now| now.bytes),
+            saved_written_bytes: meters.on_disk.map(|now| now.written_bytes),
+            saved_restored_tokens_count: meters.on_disk.map(|now| now.n_restored),
             ttft_ms: quantiles(&mut meters.ttft),
             itl_ms: quantiles(&mut meters.itl),
             energy_mj_tok: energy

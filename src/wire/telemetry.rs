@@ -107,6 +107,18 @@ pub struct TeleLlm {
     /// Of those, chosen: each spared a step; a count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guessed_right_count: Option<u64>,
+    /// Saved states on disk, of the model that serves, a count; absent where none are saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_states_count: Option<u64>,
+    /// What they take there, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_states_bytes: Option<u64>,
+    /// Written for them since the daemon started, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_written_bytes: Option<u64>,
+    /// Prompt tokens that came from disk since the daemon started, a count; they are among those found in the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_restored_tokens_count: Option<u64>,
     /// From acceptance to the first token, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttft_ms: Option<QuantilesMs>,

@@ -185,7 +185,7 @@ impl Task {
     }
 
     async fn started(&self) -> Result<Child, String> {
-        let mut child = Child::start(&self.program, self.sandbox.as_ref())
+        let mut child = Child::start(&self.program, self.sandbox.as_ref(), None)
             .map_err(|error| format!("{}: {error}", self.program.display()))?;
         let spec = CheckSpec {
             bytes: BYTES,

@@ -8,12 +8,32 @@ use tracing::{info, warn};
 
 use super::admission::Memo;
 use super::backoff::Backoff;
+use super::kv_files;
 use super::life::{Before, Closed, Failed, Follower, Ready, Served, called_off, load_and_try};
 use super::pulse::Pulser;
 use super::rest::Residents;
 use super::trial::{Ordered, Then};
 use super::{Cause, Doing, Down, END_LIMIT, Order, Placing, Report, WorkerConfig};
 use crate::frames::LoadSpec;
+
+/// What a worker leaves on disk at its end takes no longer, when nobody waits.
+const SAVE_AT_END: Duration = Duration::from_secs(5);
+/// And when streams wait for the next one.
+const SAVE_AT_SWITCH: Duration = Duration::from_secs(1);
+
+/// How long a worker may take to save before this order is obeyed; `None`: not at all, memory is short.
+fn save_before(order: &Order) -> Option<Duration> {
+    match order {
+        Order::Unload => Some(SAVE_AT_END),
+        Order::Serve {
+            placing: Placing::Straitened { .. },
+            ..
+        }
+        | Order::Dismiss
+        | Order::Rest { .. } => None,
+        Order::Serve { .. } | Order::Turn { .. } | Order::Try { .. } => Some(SAVE_AT_SWITCH),
+    }
+}
 
 struct Keeper {
     config: WorkerConfig,
@@ -149,6 +169,7 @@ impl Keeper {
                 Ok(served) => served,
                 Err(Closed) => {
                     self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
+                    ready.child.save(SAVE_AT_END).await;
                     ready.child.end().await;
                     return Err(Closed);
                 }
@@ -156,12 +177,19 @@ impl Keeper {
             self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
             match served {
                 Served::Ended(verdict) => {
+                    let spec = ready.spec().clone();
                     let (cause, stderr_tail) = ready.child.bury(verdict).await;
+                    if cause.by_itself() {
+                        kv_files::remove(self.config.kv_dir.as_deref(), &spec);
+                    }
                     let retry_in = self.backoff.after_life_of(started.elapsed());
                     return self.down(cause, stderr_tail, retry_in, true).await;
                 }
                 Served::Ordered(order) => {
                     let serving = (ready.spec().clone(), ready.taken_bytes());
+                    if let Some(limit) = save_before(&order) {
+                        ready.child.save(limit).await;
+                    }
                     let cause = self.obey(order).await;
                     self.before = Some(serving).filter(|_| cause != Cause::Idle);
                     let (cause, stderr_tail) = ready.child.bury(Some(cause)).await;
@@ -186,7 +214,10 @@ impl Keeper {
                             self.residents.keep(ready).await;
                             Vec::new()
                         }
-                        false => ready.child.bury(Some(Cause::Switched)).await.1,
+                        false => {
+                            ready.child.save(SAVE_AT_SWITCH).await;
+                            ready.child.bury(Some(Cause::Switched)).await.1
+                        }
                     };
                     self.target = Some(*load);
                     self.down(Cause::Switched, stderr_tail, Duration::ZERO, true)
@@ -200,6 +231,7 @@ impl Keeper {
                 Served::Replaced(next) => {
                     info!(model = next.spec().name, "model loaded beside the old one");
                     self.reserve_bytes = None;
+                    ready.child.save(SAVE_AT_SWITCH).await;
                     let (cause, stderr_tail) = ready.child.bury(Some(Cause::Switched)).await;
                     self.down(cause, stderr_tail, Duration::ZERO, true).await?;
                     ready = *next;

@@ -14,7 +14,7 @@ use super::pulse::Pulser;
 use super::rest::{Inside, Residents};
 use super::trial::{self, Ordered, Shown, Then, TrialEnd};
 use super::{
-    COMMANDS, Cause, Checked, Doing, END_LIMIT, Order, Placing, Report, WorkerConfig,
+    COMMANDS, Cause, Checked, Doing, END_LIMIT, Order, Placing, Report, WorkerConfig, kv_files,
     other_protocol,
 };
 use crate::frames::{Command, Event, Hello, LoadSpec, Loaded, PROTOCOL, Sandbox};
@@ -117,7 +117,9 @@ pub(super) async fn load(
             });
         }
     };
-    let mut child = match Child::start(&config.program, spec.sandbox.as_ref()) {
+    let mut load = admitted.load.clone();
+    let states = kv_files::open(config.kv_dir.as_deref(), &mut load);
+    let mut child = match Child::start(&config.program, spec.sandbox.as_ref(), states) {
         Ok(child) => child,
         Err(error) => {
             return Err(Failed {
@@ -130,7 +132,7 @@ pub(super) async fn load(
     };
     turn_to(Doing::Loading, config.load_stall);
     let follow = follower.as_ref();
-    let loaded = until_loaded(&mut child, &admitted.load, config.load_stall, follow).await;
+    let loaded = until_loaded(&mut child, &load, config.load_stall, follow).await;
     let checked = loaded.and_then(|(hello, sandbox, loaded)| {
         let checked = check(&config, &admitted, &child, &hello, &loaded)?;
         Ok((hello, sandbox, loaded, Box::new(checked)))

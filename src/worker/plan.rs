@@ -44,7 +44,7 @@ impl Planner {
         stall: Duration,
     ) -> Result<Self, PlanError> {
         let mut child =
-            Child::start(program, load.sandbox.as_ref()).map_err(|error| PlanError {
+            Child::start(program, load.sandbox.as_ref(), None).map_err(|error| PlanError {
                 cause: Cause::Spawn(format!("{}: {error}", program.display())),
                 stderr_tail: Vec::new(),
             })?;
@@ -106,7 +106,7 @@ impl Planner {
 /// # Errors
 /// It said nothing, or something else.
 pub async fn greet(program: &Path, limit: Duration) -> Result<Hello, PlanError> {
-    let mut child = Child::start(program, None).map_err(|error| PlanError {
+    let mut child = Child::start(program, None, None).map_err(|error| PlanError {
         cause: Cause::Spawn(format!("{}: {error}", program.display())),
         stderr_tail: Vec::new(),
     })?;

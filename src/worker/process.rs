@@ -1,7 +1,7 @@
 //! One child process: started with a socketpair as its standard input, read and written by two tasks.
 
 use std::collections::VecDeque;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -39,6 +39,9 @@ const SPIN_COUNT: &str = "5000";
 /// After its socket closed, a worker must be gone within this time.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
+/// A worker that saves says so a moment after the time for it is over, at the end of a step.
+const SAVE_GRACE: Duration = Duration::from_millis(500);
+
 /// Bytes that are no frame.
 #[derive(Debug)]
 pub(super) struct ReadError(pub(super) String);
@@ -48,12 +51,19 @@ pub(super) struct Child {
     pub(super) events: mpsc::Receiver<Result<Event, ReadError>>,
     outgoing: mpsc::Sender<Command>,
     stderr: JoinHandle<Vec<String>>,
+    /// It may leave something on disk.
+    saves: bool,
 }
 
 impl Child {
-    /// Starts the worker on the calling thread.
-    pub(super) fn start(program: &Path, sandbox: Option<&SandboxSpec>) -> io::Result<Self> {
+    /// Starts the worker on the calling thread; `states` is the one file that it may write.
+    pub(super) fn start(
+        program: &Path,
+        sandbox: Option<&SandboxSpec>,
+        states: Option<File>,
+    ) -> io::Result<Self> {
         let mut command = tokio::process::Command::new(program);
+        let saves = states.is_some();
         if let Some(sandbox) = sandbox {
             keep_cuda_cache(&mut command, sandbox.write.as_deref());
         }
@@ -61,7 +71,7 @@ impl Child {
             // Set before the program starts, since libgomp reads it then.
             .env("GOMP_SPINCOUNT", SPIN_COUNT)
             .args(["--socket-fd", "0"])
-            .stdout(Stdio::null())
+            .stdout(states.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::piped());
         let (mut process, socket) = spawn_with_socket(&mut command)?;
         let (read, write) = socket.into_split();
@@ -75,6 +85,7 @@ impl Child {
             events,
             outgoing,
             stderr: tokio::spawn(read_stderr(stderr)),
+            saves,
         })
     }
 
@@ -86,6 +97,28 @@ impl Child {
     /// Queues a command if there is room; `false` when not.
     pub(super) fn try_send(&self, command: Command) -> bool {
         self.outgoing.try_send(command).is_ok()
+    }
+
+    /// Has it leave on disk what is worth it, before it is ended; nobody waits longer than `limit`. What else it
+    /// says meanwhile is lost.
+    pub(super) async fn save(&mut self, limit: Duration) {
+        let limit_ms = limit.as_millis() as u32;
+        if !self.saves || !self.send(Command::Save { limit_ms }).await {
+            return;
+        }
+        let saved = async {
+            while let Some(Ok(event)) = self.events.recv().await {
+                if event == Event::Saved {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(limit + SAVE_GRACE, saved)
+            .await
+            .is_err()
+        {
+            warn!("the engine did not save its states in time");
+        }
     }
 
     /// Resident bytes that belong to it alone (RssAnon and RssShmem; proc_pid_status(5)), `None` where

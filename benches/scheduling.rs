@@ -14,7 +14,8 @@
 //! and 10 ms. The streams that made room must end with the text that they have without an alarm.
 //!
 //! `scripted` (default) is the engine whose steps take a known time, 20 ms; MODEL is a name in the models
-//! folder, such as SmolLM2-135M-Instruct.Q4_1. Nothing else may run.
+//! folder, such as SmolLM2-135M-Instruct.Q4_1. Nothing else may run. `ORINOCO_BACKEND=auto` takes the GPU, where the
+//! worker was built for it.
 #![expect(clippy::print_stdout, reason = "a command-line tool")]
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -28,7 +29,7 @@ use hdrhistogram::Histogram;
 use orinoco::wire::report::Mode;
 use serde_json::json;
 use support::broker::Mosquitto;
-use support::daemon::{Daemon, Engine, Site};
+use support::daemon::{Daemon, Engine, Site, bench_backend};
 use support::requester::Client;
 use tokio::time::Instant;
 
@@ -73,7 +74,11 @@ fn main() {
                 false => Engine::Gemma,
             },
             n_short: 50,
-            n_long: 400,
+            // A GPU would be through before twenty alarms.
+            n_long: match bench_backend().as_str() {
+                "cpu" => 400,
+                _ => 1500,
+            },
         },
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -95,6 +100,7 @@ async fn start(work: &Work) -> (Mosquitto, Site, Daemon) {
     let site = Site::with_broker_on(broker.port(), work.engine)
         .set(format!("engine.n_seq_max={N_SEQ_MAX}"))
         .set("engine.n_threads=0")
+        .set(format!("engine.backend={}", bench_backend()))
         // A like prompt must be read, not found.
         .set("engine.prefix_cache_bytes=0")
         .set("users.guard.priorities=alarm,normal,batch");

@@ -167,6 +167,11 @@ impl Site {
 pub const SMOL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 pub const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
 
+/// What computes in a bench: the processor, or what `ORINOCO_BACKEND` says.
+pub fn bench_backend() -> String {
+    std::env::var("ORINOCO_BACKEND").unwrap_or_else(|_| "cpu".to_owned())
+}
+
 /// Where the models are; `scripts/fetch-models.sh` brings them.
 pub fn models_dir() -> PathBuf {
     let dir = std::env::var_os("ORINOCO_MODELS").map_or_else(

@@ -11,6 +11,7 @@ use orinoco::link::Props;
 use orinoco::wire::error::{ApiError, Code};
 use orinoco::wire::report::Mode;
 use orinoco::wire::telemetry::TeleQueue;
+use support::broker::Mosquitto;
 use support::daemon::{Daemon, Engine, Site};
 use support::requester::Client;
 
@@ -131,6 +132,46 @@ async fn a_real_models_stream_that_made_room_has_the_uninterrupted_text() {
         assert_eq!(end.outcome.as_ref().unwrap().details.resumed, Some(1));
     }
     assert_eq!(client.faults, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_quiet_user_is_answered_at_once_beside_one_who_has_all_places() {
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted).set("engine.n_seq_max=2");
+    let _daemon = site.start();
+    let mut busy = Client::connect(broker.port(), site.node, "busy", None).await;
+    busy.until_mode(Mode::Serving).await;
+    let mut quiet = Client::connect(broker.port(), site.node, "quiet", None).await;
+    let keys = || serde_json::json!({"max_tokens": 300});
+    for id in ["long0", "long1", "long2"] {
+        ask(&mut busy, id, "!count !step 10", keys()).await;
+    }
+    until_text(&mut busy, "long1", 20).await;
+    ask(
+        &mut quiet,
+        "short",
+        "!count",
+        serde_json::json!({"max_tokens": 20}),
+    )
+    .await;
+    quiet.until_ended(&ids(["short"])).await;
+    let whole: String = (0..).map(|n| format!("{n} ")).take(200).collect();
+    assert_eq!(quiet.text("short"), &whole[..20]);
+    busy.until_ended(&ids(["long0", "long1", "long2"])).await;
+    assert_eq!(busy.faults, Vec::<String>::new());
+    let resumed = |id: &str| {
+        let end = busy.answers[id].end().unwrap();
+        end.outcome.as_ref().unwrap().details.resumed
+    };
+    assert_eq!(
+        resumed("long1"),
+        Some(1),
+        "the younger of the two made room"
+    );
+    assert_eq!([resumed("long0"), resumed("long2")], [Some(0); 2]);
+    for id in ["long0", "long1", "long2"] {
+        assert_eq!(busy.text(id), &whole[..300]);
+    }
 }
 
 #[tokio::test]

@@ -458,6 +458,8 @@ fn accepted() {
     assert_sent(&chat.moved(1, &place(1, 2100)).unwrap(), "chunk_moved.json");
     let pause = Parked::for_alarm(std::time::Duration::from_millis(900));
     assert_sent(&chat.parked(2, &pause).unwrap(), "chunk_parked_alarm.json");
+    let pause = Parked::for_share(std::time::Duration::from_millis(400));
+    assert_sent(&chat.parked(2, &pause).unwrap(), "chunk_parked_share.json");
     let text = "the answer would come in about 5200 ms, and is worthless after 3000 ms";
     let late = ApiError::new(Code::DeadlineExceeded, text).with_param("deadline_ms");
     let late = late.with_retry(2200).with_eta(5200);

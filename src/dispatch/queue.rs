@@ -6,11 +6,18 @@
 //! oldest goes first: one prompt of a quiet user waits for one sequence and not for the queue of a busy one. No
 //! sequence stays free while a job waits, unless its user has as many running as it may.
 //!
-//! A job whose worker died, or that made room, goes before those of its class that never began, in its old
-//! order. A worker's death counts against the jobs inside only when it died by itself. A job that saw two such
-//! deaths is a *suspect*: suspects go before others of their class and run alone, so that the next death names
-//! its cause. The one that kills the worker while alone is poison; the others end normally. Whatever the
-//! reasons, a job is tried at most [`DEATHS_MAX`] times.
+//! What is free goes to whoever waits, so a busy user soon has the sequences that quiet ones leave between two
+//! prompts. It holds them on loan: who comes with less than its share takes one back ([`Why::Share`]), as long as
+//! the other is left with no less, by weight, than the newcomer then has; and nobody is given one that it would have
+//! to give back at once. So each step evens the shares, and no two jobs can take places from each other in turn.
+//!
+//! A job whose worker died, or that made room for an alarm, goes before those of its class that never began, in its
+//! old order. One that gave a share back goes before its user's others, at its user's turn.
+//!
+//! A worker's death counts against the jobs inside only when it died by itself. A job that saw two such deaths is a
+//! *suspect*: suspects go before others of their class and run alone, so that the next death names its cause. The
+//! one that kills the worker while alone is poison; the others end normally. Whatever the reasons, a job is tried at
+//! most [`DEATHS_MAX`] times.
 
 mod lane;
 
@@ -19,7 +26,7 @@ use std::collections::BTreeMap;
 use crate::frames::JobKey;
 use crate::wire::request::Priority;
 use crate::wire::topic::Name;
-use lane::{Lane, Turn};
+use lane::{Lane, Seat, Turn};
 
 /// Deaths by itself after which a job is run alone.
 const SUSPECT_AFTER: u32 = 2;
@@ -77,6 +84,27 @@ struct User {
     n_jobs: usize,
     n_running: usize,
     running_max: Option<usize>,
+    weight: u32,
+}
+
+/// A running job that has to make room for a waiting one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Who leaves.
+    pub victim: JobKey,
+    /// For whom.
+    pub newcomer: JobKey,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a job makes room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// An alarm waits and a job of the class `batch` runs.
+    Alarm,
+    /// Its user has more than its share, and the newcomer's less.
+    Share,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -111,6 +139,7 @@ impl Queue {
         let known = self.users.entry(user.clone()).or_default();
         known.n_jobs += 1;
         known.running_max = terms.running_max;
+        known.weight = terms.weight.max(1);
         self.lanes[index(terms.priority)].push((order, job), user, terms.weight);
     }
 
@@ -163,7 +192,8 @@ impl Queue {
             .then(|| self.line().position(|other| other == job))?
     }
 
-    /// All that wait, in the order in which they would enter one after the other if nobody else came.
+    /// All that wait, in the order in which they would enter one after the other if nobody else came and nothing
+    /// ran: shares may put one forward.
     pub fn line(&self) -> impl Iterator<Item = JobKey> {
         let mut lanes = self.lanes.each_ref().map(|lane| lane.line().peekable());
         let mut passed = self.batch_passed;
@@ -184,7 +214,7 @@ impl Queue {
         let firsts = [0, 1, 2].map(|lane| self.first_of(lane, &waits));
         let are_there = firsts.map(|first| first.is_some());
         let class = choose(are_there, self.batch_passed)?;
-        let job = firsts[class]?;
+        let job = self.instead_of(firsts[class]?, class, &waits);
         if self.is_suspect(job) && self.n_running > 0 {
             return None; // It waits until it can be alone.
         }
@@ -194,27 +224,107 @@ impl Queue {
         Some(job)
     }
 
-    /// The job that has to make room, where an alarm could enter if one did: the youngest of those of the class
-    /// `batch` that `may_leave`.
-    pub fn victim(
+    /// Who has to make room for whom, where no sequence is free: among the jobs that `may_leave`, the youngest of
+    /// the class `batch` for an alarm; else one of a user above its share for one below, not for `batch`.
+    pub fn room(
         &self,
         n_seq_max: usize,
         waits: impl Fn(JobKey) -> bool,
         may_leave: impl Fn(JobKey) -> bool,
-    ) -> Option<JobKey> {
+    ) -> Option<Room> {
         if self.n_running < n_seq_max && !self.suspect_runs() {
             return None;
         }
-        self.first_of(index(Priority::Alarm), &waits)?;
-        let running = self.jobs.iter().filter(|(job, entry)| {
-            entry.place != Place::Waiting
-                && entry.terms.priority == Priority::Batch
-                && may_leave(**job)
+        self.for_alarm(&waits, &may_leave)
+            .or_else(|| self.for_share(&waits, &may_leave))
+    }
+
+    fn for_alarm(
+        &self,
+        waits: &impl Fn(JobKey) -> bool,
+        may_leave: &impl Fn(JobKey) -> bool,
+    ) -> Option<Room> {
+        let newcomer = self.first_of(index(Priority::Alarm), waits)?;
+        let running = self.running_that(may_leave);
+        let (_, victim) = running
+            .filter(|(_, entry)| entry.terms.priority == Priority::Batch)
+            .map(|(job, entry)| (entry.order, job))
+            .max()?;
+        Some(Room {
+            victim,
+            newcomer,
+            why: Why::Alarm,
+        })
+    }
+
+    fn for_share(
+        &self,
+        waits: &impl Fn(JobKey) -> bool,
+        may_leave: &impl Fn(JobKey) -> bool,
+    ) -> Option<Room> {
+        let are_there = [0, 1, 2].map(|lane| self.first_of(lane, waits).is_some());
+        let class = choose(are_there, self.batch_passed)?;
+        if class == index(Priority::Batch) {
+            return None;
+        }
+        let (_, _, newcomer) = self.candidates(class, waits).min()?;
+        let own = self.user_of(newcomer);
+        let has_surplus = |user: &User| user.owes(user.n_running, own);
+        // Most of the time nobody has, and the jobs need not be looked at.
+        if !self.users.values().any(has_surplus) || self.is_suspect(newcomer) || self.suspect_runs()
+        {
+            return None;
+        }
+        let running = self.running_that(may_leave);
+        let of_surplus = running.filter_map(|(job, entry)| {
+            let (user, of) = (&self.users[&entry.user], index(entry.terms.priority));
+            let is_below = of >= class.max(index(Priority::Normal));
+            (is_below && has_surplus(user)).then_some((
+                of,
+                user.share_of(user.n_running),
+                entry.order,
+                job,
+            ))
         });
-        running
-            .map(|(job, entry)| (entry.order, *job))
-            .max()
-            .map(|(_, job)| job)
+        let (.., victim) = of_surplus.max()?;
+        Some(Room {
+            victim,
+            newcomer,
+            why: Why::Share,
+        })
+    }
+
+    fn running_that(
+        &self,
+        may_leave: &impl Fn(JobKey) -> bool,
+    ) -> impl Iterator<Item = (JobKey, &Entry)> {
+        let running = self.jobs.iter().map(|(job, entry)| (*job, entry));
+        running.filter(|(job, entry)| entry.place != Place::Waiting && may_leave(*job))
+    }
+
+    /// The victim leaves the worker and waits: for an alarm as one that ran, before what never began; else first of
+    /// its user's, which has its turn back.
+    pub fn make_room(&mut self, room: Room) {
+        if room.why == Why::Alarm {
+            return self.pause(room.victim);
+        }
+        let Some(entry) = self.jobs.get(&room.victim) else {
+            return;
+        };
+        let (seat, lane) = ((entry.order, room.victim), index(entry.terms.priority));
+        let (user, weight) = (entry.user.clone(), entry.terms.weight);
+        if !self.is_running(room.victim) {
+            return;
+        }
+        self.leave(room.victim);
+        if let Some(entry) = self.jobs.get_mut(&room.victim) {
+            entry.place = Place::Waiting;
+        }
+        self.lanes[lane].push_returned(seat, &user, weight);
+        if lane == index(Priority::Batch) {
+            // Else it might be its turn again at once.
+            self.batch_passed = 0;
+        }
     }
 
     /// Puts back a job that could not be handed over, as if it had not been taken.
@@ -283,20 +393,61 @@ impl Queue {
         running.map(|(job, _)| *job).collect()
     }
 
-    /// The job of one lane that goes before the others there, among those that may.
+    /// The job of one lane whose turn it is, among those that may.
     fn first_of(&self, lane: usize, waits: &impl Fn(JobKey) -> bool) -> Option<JobKey> {
-        let lane = &self.lanes[lane];
-        let mut begun = lane.begun().filter(|job| !waits(*job));
+        let mut begun = self.lanes[lane].begun().filter(|job| !waits(*job));
         // Only jobs that ran can be suspects.
         let suspect = begun.clone().find(|job| self.is_suspect(*job));
-        let may = |user: &Name| {
-            // The lane remembers some who have nothing here.
-            let user = self.users.get(user);
-            user.is_some_and(|user| user.running_max.is_none_or(|max| user.n_running < max))
-        };
         suspect
             .or_else(|| begun.next())
-            .or_else(|| lane.fresh(may, |job| !waits(job)))
+            .or_else(|| self.fresh_of(lane, waits).min().map(|(_, (_, job))| job))
+    }
+
+    /// Of each user that may the first job of a lane that never ran or gave its place back, with the user's turn.
+    fn fresh_of(
+        &self,
+        lane: usize,
+        waits: &impl Fn(JobKey) -> bool,
+    ) -> impl Iterator<Item = (Turn, Seat)> {
+        self.lanes[lane].firsts(|user| self.may_enter(user), |job| !waits(job))
+    }
+
+    /// `first`, or who would take its place from it at once.
+    fn instead_of(&self, first: JobKey, lane: usize, waits: &impl Fn(JobKey) -> bool) -> JobKey {
+        let holder = self.user_of(first);
+        if holder.n_running == 0 || self.is_suspect(first) {
+            return first;
+        }
+        let owed = self
+            .candidates(lane, waits)
+            .filter(|(.., job)| holder.owes(holder.n_running + 1, self.user_of(*job)));
+        owed.min().map_or(first, |(.., job)| job)
+    }
+
+    /// Of each user the first job of a lane, with the share that it would then have and its turn.
+    fn candidates(
+        &self,
+        lane: usize,
+        waits: &impl Fn(JobKey) -> bool,
+    ) -> impl Iterator<Item = (u64, Turn, JobKey)> {
+        let begun = self.lanes[lane].begun().filter(|job| !waits(*job));
+        let begun = begun.map(|job| (Turn::default(), job));
+        let fresh = self.fresh_of(lane, waits);
+        let fresh = fresh.map(|(turn, (_, job))| (turn, job));
+        begun.chain(fresh).map(|(turn, job)| {
+            let user = self.user_of(job);
+            (user.share_of(user.n_running + 1), turn, job)
+        })
+    }
+
+    fn may_enter(&self, user: &Name) -> bool {
+        // The lane remembers some who have nothing here.
+        let user = self.users.get(user);
+        user.is_some_and(|user| user.running_max.is_none_or(|max| user.n_running < max))
+    }
+
+    fn user_of(&self, job: JobKey) -> &User {
+        &self.users[&self.jobs[&job].user]
     }
 
     fn enter(&mut self, job: JobKey, passed: u32) {
@@ -348,6 +499,19 @@ impl Queue {
         self.jobs
             .get(&job)
             .is_some_and(|entry| entry.deaths.by_itself >= SUSPECT_AFTER)
+    }
+}
+
+impl User {
+    /// Whether it, with `n_running`, would have no less than `other` if it gave one of them to it.
+    fn owes(&self, n_running: usize, other: &Self) -> bool {
+        let (mine, theirs) = (n_running.saturating_sub(1), other.n_running + 1);
+        mine as u64 * u64::from(other.weight) >= theirs as u64 * u64::from(self.weight)
+    }
+
+    /// What `n_running` are for its weight, to be compared.
+    fn share_of(&self, n_running: usize) -> u64 {
+        ((n_running as u64) << 20) / u64::from(self.weight)
     }
 }
 

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use super::govern::Straits;
 use super::job::{Cancel, Ending, Job, Phase};
-use super::queue::{self, Verdict};
+use super::queue::{self, Verdict, Why};
 use super::turns::Gate;
 use super::{Dispatch, govern};
 use crate::frames::{
@@ -28,7 +28,7 @@ use crate::worker::{Cause, Report};
 
 /// Beginnings that are read before anybody asks, at most; the worker has room for more commands.
 const PINNED_MAX: usize = 32;
-/// What a stream is told of its pause for an alarm while nothing was measured.
+/// What a stream is told of its pause for another while nothing was measured.
 const PAUSE_GUESS: Duration = Duration::from_secs(1);
 
 impl Dispatch {
@@ -423,8 +423,8 @@ impl Dispatch {
         true
     }
 
-    /// Has a job make room where an alarm waits for it. It waits from now on, though not for its turn before
-    /// the worker has said how far it came; `false` when the worker takes no more.
+    /// Has a job make room for an alarm, or for a user with less than its share. It waits from now on, though not
+    /// for its turn before the worker has said how far it came; `false` when the worker takes no more.
     fn make_room(&mut self, n_seq_max: usize, gate: &Gate) -> bool {
         let waits = must_wait(&self.jobs, self.straits(), gate);
         let may_leave = |key| {
@@ -432,22 +432,29 @@ impl Dispatch {
                 .get(&key)
                 .is_some_and(|job| job.cancel == Cancel::No && job.phase == Phase::Open)
         };
-        let Some(victim) = self.queue.victim(n_seq_max, waits, may_leave) else {
+        let Some(room) = self.queue.room(n_seq_max, waits, may_leave) else {
             return true;
         };
-        let alarm = self.queue.line().next();
+        let newcomer = self.jobs.get(&room.newcomer);
         let rates = self.rates.of(self.node.model());
-        let alarm = alarm.and_then(|key| rates.takes(&self.jobs.get(&key)?.work()));
-        let pause = alarm.unwrap_or(PAUSE_GUESS);
-        if self.commands.try_send(Command::Park(victim)).is_err() {
+        let takes = newcomer.and_then(|job| rates.takes(&job.work()));
+        let pause = takes.unwrap_or(PAUSE_GUESS);
+        if self.commands.try_send(Command::Park(room.victim)).is_err() {
             return false;
         }
-        if let Some(job) = self.jobs.get_mut(&victim) {
+        if let Some(job) = self.jobs.get_mut(&room.victim) {
             job.cancel = Cancel::ParkSent;
-            job.park(reply::Parked::for_alarm(pause));
-            info!(user = %job.address.user, id = %job.address.id, "a stream makes room for an alarm");
+            job.park(match room.why {
+                Why::Alarm => reply::Parked::for_alarm(pause),
+                Why::Share => reply::Parked::for_share(pause),
+            });
+            let (user, id) = (&job.address.user, &job.address.id);
+            match room.why {
+                Why::Alarm => info!(%user, %id, "a stream makes room for an alarm"),
+                Why::Share => debug!(%user, %id, "a stream makes room for another user's"),
+            }
         }
-        self.queue.pause(victim);
+        self.queue.make_room(room);
         true
     }
 }

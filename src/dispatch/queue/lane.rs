@@ -71,6 +71,15 @@ impl Lane {
         self.begun.insert(seat);
     }
 
+    /// A job that ran and gave its place to another user's: it waits before its user's others, which has the turn
+    /// back.
+    pub(super) fn push_returned(&mut self, seat: Seat, user: &Name, weight: u32) {
+        self.push(seat, user, weight);
+        if let Some(user) = self.users.get_mut(user) {
+            user.turn.tag = user.turn.tag.saturating_sub(user.stride);
+        }
+    }
+
     /// A job leaves without a turn.
     pub(super) fn remove(&mut self, seat: Seat, user: &Name) {
         if self.begun.remove(&seat) {
@@ -116,18 +125,17 @@ impl Lane {
         self.begun.iter().map(|(_, job)| *job)
     }
 
-    /// The oldest job of the user whose turn it is, among those users and jobs that may.
-    pub(super) fn fresh(
+    /// Of each user that may the oldest job that may, with the user's turn.
+    pub(super) fn firsts(
         &self,
         may_user: impl Fn(&Name) -> bool,
         may_job: impl Fn(JobKey) -> bool,
-    ) -> Option<JobKey> {
-        let users = self.users.iter().filter(|(name, _)| may_user(name));
-        let firsts = users.filter_map(|(_, user)| {
+    ) -> impl Iterator<Item = (Turn, Seat)> {
+        let users = self.users.iter().filter(move |(name, _)| may_user(name));
+        users.filter_map(move |(_, user)| {
             let first = user.fresh.iter().find(|(_, job)| may_job(*job))?;
             Some((user.turn, *first))
-        });
-        firsts.min().map(|(_, (_, job))| job)
+        })
     }
 
     /// All that waits, in the order in which it would enter if nobody else came.

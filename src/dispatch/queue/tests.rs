@@ -234,19 +234,109 @@ fn an_alarm_takes_the_place_of_the_youngest_batch_job_which_goes_on_first_of_its
     assert_eq!(fill(&mut queue, 3), [2, 0, 1].map(JobKey));
     let nobody = |_| false;
     let all = |_| true;
-    assert_eq!(queue.victim(3, nobody, all), None, "no alarm waits");
-    queue.push(4, JobKey(4), &user("guard"), ALARM);
-    assert_eq!(queue.victim(4, nobody, all), None, "a sequence is free");
-    assert_eq!(queue.victim(3, nobody, nobody), None, "none may leave");
-    assert_eq!(queue.victim(3, nobody, all), Some(JobKey(1)));
-    queue.pause(JobKey(1));
+    assert_eq!(queue.room(3, nobody, all), None, "no alarm waits");
+    queue.push(4, JobKey(4), &user("ann"), ALARM);
+    assert_eq!(queue.room(4, nobody, all), None, "a sequence is free");
+    assert_eq!(queue.room(3, nobody, nobody), None, "none may leave");
+    let room = queue.room(3, nobody, all).unwrap();
+    assert_eq!(room, for_alarm(1, 4));
+    queue.make_room(room);
     assert_eq!(fill(&mut queue, 3), [JobKey(4)]);
     assert_eq!(Vec::from_iter(queue.line()), [1, 3].map(JobKey));
-    queue.push(5, JobKey(5), &user("guard"), ALARM);
-    queue.pause(queue.victim(3, nobody, all).unwrap());
-    queue.push(6, JobKey(6), &user("guard"), ALARM);
+    queue.push(5, JobKey(5), &user("ann"), ALARM);
+    queue.make_room(queue.room(3, nobody, all).unwrap());
+    queue.push(6, JobKey(6), &user("ann"), ALARM);
     assert_eq!(fill(&mut queue, 3), [JobKey(5)]);
-    assert_eq!(queue.victim(3, nobody, all), None, "normal ones stay");
+    assert_eq!(queue.room(3, nobody, all), None, "normal ones stay");
+}
+
+fn for_alarm(victim: u64, newcomer: u64) -> Room {
+    Room {
+        victim: JobKey(victim),
+        newcomer: JobKey(newcomer),
+        why: Why::Alarm,
+    }
+}
+
+fn for_share(victim: u64, newcomer: u64) -> Room {
+    Room {
+        why: Why::Share,
+        ..for_alarm(victim, newcomer)
+    }
+}
+
+fn room(queue: &Queue, n_seq_max: usize) -> Option<Room> {
+    queue.room(n_seq_max, |_| false, |_| true)
+}
+
+#[test]
+fn who_has_less_than_its_share_takes_a_place_back_from_who_has_more() {
+    let mut queue = queue_of(6);
+    assert_eq!(fill(&mut queue, 4), keys(4));
+    assert_eq!(room(&queue, 4), None, "one user alone has what there is");
+    queue.push(6, JobKey(6), &user("bob"), NORMAL);
+    let back = room(&queue, 4).unwrap();
+    assert_eq!(back, for_share(3, 6), "the youngest leaves");
+    queue.make_room(back);
+    assert_eq!(fill(&mut queue, 4), [JobKey(6)]);
+    queue.push(7, JobKey(7), &user("bob"), NORMAL);
+    queue.make_room(room(&queue, 4).unwrap());
+    assert_eq!(fill(&mut queue, 4), [JobKey(7)]);
+    queue.push(8, JobKey(8), &user("bob"), NORMAL);
+    assert_eq!(room(&queue, 4), None, "two and two");
+    queue.remove(JobKey(7));
+    assert_eq!(fill(&mut queue, 4), [JobKey(8)], "and not a third of ann's");
+    queue.remove(JobKey(8));
+    assert_eq!(
+        fill(&mut queue, 4),
+        [JobKey(2)],
+        "what left is first of its user's, and has its turn back"
+    );
+}
+
+#[test]
+fn a_share_is_by_weight_and_never_taken_for_batch_nor_from_an_alarm() {
+    let mut queue = Queue::default();
+    let heavy = Terms {
+        weight: 3,
+        ..NORMAL
+    };
+    for order in 0..3 {
+        queue.push(order, JobKey(order), &user("heavy"), heavy);
+    }
+    queue.push(3, JobKey(3), &user("guard"), ALARM);
+    queue.push(4, JobKey(4), &user("guard"), ALARM);
+    assert_eq!(fill(&mut queue, 5).len(), 5);
+    queue.push(5, JobKey(5), &user("bob"), NORMAL);
+    assert_eq!(room(&queue, 5), None, "three for three, and alarms stay");
+    queue.push(6, JobKey(6), &user("heavy"), heavy);
+    assert_eq!(fill(&mut queue, 6), [JobKey(5)]);
+    assert_eq!(fill(&mut queue, 7), [JobKey(6)]);
+    queue.push(7, JobKey(7), &user("cat"), BATCH);
+    assert_eq!(room(&queue, 7), None, "batch has time");
+    queue.push(8, JobKey(8), &user("cat"), NORMAL);
+    assert_eq!(room(&queue, 7), Some(for_share(6, 8)));
+}
+
+#[test]
+fn of_what_is_above_its_share_batch_leaves_first_and_does_not_come_back_at_once() {
+    let mut queue = Queue::default();
+    for (order, terms) in (0..).zip([BATCH, NORMAL, NORMAL]) {
+        queue.push(order, JobKey(order), &user("ann"), terms);
+    }
+    // Sixteen of the class normal passed one of the class batch that was called off then.
+    queue.push(50, JobKey(50), &user("cat"), BATCH);
+    for order in 51..67 {
+        queue.push(order, JobKey(order), &user("dan"), NORMAL);
+        assert_eq!(queue.next(1, |job| job.0 < 50), Some(JobKey(order)));
+        queue.remove(JobKey(order));
+    }
+    queue.remove(JobKey(50));
+    assert_eq!(fill(&mut queue, 3).len(), 3);
+    queue.push(70, JobKey(70), &user("bob"), NORMAL);
+    queue.make_room(room(&queue, 3).unwrap());
+    assert_eq!(fill(&mut queue, 3), [JobKey(70)]);
+    assert!(queue.is_waiting(JobKey(0)));
 }
 
 #[test]
@@ -367,7 +457,12 @@ proptest! {
             .into_iter()
             .filter_map(|job| Some((queue.position(job)?, job)))
             .collect();
-        for (n, job) in fill(&mut queue, usize::MAX).into_iter().enumerate() {
+        let one = std::iter::from_fn(|| {
+            let job = queue.next(1, |_| false)?;
+            queue.remove(job);
+            Some(job)
+        });
+        for (n, job) in one.enumerate() {
             prop_assert!(told.contains(&(n, job)), "{n} {job:?} {told:?}");
         }
     }
@@ -385,24 +480,38 @@ proptest! {
         let mut of = BTreeMap::new();
         let (mut alive, mut inside, mut ended) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (event, which) in events {
-            // An alarm has its place at once where a batch job has one.
-            while let Some(victim) = queue.victim(n_seq_max, |_| false, |_| true) {
-                prop_assert!(inside.remove(&victim));
-                prop_assert_eq!(of[&victim], Priority::Batch);
-                queue.pause(victim);
+            let mut entered = Vec::new();
+            loop {
+                let room = room(&queue, n_seq_max);
+                if let Some(room) = room {
+                    prop_assert!(inside.remove(&room.victim));
+                    let (victim, newcomer) = (of[&room.victim], of[&room.newcomer]);
+                    match room.why {
+                        Why::Alarm => prop_assert_eq!((victim, newcomer), (Priority::Batch, Priority::Alarm)),
+                        Why::Share => prop_assert!(victim != Priority::Alarm && newcomer != Priority::Batch),
+                    }
+                    queue.make_room(room);
+                }
+                let line = Vec::from_iter(queue.line());
+                let Some(job) = queue.next(n_seq_max, |_| false) else {
+                    prop_assert_eq!(room, None, "a place is given up and not taken");
+                    break;
+                };
+                let user = |job| &queue.jobs[&job].user;
+                prop_assert!(room.is_none_or(|room| room.why == Why::Alarm || user(room.victim) != user(job)));
+                let is_first = line[0] == job || queue.is_suspect(job);
+                prop_assert!(is_first || queue.user_of(line[0]).n_running > 0, "{:?} {:?}", line, job);
+                inside.insert(job);
+                entered.push(job);
+                prop_assert!(entered.len() <= 4 * n_seq_max + 4, "places go round and round");
             }
-            let line = Vec::from_iter(queue.line());
-            let entered = fill(&mut queue, n_seq_max);
             if !alive.iter().any(|job| queue.is_suspect(*job)) {
-                prop_assert!(line.starts_with(&entered), "{:?} {:?}", line, entered);
-                prop_assert!(inside.len() + entered.len() == n_seq_max.min(alive.len()));
+                prop_assert!(inside.len() == n_seq_max.min(alive.len()));
                 let waits = queue.lanes[0].waiting() > 0;
-                let runs = |class| inside.iter().chain(&entered).any(|job| of[job] == class);
+                let runs = |class| inside.iter().any(|job| of[job] == class);
                 prop_assert!(!(waits && runs(Priority::Batch)), "an alarm waits for a batch job");
             }
-            for job in entered {
-                prop_assert!(alive.contains(&job) && inside.insert(job));
-            }
+            prop_assert!(inside.is_subset(&alive));
             prop_assert!(inside.len() <= n_seq_max);
             prop_assert!(alive.is_empty() || !inside.is_empty(), "work is conserved");
             prop_assert_eq!(queue.running(), inside.len());
@@ -444,6 +553,47 @@ proptest! {
         }
         let is_clean = queue.users.is_empty() && queue.lanes.iter().all(Lane::is_clean);
         prop_assert!(is_clean, "nothing stays behind");
+    }
+
+    /// However places were taken: as soon as nothing more can change, nobody who waits has less than its share while
+    /// another has more; and each step before that went that way.
+    #[test]
+    fn shares_are_even(
+        users in prop::collection::vec((0usize..4, 0u8..4), 1..60), weights in prop::collection::vec(1_u32..5, 4),
+        n_seq_max in 1usize..9,
+    ) {
+        let names = ["a", "b", "c", "d"];
+        let mut queue = Queue::default();
+        for (order, (name, event)) in (0..).zip(users) {
+            queue.push(order, JobKey(order), &user(names[name]), Terms { weight: weights[name], ..NORMAL });
+            if event == 0 && let Some(job) = queue.running_jobs().first() {
+                queue.remove(*job);
+            }
+            let mut n_rooms = 0;
+            loop {
+                match room(&queue, n_seq_max) {
+                    Some(room) => {
+                        let (from, to) = (queue.user_of(room.victim), queue.user_of(room.newcomer));
+                        prop_assert!(from.share_of(from.n_running) > to.share_of(to.n_running));
+                        queue.make_room(room);
+                        n_rooms += 1;
+                        prop_assert!(n_rooms <= n_seq_max, "places go round and round");
+                    }
+                    None if queue.running() == n_seq_max => break,
+                    None => {}
+                }
+                if queue.next(n_seq_max, |_| false).is_none() {
+                    break;
+                }
+            }
+            prop_assert_eq!(queue.running(), n_seq_max.min(queue.running() + queue.waiting()));
+            let waits = queue.users.iter().filter(|(name, _)| queue.lanes[1].has_waiting(name.as_str()));
+            for (_, who) in waits {
+                for other in queue.users.values() {
+                    prop_assert!(!other.owes(other.n_running, who));
+                }
+            }
+        }
     }
 
     /// Whatever keeps coming, a job of the classes normal and batch has its turn after a bounded number of

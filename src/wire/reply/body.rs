@@ -263,8 +263,9 @@ pub struct Session {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parked {
     /// `update`: another model is being put into service, and memory does not hold both. `alarm`: a request of
-    /// that class has its place. `turn`: another model has its turn; it goes on when its own model serves again.
-    #[schemars(extend("enum" = ["update", "alarm", "turn"]))]
+    /// that class has its place. `share`: another user has, who had less than its share of the node. `turn`: another
+    /// model has its turn; it goes on when its own model serves again.
+    #[schemars(extend("enum" = ["update", "alarm", "share", "turn"]))]
     pub reason: String,
     /// About how long until text comes again, milliseconds.
     pub eta_ms: u64,
@@ -291,6 +292,14 @@ impl Parked {
     pub fn for_alarm(eta: std::time::Duration) -> Self {
         Self {
             reason: "alarm".to_owned(),
+            eta_ms: eta.as_millis() as u64,
+        }
+    }
+
+    /// For a request of another user, which takes about so long.
+    pub fn for_share(eta: std::time::Duration) -> Self {
+        Self {
+            reason: "share".to_owned(),
             eta_ms: eta.as_millis() as u64,
         }
     }

@@ -160,6 +160,8 @@ struct Dispatch {
     level: Level,
     /// For want of memory a smaller context or model serves, and another is to come.
     small_context: bool,
+    /// Somebody has asked for an answer with a form since the daemon started.
+    forms_seen: bool,
     /// What is told of updates, and who takes orders about them.
     updates: Option<(watch::Receiver<ota::State>, mpsc::Sender<ota::Order>)>,
     /// Events about updates on their way to the broker: their numbers, by delivery token, which rise. The last few
@@ -386,6 +388,7 @@ impl Dispatch {
             busy,
             level: Level::Ok,
             small_context: false,
+            forms_seen: false,
             updates: None,
             ota_events: BTreeMap::new(),
             told_policy: None,

@@ -480,7 +480,8 @@ pub enum Leaves {
     /// Nothing at all.
     Nothing,
     /// For as long as there is room at all. The job is not answered: of its prompt the part is read that does not
-    /// depend on how the last message goes on. It gives way to every other.
+    /// depend on how the last message goes on. It gives way to every other. With a constraint it also says that
+    /// answers with a form will be wanted, whichever: the worker prepares for them when it rests.
     Pinned,
 }
 

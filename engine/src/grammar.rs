@@ -31,7 +31,8 @@ const KEPT_MAX: usize = 16;
 
 /// Compiles grammars, and lends the thread that makes masks.
 ///
-/// The threads and what they hold begin with the first grammar: a device that wants none pays nothing.
+/// What takes longest is sorting the vocabulary: tenths of a second to seconds of one core. It is done once, on the
+/// thread that compiles, with [`Grammars::prepare`] before anybody waits for it, else with the first grammar.
 #[derive(Default)]
 pub struct Grammars {
     threads: Option<Threads>,
@@ -42,10 +43,22 @@ struct Threads {
     asks: SyncSender<(JobKey, Constraint)>,
     compiled: Receiver<(JobKey, Result<Begun, String>)>,
     masks: SyncSender<MaskTask>,
-    digits: Arc<Digits>,
 }
 
 impl Grammars {
+    /// Has the vocabulary sorted beside whatever the caller does.
+    pub fn prepare(&mut self, vocabulary: Vocabulary) -> std::io::Result<()> {
+        if self.threads.is_none() {
+            self.threads = Some(Threads::start(vocabulary)?);
+        }
+        Ok(())
+    }
+
+    /// Whether the vocabulary is known, sorted or about to be.
+    pub fn is_prepared(&self) -> bool {
+        self.threads.is_some()
+    }
+
     /// Asks for a matcher; it comes by [`Grammars::compiled`]. `vocabulary` is called the first time only.
     pub fn compile(
         &mut self,
@@ -75,8 +88,8 @@ impl Grammars {
         match threads.compiled.try_recv() {
             Ok((job, compiled)) => {
                 self.n_pending -= 1;
-                let (masks, digits) = (&threads.masks, &threads.digits);
-                Some((job, compiled.map(|begun| begun.matcher(masks, digits))))
+                let masks = &threads.masks;
+                Some((job, compiled.map(|begun| begun.matcher(masks))))
             }
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => unreachable!("a panic there ends the process"),
@@ -89,17 +102,22 @@ impl Threads {
         let (asks, asked) = sync_channel::<(JobKey, Constraint)>(PENDING_MAX);
         let (done, compiled) = sync_channel(PENDING_MAX);
         let (masks, tasks) = sync_channel::<MaskTask>(PENDING_MAX);
-        let digits = Arc::new(vocabulary.digits());
         std::thread::Builder::new()
             .name("grammars".to_owned())
             .spawn(move || {
+                let digits = Arc::new(vocabulary.digits());
                 let compiler = Compiler::new(vocabulary);
                 let mut kept = VecDeque::new();
                 while let Ok((job, constraint)) = asked.recv() {
                     let matcher = compiler
                         .as_ref()
                         .map_err(String::clone)
-                        .and_then(|compiler| kept_or_compiled(compiler, &mut kept, constraint));
+                        .and_then(|compiler| kept_or_compiled(compiler, &mut kept, constraint))
+                        .map(|(matcher, is_json)| Begun {
+                            matcher,
+                            is_json,
+                            digits: Arc::clone(&digits),
+                        });
                     if done.send((job, matcher)).is_err() {
                         return;
                     }
@@ -118,7 +136,6 @@ impl Threads {
             asks,
             compiled,
             masks,
-            digits,
         })
     }
 }
@@ -127,7 +144,7 @@ fn kept_or_compiled(
     compiler: &Compiler,
     kept: &mut VecDeque<(Constraint, llguidance::Matcher)>,
     constraint: Constraint,
-) -> Result<Begun, String> {
+) -> Result<(llguidance::Matcher, bool), String> {
     let is_json = !matches!(constraint, Constraint::Lark(_));
     if let Some(at) = kept.iter().position(|(of, _)| *of == constraint)
         && let Some(entry) = kept.remove(at)
@@ -142,23 +159,24 @@ fn kept_or_compiled(
     }
     // Never used itself, so that each job begins at the begin; its own caches, so that none waits for another.
     let matcher = kept.back().expect("just put there").1.deep_clone();
-    Ok(Begun { matcher, is_json })
+    Ok((matcher, is_json))
 }
 
 /// A matcher at its begin.
 struct Begun {
     matcher: llguidance::Matcher,
     is_json: bool,
+    digits: Arc<Digits>,
 }
 
 impl Begun {
-    fn matcher(self, masks: &SyncSender<MaskTask>, digits: &Arc<Digits>) -> Matcher {
+    fn matcher(self, masks: &SyncSender<MaskTask>) -> Matcher {
         let state = match self.matcher.get_error() {
             Some(error) => State::Failed(error),
             None => State::Here(Box::new(Text {
                 matcher: self.matcher,
                 place: self.is_json.then(Place::default),
-                digits: Arc::clone(digits),
+                digits: self.digits,
             })),
         };
         Matcher {

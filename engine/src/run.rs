@@ -28,7 +28,7 @@ use orinoco::frames::{
 use crate::archive::Archive;
 use crate::controls::Controls;
 use crate::draft::Draft;
-use crate::grammar::Grammars;
+use crate::grammar::{Grammars, Vocabulary};
 use crate::markers::Markers;
 use crate::model::{Decoder, LoadError, Row, SeqId};
 use crate::prefix::Pool;
@@ -107,6 +107,8 @@ pub fn run(
             (0..limits.n_vocab as Token).filter_map(|token| decoder.control(token)),
         ),
         grammars: Grammars::default(),
+        words: Vocabulary::default(),
+        expects_forms: false,
         compiling: Vec::new(),
         decoder,
         template,
@@ -142,6 +144,10 @@ struct Run<'d> {
     /// Jobs whose grammars are being compiled; then they wait.
     compiling: Vec<Slot>,
     grammars: Grammars,
+    /// The vocabulary, as far as it was read for them.
+    words: Vocabulary,
+    /// Whether answers with a form will be wanted.
+    expects_forms: bool,
     markers: Rc<Markers>,
     /// What messages may not write.
     controls: Controls,
@@ -243,8 +249,16 @@ impl Run<'_> {
             } else if self.draining {
                 return true;
             } else {
-                match self.until_disk() {
-                    Some(wait) => commands.recv_timeout(wait),
+                let (words, disk) = (self.reads_words_after(), self.until_disk());
+                match words.into_iter().chain(disk).min() {
+                    Some(wait) => {
+                        let first = commands.recv_timeout(wait);
+                        let is_quiet = matches!(first, Err(RecvTimeoutError::Timeout));
+                        if is_quiet && words == Some(wait) {
+                            self.prepare_grammars();
+                        }
+                        first
+                    }
                     None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 }
             };

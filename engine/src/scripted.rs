@@ -90,6 +90,8 @@ pub struct Scripted {
     pub keeps_batches: bool,
     /// Decodes so far, to be watched from another thread.
     pub n_decodes: Arc<AtomicUsize>,
+    /// Tokens whose bytes were asked for so far, likewise.
+    pub n_pieces: Arc<AtomicUsize>,
 }
 
 impl Scripted {
@@ -107,6 +109,7 @@ impl Scripted {
             batches: Vec::new(),
             keeps_batches: false,
             n_decodes: Arc::default(),
+            n_pieces: Arc::default(),
         }
     }
 
@@ -206,6 +209,7 @@ impl Decoder for Scripted {
     }
 
     fn piece(&self, token: Token, bytes: &mut Vec<u8>) {
+        self.n_pieces.fetch_add(1, Ordering::Relaxed);
         bytes.extend(u8::try_from(token));
     }
 

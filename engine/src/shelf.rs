@@ -296,6 +296,11 @@ impl Shelf {
         self.is_open && self.bytes_max > 0
     }
 
+    /// Whether memory is short, so that nothing more is to be kept.
+    pub fn is_closed(&self) -> bool {
+        !self.is_open
+    }
+
     /// Whether it takes anything from now on.
     pub fn set_open(&mut self, is_open: bool) {
         self.is_open = is_open;

@@ -374,6 +374,7 @@ impl Dispatch {
             parked: None,
             conversation: None,
         };
+        self.forms_seen |= !job.to_check().is_empty();
         self.join(&mut job);
         self.jobs.insert(key, job);
         self.line_up(key);

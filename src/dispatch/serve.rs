@@ -16,14 +16,14 @@ use super::queue::{self, Verdict, Why};
 use super::turns::Gate;
 use super::{Dispatch, govern};
 use crate::frames::{
-    self, Command, Done, Event, Finish, JobError, JobKey, Leaves, Logprob, Parked, Piece, Timings,
-    Token,
+    self, Command, Constraint, Done, Event, Finish, JobError, JobKey, Leaves, Logprob, Parked,
+    Piece, Timings, Token,
 };
 use crate::governor::Notice;
 use crate::pressure::Level;
 use crate::wire::error::{ApiError, Code};
 use crate::wire::reply;
-use crate::wire::request::Defaults;
+use crate::wire::request::{self, Defaults};
 use crate::worker::{Cause, Report};
 
 /// Beginnings that are read before anybody asks, at most; the worker has room for more commands.
@@ -111,7 +111,13 @@ impl Dispatch {
     pub(super) fn pin_prompts(&mut self) {
         let mut beginnings = self.settings.beginnings();
         beginnings.truncate(PINNED_MAX);
-        for input in beginnings {
+        let is_told = beginnings.iter().any(|(_, form)| form.is_some());
+        if self.forms_seen && !is_told {
+            // Who asked for one will ask for more.
+            let any = Constraint::JsonSchema("{}".to_owned());
+            beginnings.push((request::beginning(""), Some(any)));
+        }
+        for (input, constraint) in beginnings {
             let job = frames::Job {
                 job: self.new_key(),
                 input,
@@ -121,7 +127,7 @@ impl Dispatch {
                 min_tokens: 0,
                 ignore_eos: false,
                 logprobs: None,
-                constraint: None,
+                constraint,
                 pace_ms: 0,
                 resume: None,
                 head: None,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::access::Role;
 use crate::config::UserLimits;
-use crate::frames::Input;
+use crate::frames::{Constraint, Input};
 use crate::models::Releases;
 use crate::models::release::Runtime;
 use crate::wire::error::{ApiError, Code};
@@ -226,20 +226,23 @@ impl Settings {
         self.aliases.get(name).map_or(name, String::as_str)
     }
 
-    /// What many prompts begin with, each once: templates, then system prompts of the configuration.
-    pub fn beginnings(&self) -> Vec<Input> {
+    /// What many prompts begin with, each once, and the form of the answers: templates, then system prompts of the
+    /// configuration.
+    pub fn beginnings(&self) -> Vec<(Input, Option<Constraint>)> {
         let prompts = self.users.system_prompts();
         let mut all = Vec::new();
         for template in self.templates.0.values() {
-            all.push(template.beginning(None));
+            let form = template.schema.clone().map(Constraint::JsonSchema);
+            all.push((template.beginning(None), form.clone()));
             if template.system.is_none() {
                 let chats = prompts
                     .iter()
                     .map(|prompt| template.beginning(Some(prompt)));
-                all.extend(chats);
+                all.extend(chats.map(|chat| (chat, form.clone())));
             }
         }
-        all.extend(prompts.into_iter().map(request::beginning));
+        let chats = prompts.into_iter().map(request::beginning);
+        all.extend(chats.map(|chat| (chat, None)));
         all
     }
 

@@ -33,7 +33,7 @@ const LIMITS: ParserLimits = ParserLimits {
 };
 
 /// What the tokens of a model stand for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Vocabulary {
     /// Bytes of each token, by id; none for those that stand for no text.
     pub words: Vec<Vec<u8>>,

@@ -16,11 +16,13 @@ use crate::slot::{Slot, Taken};
 impl Run<'_> {
     /// Takes a beginning to be read; says nothing, whatever becomes of it.
     pub(super) fn pin(&mut self, job: &Job) {
+        self.expects_forms |= job.constraint.is_some();
         if !self.shelf.is_open() || self.draining {
             return;
         }
         let once = Job {
             max_tokens: 1,
+            constraint: None,
             ..job.clone()
         };
         let slot = self

@@ -24,6 +24,7 @@ struct Play {
     commands: SyncSender<Command>,
     events: Receiver<Event>,
     n_decodes: Arc<AtomicUsize>,
+    n_pieces: Arc<AtomicUsize>,
     thread: JoinHandle<Scripted>,
 }
 
@@ -41,6 +42,7 @@ impl Play {
         let mut decoder = Scripted::new(limits);
         decoder.keeps_batches = true;
         let n_decodes = Arc::clone(&decoder.n_decodes);
+        let n_pieces = Arc::clone(&decoder.n_pieces);
         let thread = std::thread::spawn(move || {
             let loaded = scripted::loaded(&spec, limits);
             let mut draft = spec.draft.as_ref().map(|_| Scripted::new(limits));
@@ -60,6 +62,7 @@ impl Play {
             commands,
             events,
             n_decodes,
+            n_pieces,
             thread,
         };
         assert!(matches!(play.next(), Event::Loaded(_)));

@@ -24,6 +24,46 @@ fn the_script_is_followed_where_the_grammar_lets_it() {
     play.end();
 }
 
+/// A beginning whose answers have a form.
+fn expected() -> Job {
+    Job {
+        leaves: Leaves::Pinned,
+        ..constrained(999, "", DIGITS)
+    }
+}
+
+#[test]
+fn a_worker_that_rests_reads_its_vocabulary_before_a_form_that_is_expected() {
+    let play = Play::new(&spec());
+    play.submit(&expected());
+    let n_vocab = scripted::limits(&spec()).n_vocab as usize;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Its end of an answer has no bytes to ask for.
+    while play.n_pieces.load(Ordering::Relaxed) < n_vocab - 1 {
+        assert!(Instant::now() < deadline, "it rests and reads nothing");
+        std::thread::yield_now();
+    }
+    let before = play.n_pieces.load(Ordering::Relaxed);
+    assert_eq!(play.ask(&constrained(1, "24x68y", DIGITS)).text, "24168");
+    let after = play.n_pieces.load(Ordering::Relaxed);
+    assert!(after - before < n_vocab / 2, "it was read again");
+    play.end();
+}
+
+#[test]
+fn a_worker_that_is_short_of_memory_reads_its_vocabulary_when_a_form_is_wanted() {
+    let play = Play::new(&spec());
+    play.send(Command::Trim);
+    play.submit(&expected());
+    play.ask(&chat(1, "hello", 5));
+    let n_vocab = scripted::limits(&spec()).n_vocab as usize;
+    let before = play.n_pieces.load(Ordering::Relaxed);
+    assert!(before < n_vocab, "{before}");
+    assert_eq!(play.ask(&constrained(2, "24x68y", DIGITS)).text, "24168");
+    assert!(play.n_pieces.load(Ordering::Relaxed) - before >= n_vocab - 1);
+    play.end();
+}
+
 #[test]
 fn sequences_with_and_without_grammars_ride_in_one_batch() {
     let play = Play::new(&spec());

@@ -9,6 +9,7 @@ mod admit;
 mod bench;
 mod constrain;
 mod disk;
+mod over;
 mod park;
 mod pin;
 mod score;
@@ -21,8 +22,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::time::{Duration, Instant};
 
 use orinoco::frames::{
-    BenchSpec, Command, Event, Finish, JobError, JobKey, Leaves, LoadSpec, Loaded, Speculation,
-    Token,
+    BenchSpec, Command, Event, Finish, JobError, JobKey, LoadSpec, Loaded, Speculation, Token,
 };
 
 use crate::archive::Archive;
@@ -30,7 +30,7 @@ use crate::controls::Controls;
 use crate::draft::Draft;
 use crate::grammar::{Grammars, Vocabulary};
 use crate::markers::Markers;
-use crate::model::{Decoder, LoadError, Row, SeqId};
+use crate::model::{Decoder, LoadError, Row};
 use crate::prefix::Pool;
 use crate::schedule::{Bounds, Schedule, Want};
 use crate::shelf::Shelf;
@@ -38,6 +38,7 @@ use crate::slot::Slot;
 use crate::speculation::Gain;
 use crate::template::ChatTemplate;
 use disk::Disk;
+use over::Over;
 use park::Kept;
 
 /// Events that wait for the channel before commands are left unread.
@@ -116,7 +117,7 @@ pub fn run(
         add_bos: of_model.add_bos,
         slots,
         waiting: VecDeque::new(),
-        over: Vec::new(),
+        over: Over::default(),
         parked: Vec::new(),
         may_admit: true,
         outbox: VecDeque::from([Event::Loaded(Box::new(loaded))]),
@@ -151,8 +152,8 @@ struct Run<'d> {
     markers: Rc<Markers>,
     /// What messages may not write.
     controls: Controls,
-    /// Sequences whose job is over and told, still in the pool: to be saved when that holds nobody up.
-    over: Vec<(SeqId, Leaves)>,
+    /// What ended jobs left in the pool, to be saved when that holds nobody up.
+    over: Over,
     /// Jobs that are to come back, and the places where the pool keeps what they have; the oldest first.
     parked: Vec<Kept>,
     /// Whether anything changed since the first waiting job was last refused.
@@ -242,7 +243,7 @@ impl Run<'_> {
         if self.has_nothing_to_decode()
             && self.bench.is_none()
             && self.score.is_none()
-            && self.over.is_empty()
+            && !(self.is_idle() && self.until_settle() == Some(Duration::ZERO))
         {
             let first = if !self.outbox.is_empty() || !self.is_idle() {
                 commands.recv_timeout(RETRY)
@@ -250,7 +251,8 @@ impl Run<'_> {
                 return true;
             } else {
                 let (words, disk) = (self.reads_words_after(), self.until_disk());
-                match words.into_iter().chain(disk).min() {
+                let waits = words.into_iter().chain(disk).chain(self.until_settle());
+                match waits.min() {
                     Some(wait) => {
                         let first = commands.recv_timeout(wait);
                         let is_quiet = matches!(first, Err(RecvTimeoutError::Timeout));

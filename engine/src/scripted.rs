@@ -92,6 +92,10 @@ pub struct Scripted {
     pub n_decodes: Arc<AtomicUsize>,
     /// Tokens whose bytes were asked for so far, likewise.
     pub n_pieces: Arc<AtomicUsize>,
+    /// Sequences that were copied so far, likewise.
+    pub n_copies: Arc<AtomicUsize>,
+    /// What a copy takes.
+    pub copy: Duration,
 }
 
 impl Scripted {
@@ -110,6 +114,8 @@ impl Scripted {
             keeps_batches: false,
             n_decodes: Arc::default(),
             n_pieces: Arc::default(),
+            n_copies: Arc::default(),
+            copy: Duration::ZERO,
         }
     }
 
@@ -312,8 +318,11 @@ impl Decoder for Scripted {
         self.seqs.get(&seq).map_or(0, Vec::len) * size_of::<Token>()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "it is the time of a copy")]
     fn state(&mut self, seq: SeqId) -> Option<Vec<u8>> {
         let cells = self.seqs.get(&seq)?.iter();
+        std::thread::sleep(self.copy);
+        self.n_copies.fetch_add(1, Ordering::Relaxed);
         Some(cells.flat_map(|cell| cell.token.to_le_bytes()).collect())
     }
 

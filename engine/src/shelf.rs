@@ -27,12 +27,14 @@ pub struct Shelf {
     entries: Vec<Entry>,
     n_saved: u64,
     clock: u64,
-    /// What a copy took a token while others waited, milliseconds.
+    /// What the last copy took a token, milliseconds.
     token_ms: Option<f64>,
 }
 
-/// Nobody waits longer than about this for a copy, milliseconds.
+/// Nobody notices a copy that takes less, milliseconds.
 const HOLD_UP_MS_MAX: f64 = 8.0;
+/// Of what reading a sequence again takes, a copy of it may hold others up for this part.
+const HOLD_UP_PART: f64 = 0.1;
 /// A copy that would take too long is believed to take a little less each time it is not made, so that it is
 /// tried again.
 const DOUBT: f64 = 0.98;
@@ -117,23 +119,35 @@ impl Shelf {
         }
     }
 
-    /// Whether a sequence of `n_tokens` may be copied while others wait, by what it took before. The cells of
-    /// sequences that were made side by side alternate, and out of a GPU each comes by itself: 128 tokens of
-    /// SmolLM2 from an H200 take some 70 ms.
-    pub fn may_hold_up(&mut self, n_tokens: usize) -> bool {
+    /// Whether a sequence of `n_tokens` may be copied while others wait, by what copies took before: for a short
+    /// time, or for a part of the `read_ms` for which reading it again would hold them up. The cells of sequences
+    /// that were made side by side alternate, and out of a GPU each comes by itself: 128 tokens of SmolLM2 from an
+    /// H200 take some 70 ms.
+    pub fn may_hold_up(&mut self, n_tokens: usize, read_ms: f64) -> bool {
+        let most_ms = HOLD_UP_MS_MAX.max(read_ms * HOLD_UP_PART);
         let Some(token_ms) = &mut self.token_ms else {
             return true;
         };
-        let may = *token_ms * n_tokens as f64 <= HOLD_UP_MS_MAX;
+        let may = *token_ms * n_tokens as f64 <= most_ms;
         if !may {
             *token_ms *= DOUBT;
         }
         may
     }
 
-    /// A copy of `n_tokens` took `ms`, while others waited.
-    pub fn held_up(&mut self, n_tokens: usize, ms: f64) {
+    /// Whether a copy of `n_tokens` is over before anybody notices; nobody waits for it.
+    pub fn is_quick(&self, n_tokens: usize) -> bool {
+        (self.token_ms).is_none_or(|token_ms| token_ms * n_tokens as f64 <= HOLD_UP_MS_MAX)
+    }
+
+    /// A copy of `n_tokens` took `ms`.
+    pub fn copied(&mut self, n_tokens: usize, ms: f64) {
         self.token_ms = Some(ms / n_tokens.max(1) as f64);
+    }
+
+    /// Whether a sequence of so many tokens would be saved at all.
+    pub fn takes(&self, n_tokens: usize, leaves: Leaves) -> bool {
+        self.is_open() && leaves != Leaves::Nothing && n_tokens >= N_SAVED_MIN
     }
 
     /// Bytes that it holds.
@@ -173,7 +187,7 @@ impl Shelf {
     /// Whether a sequence of `tokens`, as `state_bytes`, is worth saving; makes room for it.
     pub fn wants(&mut self, tokens: &[Token], state_bytes: usize, leaves: Leaves) -> bool {
         let bytes = bytes_of(tokens.len(), state_bytes);
-        if !self.is_open || tokens.len() < N_SAVED_MIN || bytes > self.bytes_max {
+        if !self.takes(tokens.len(), leaves) || bytes > self.bytes_max {
             return false;
         }
         self.clock += 1;
@@ -446,12 +460,21 @@ mod tests {
     #[test]
     fn a_copy_that_held_others_up_is_seldom_made_again_while_they_wait() {
         let mut shelf = Shelf::new(10_000, 0);
-        assert!(shelf.may_hold_up(128), "nothing is known yet");
-        shelf.held_up(128, 70.0);
-        let skipped = (0..1000).take_while(|_| !shelf.may_hold_up(128)).count();
+        assert!(shelf.may_hold_up(128, 0.0), "nothing is known yet");
+        shelf.copied(128, 70.0);
+        let skipped = (0..1000).take_while(|_| !shelf.may_hold_up(128, 0.0));
+        let skipped = skipped.count();
         assert!((50..200).contains(&skipped), "{skipped}");
-        shelf.held_up(128, 2.0);
-        assert!(shelf.may_hold_up(128));
+        shelf.copied(128, 2.0);
+        assert!(shelf.may_hold_up(128, 0.0));
+    }
+
+    #[test]
+    fn a_copy_may_hold_others_up_for_a_tenth_of_what_reading_it_again_would() {
+        let mut shelf = Shelf::new(10_000, 0);
+        shelf.copied(1000, 40.0);
+        assert!(!shelf.is_quick(2000) && !shelf.may_hold_up(2000, 300.0));
+        assert!(shelf.may_hold_up(2000, 2000.0));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! From a submitted job to a slot: tokens, prefix, cells; and back when it ends. `park` is what lies between.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use orinoco::frames::{Event, Finish, Input, Job, JobError, Leaves, Token};
 
@@ -195,32 +194,6 @@ impl Run<'_> {
         }
     }
 
-    /// Saves what is in the cache for `seq`, if its last window is whole and it is worth it.
-    pub(super) fn save(&mut self, seq: SeqId, leaves: Leaves) {
-        let tokens = self.pool.tokens(seq);
-        let others_wait = self.slots.iter().any(Option::is_some) || !self.waiting.is_empty();
-        if others_wait && !self.shelf.may_hold_up(tokens.len()) {
-            return;
-        }
-        let began = Instant::now();
-        let n_swa = self.decoder.limits().n_swa;
-        let has_window = (self.decoder.seq_pos_min(seq))
-            .is_some_and(|min| min == 0 || (n_swa > 0 && (min + n_swa) as usize <= tokens.len()));
-        if has_window
-            && self
-                .shelf
-                .wants(tokens, self.decoder.state_bytes(seq), leaves)
-            && let Some(state) = self.decoder.state(seq)
-        {
-            let now_ms = crate::archive::now_ms();
-            self.shelf.put(tokens.to_vec(), state, leaves, now_ms);
-            if others_wait {
-                let ms = began.elapsed().as_secs_f64() * 1e3;
-                self.shelf.held_up(tokens.len(), ms);
-            }
-        }
-    }
-
     /// Forgets all saved sequences, saves none until told to, and gives back what the heap has free.
     pub(super) fn trim(&mut self) {
         self.forget_parked();
@@ -241,29 +214,13 @@ impl Run<'_> {
         };
         let seq = seq as SeqId;
         if end.is_ok() {
-            self.pool.over(seq);
-            self.over.push((seq, slot.leaves));
+            self.leave(seq, slot.leaves);
         } else {
             self.release(seq);
         }
         if !slot.is_pinned() {
             self.say_done(slot, end);
         }
-    }
-
-    /// Saves what ended jobs left in the pool and takes it out: all of it while others are under way, since
-    /// it is in the way of each decode; else one, so that a command waits for one copy at most. Whether there
-    /// was any.
-    pub(super) fn settle(&mut self) -> bool {
-        let n = match self.is_idle() {
-            true => self.over.len().min(1),
-            false => self.over.len(),
-        };
-        for (seq, leaves) in Vec::from_iter(self.over.drain(..n)) {
-            self.save(seq, leaves);
-            self.release(seq);
-        }
-        n > 0
     }
 
     pub(super) fn release(&mut self, seq: SeqId) {

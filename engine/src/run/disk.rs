@@ -234,10 +234,12 @@ impl Run<'_> {
             .chain(&mut self.compiling)
             .chain(fetching);
         let leaves = slots.map(|slot| &mut slot.leaves);
-        let leaves = leaves.chain(self.over.iter_mut().map(|(_, leaves)| leaves));
+        let left = self.over.left.iter_mut();
+        let leaves = leaves.chain(left.map(|left| &mut left.leaves));
         let leaves = leaves.chain(self.parked.iter_mut().map(|kept| &mut kept.leaves));
         for leaves in leaves.filter(|leaves| **leaves == is_it) {
             *leaves = Leaves::Nothing;
         }
+        self.release_forgotten();
     }
 }

@@ -8,6 +8,7 @@
 use orinoco::frames::{Event, JobKey, Leaves};
 
 use super::Run;
+use super::over::Left;
 use crate::model::SeqId;
 use crate::slot::Slot;
 
@@ -53,34 +54,29 @@ impl Run<'_> {
         let Some(slot) = self.slots[seq as usize].take() else {
             return;
         };
-        let n_past = self.pool.tokens(seq).len() as u32;
-        match self.pool.park(seq).filter(|_| n_past > 0) {
-            Some(place) => {
-                self.decoder.seq_cp(seq, place, n_past);
-                self.decoder.seq_rm(seq, 0);
-                self.parked.push(Kept {
-                    job: slot.job,
-                    place,
-                    leaves: slot.leaves,
-                });
-                self.may_admit = true;
-            }
+        match self.place_for(seq) {
+            Some(place) => self.parked.push(Kept {
+                job: slot.job,
+                place,
+                leaves: slot.leaves,
+            }),
             // More are parked than can decode: it goes the way of one that is over.
-            None => {
-                self.pool.over(seq);
-                self.over.push((seq, slot.leaves));
-            }
+            None => self.leave(seq, slot.leaves),
         }
         self.outbox
             .push_back(Event::Parked(Box::new(slot.parked())));
     }
 
-    /// Makes room for the first that waits: of what is parked, others' first; then, for an urgent one, the
-    /// youngest job that yields; at last its own. Whether there was anything.
+    /// Makes room for the first that waits: what ended jobs left; of what is parked, others' first; then, for an
+    /// urgent one, the youngest job that yields; at last its own. Whether there was anything.
     pub(super) fn make_room(&mut self) -> bool {
-        let Some(first) = self.waiting.front().filter(|slot| !slot.is_pinned()) else {
+        let Some(first) = self.waiting.front() else {
             return false;
         };
+        if first.is_pinned() {
+            // It takes nothing from anybody; but what nobody uses is not waited for.
+            return self.slots.iter().all(Option::is_none) && self.give_up_kept(&[]);
+        }
         let (job, urgent) = (first.job, first.urgent);
         if self.unpin() {
             return true;
@@ -88,9 +84,14 @@ impl Run<'_> {
         if !self.pool.has_slot() {
             return false;
         }
+        let first = self.waiting.front();
+        let wanted = first.map_or_else(Vec::new, |slot| slot.tokens().to_vec());
+        if self.give_up_kept(&wanted) {
+            return true;
+        }
         if let Some(at) = self.parked.iter().position(|kept| kept.job != job) {
             let kept = self.parked.remove(at);
-            self.put_away(&kept);
+            self.put_kept_away(&kept);
             return true;
         }
         let slots = self.slots.iter().enumerate();
@@ -101,15 +102,17 @@ impl Run<'_> {
             return true;
         }
         match self.parked.pop() {
-            Some(kept) => self.put_away(&kept),
+            Some(kept) => self.put_kept_away(&kept),
             None => return false,
         }
         true
     }
 
-    fn put_away(&mut self, kept: &Kept) {
-        self.save(kept.place, kept.leaves);
-        self.release(kept.place);
+    fn put_kept_away(&mut self, kept: &Kept) {
+        self.put_away(Left {
+            seq: kept.place,
+            leaves: kept.leaves,
+        });
     }
 
     /// The job came back, or is over: nothing is kept for it.

@@ -2,6 +2,7 @@
 
 mod constrained;
 mod many;
+mod over;
 mod parking;
 mod pins;
 mod prefixes;
@@ -25,6 +26,7 @@ struct Play {
     events: Receiver<Event>,
     n_decodes: Arc<AtomicUsize>,
     n_pieces: Arc<AtomicUsize>,
+    n_copies: Arc<AtomicUsize>,
     thread: JoinHandle<Scripted>,
 }
 
@@ -35,12 +37,27 @@ impl Play {
 
     /// With room for so many events.
     fn with_events(spec: &LoadSpec, n_events: usize) -> Self {
+        Self::with(spec, n_events, Duration::ZERO)
+    }
+
+    /// With a decoder from which a copy of a sequence takes so long that everybody notices; one is made beforehand, so
+    /// that this is known.
+    fn with_slow_copies(spec: &LoadSpec) -> Self {
+        let play = Self::with(spec, 1024, Duration::from_millis(300));
+        play.ask(&chat(1000, "something to be measured with, once", 4));
+        play.cached();
+        play
+    }
+
+    fn with(spec: &LoadSpec, n_events: usize, copy: Duration) -> Self {
         let (commands, command_receiver) = sync_channel(1024);
         let (event_sender, events) = sync_channel(n_events);
         let spec = spec.clone();
         let limits = scripted::limits(&spec);
         let mut decoder = Scripted::new(limits);
         decoder.keeps_batches = true;
+        decoder.copy = copy;
+        let n_copies = Arc::clone(&decoder.n_copies);
         let n_decodes = Arc::clone(&decoder.n_decodes);
         let n_pieces = Arc::clone(&decoder.n_pieces);
         let thread = std::thread::spawn(move || {
@@ -63,6 +80,7 @@ impl Play {
             events,
             n_decodes,
             n_pieces,
+            n_copies,
             thread,
         };
         assert!(matches!(play.next(), Event::Loaded(_)));

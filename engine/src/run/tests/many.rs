@@ -70,9 +70,9 @@ proptest! {
     /// (the scripted decoder checks rows, outputs and positions). The smallest pool holds the longest prompt
     /// with its answer: 39 words of 6 letters, 4 marks, 79 tokens.
     #[test]
-    fn every_job_gets_its_text_and_one_done(acts in acts(), n_events in 1_usize..6, n_seq_max in 1_u32..5, n_ctx in 360_u32..900, draft_tokens in 0_u32..5) {
+    fn every_job_gets_its_text_and_one_done(acts in acts(), n_events in 1_usize..6, n_seq_max in 1_u32..5, n_ctx in 360_u32..900, draft_tokens in 0_u32..5, copy_ms in prop_oneof![Just(0), Just(9)]) {
         let small = LoadSpec { n_ctx, n_seq_max, n_batch: 32, n_ubatch: 32, step_tokens: 16, speculation: Speculation::Always, draft_tokens, ..spec() };
-        let play = Play::with_events(&small, n_events);
+        let play = Play::with(&small, n_events, Duration::from_millis(copy_ms));
         let mut heard = Heard::default();
         let mut wanted = BTreeMap::new();
         let mut n_pings = 0;

@@ -17,6 +17,8 @@ mod turns;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use orinoco::link::Props;
 use orinoco::wire::error::Code;
 use orinoco::wire::report::{CommandStatus, Level, Mode, ModelCommand, PressureEvent, State};
@@ -158,6 +160,42 @@ async fn go_on_through(
             "{id} has as many tokens as it asked for"
         );
     }
+}
+
+#[tokio::test]
+async fn an_order_is_followed_though_the_worker_that_serves_dies_while_the_other_model_loads() {
+    let broker = Mosquitto::start().await;
+    let site = Site::with_broker_on(broker.port(), Engine::Scripted);
+    let models = site.dir.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    for (name, load_ms) in [("quick", 0), ("slow", 1500)] {
+        let hooks = format!("!load-ms {load_ms}\n");
+        std::fs::write(models.join(format!("{name}.gguf")), hooks).unwrap();
+    }
+    let site = site
+        .set(format!("paths.models_dir={}", models.display()))
+        .set("model.active=quick");
+    let daemon = site.start();
+    let mut client = Client::connect(broker.port(), site.node, "plc4", None).await;
+    until_serving(&mut client, "quick").await;
+    let ask = serde_json::json!({
+        "messages": [{"role": "user", "content": "!count !step 8"}], "max_tokens": 600, "ignore_eos": true,
+    });
+    client.ask("chat", "through", &ask.to_string()).await;
+    client.until_text("through").await;
+    let serving = poll(|| daemon.child_named("orinoco-engine"));
+
+    set_model(&mut client, site.node, "slow").await;
+    // The stream goes on meanwhile, and each piece is a moment to look.
+    client
+        .until("the other model's worker", |_, _| {
+            site.log().matches("worker started").count() == 2
+        })
+        .await;
+    kill(Pid::from_raw(serving), Signal::SIGKILL).unwrap();
+    until_serving(&mut client, "slow").await;
+    client.until_ended(&["through".into()]).await;
+    all_whole(&client, &["through".into()]);
 }
 
 #[tokio::test]

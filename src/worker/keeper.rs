@@ -176,11 +176,17 @@ impl Keeper {
             };
             self.pulse.turn_to(Doing::Ending, Some(END_LIMIT));
             match served {
-                Served::Ended(verdict) => {
-                    let spec = ready.spec().clone();
+                Served::Ended { verdict, ordered } => {
+                    let (spec, taken_bytes) = (ready.spec().clone(), ready.taken_bytes());
                     let (cause, stderr_tail) = ready.child.bury(verdict).await;
                     if cause.by_itself() {
                         kv_files::remove(self.config.kv_dir.as_deref(), &spec);
+                    }
+                    if let Some(ordered) = ordered {
+                        info!(model = ordered.name, "loaded in its place, as ordered");
+                        self.target = Some(*ordered);
+                        self.before = Some((spec, taken_bytes));
+                        self.reserve_bytes = None;
                     }
                     let retry_in = self.backoff.after_life_of(started.elapsed());
                     return self.down(cause, stderr_tail, retry_in, true).await;

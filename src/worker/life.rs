@@ -50,8 +50,11 @@ pub(super) struct Failed {
 
 /// Why a worker serves no more. The child is still to be buried.
 pub(super) enum Served {
-    /// It died, or must.
-    Ended(Option<Cause>),
+    /// It died, or must. `ordered` was being loaded beside it, and is wanted still.
+    Ended {
+        verdict: Option<Cause>,
+        ordered: Option<Box<LoadSpec>>,
+    },
     /// The next one is loaded and takes its place.
     Replaced(Box<Ready>),
     /// It is the turn of another, which is loaded now, or rests. `rests`: this one has no jobs any more, and may.
@@ -355,13 +358,13 @@ impl Ready {
         let mut pings = tokio::time::interval(config.step_stall / 4);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut next: Option<Next> = None;
-        let (mut commanded, mut ordered) = (true, true);
-        loop {
+        let (mut commanded, mut obeys) = (true, true);
+        let verdict = loop {
             tokio::select! {
                 event = child.events.recv() => {
                     match event {
-                        None => return Ok(Served::Ended(None)),
-                        Some(Err(ReadError(reason))) => return Ok(Served::Ended(Some(Cause::Protocol(reason)))),
+                        None => break None,
+                        Some(Err(ReadError(reason))) => break Some(Cause::Protocol(reason)),
                         Some(Ok(Event::Pong(_))) => {}
                         Some(Ok(event)) => {
                             inside.heard(&event);
@@ -377,12 +380,12 @@ impl Ready {
                     Some(command) => {
                         inside.told(&command);
                         if !child.send(command).await {
-                            return Ok(Served::Ended(None));
+                            break None;
                         }
                     }
                 },
-                order = orders.recv(), if ordered => match order {
-                    None => ordered = false,
+                order = orders.recv(), if obeys => match order {
+                    None => obeys = false,
                     Some(Order::Dismiss) => {
                         residents.end_all().await;
                         report(residents.report()).await?;
@@ -475,11 +478,17 @@ impl Ready {
                 () = residents.died() => report(residents.report()).await?,
                 _ = pings.tick() => if !child.try_send(Command::Ping(0)) { /* its queue is full: silence decides */ },
                 () = tokio::time::sleep_until(heard + config.step_stall) => {
-                    return Ok(Served::Ended(Some(Cause::Stalled(heard.elapsed()))));
+                    break Some(Cause::Stalled(heard.elapsed()));
                 }
                 () = reports.closed() => return Err(Closed),
             }
+        };
+        // Its successor is not waited for: a trial has time, and who had a turn asks again.
+        let ordered = next.as_ref().and_then(Next::ordered);
+        if let Some(called_off) = next.and_then(Next::called_off) {
+            report(called_off).await?;
         }
+        Ok(Served::Ended { verdict, ordered })
     }
 
     /// As the report of a trial that it passed, once.
@@ -517,6 +526,12 @@ struct Next {
 }
 
 impl Next {
+    /// What is to serve whatever becomes of the worker that serves now.
+    fn ordered(&self) -> Option<Box<LoadSpec>> {
+        let is_order = self.trial.is_none() && self.turn.is_none();
+        is_order.then(|| Box::new(self.spec.clone()))
+    }
+
     /// As the report of a trial that something else took the place of.
     fn called_off(self) -> Option<Report> {
         self.trial.map(|_| called_off(&self.spec.name))

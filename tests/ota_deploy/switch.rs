@@ -1,12 +1,15 @@
 //! A release goes into service beside what serves or after it, and out of it again, with streams in flight.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use orinoco::ota::Reason;
+use orinoco::ota::deploy::State;
 use orinoco::ota::state::Phase;
 use orinoco::wire::report::Mode;
 
 use super::setup::*;
 use super::support::broker::Mosquitto;
-use super::support::daemon::{Engine, GEMMA, SMOL, Site};
+use super::support::daemon::{Engine, GEMMA, SMOL, Site, poll};
 use super::support::requester::Client;
 
 /// The code of an error that tells what is to come.
@@ -140,6 +143,35 @@ async fn a_release_that_fails_or_crashes_goes_back_by_itself_and_tells_why() {
     let body = r#"{"model":"smol-1","messages":[{"role":"user","content":"here !tokens 4"}]}"#;
     device.ask("chat", "after", body).await;
     assert_eq!(device.client.text("after"), "here");
+}
+
+#[tokio::test]
+async fn a_trial_beside_a_worker_that_dies_is_called_off_and_can_be_had_again() {
+    let mut publisher = Publisher::new();
+    // Answered after three seconds, in which the other worker can die.
+    let slow = ["Paris !step 100 !tokens 30", "(?i)paris"];
+    publisher.release(SMOL, "smol-1", slow, "{}");
+    publisher.serve();
+    let mut device = Device::of(&publisher).await;
+    stream(&mut device.client, "through", 400).await;
+    let serving = poll(|| device.daemon.child_named("orinoco-engine"));
+    desire(&mut device.client, 1, "d-1", 1).await;
+    let is_tried = |state: &State| state.state == Some(Phase::Probing);
+    device.watcher.until("the trial", is_tried).await;
+    kill(Pid::from_raw(serving), Signal::SIGKILL).unwrap();
+
+    let waits = |state: &State| state.state == Some(Phase::Waiting);
+    let state = device.watcher.until("a better moment", waits).await;
+    let why = state.detail.clone().unwrap_or_default();
+    assert!(why.contains("had to be loaded"), "{state:?}");
+    device.client.until_ended(&["through".into()]).await;
+    is_whole(&device.client, "through", 400);
+
+    let answer = device.order("c1", "activate").await;
+    assert_eq!(answer["status"], "successful", "{answer}");
+    let state = device.watcher.until_over("d-1").await;
+    assert_eq!(state.state, Some(Phase::Committed), "{state:?}");
+    device.until_serves("smol-1").await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::obey::{obey_meanwhile, request};
-use super::{Closed, Deploy, Tried, World, until};
+use super::{Closed, Command, Deploy, Tried, World, until};
 use crate::ota::catalog::ReleaseState;
 use crate::ota::probe::No;
 use crate::ota::reason::Reason;
@@ -215,13 +215,13 @@ impl<W: World> Deploy<W> {
             // Looked at each minute: clocks are set.
             When::Window => Some(Duration::from_secs(60)),
         };
-        let is_approved = now.is_approved;
         tokio::select! {
             order = self.parts.orders.recv() => {
-                self.obey(order.ok_or(Closed)?).await?;
-                let now = self.book.record.deployment.as_ref();
-                let approved = now.is_some_and(|now| now.phase == Phase::Waiting && now.is_approved);
-                match approved && !is_approved {
+                let order = order.ok_or(Closed)?;
+                // Also of one that was approved before, and waits to be tried again.
+                let is_activate = matches!(order.command, Command::Activate);
+                self.obey(order).await?;
+                match is_activate && self.book.record.phase() == Some(Phase::Waiting) {
                     true => self.go(Phase::Switching).await,
                     false => Ok(()),
                 }

@@ -6,7 +6,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: scripts/cross-arm64.sh [build] [check] [ask] [test] [deb]
+Usage: scripts/cross-arm64.sh [build] [check] [ask] [test] [boot] [deb]
 
 As root on an x86-64 Debian or Ubuntu. Makes a Debian in target/cross-arm64/root with a Rust that knows aarch64
 (trixie-backports) and the cross compiler and glibc 2.31 of bullseye, so that what it builds runs wherever glibc is
@@ -16,9 +16,11 @@ As root on an x86-64 Debian or Ubuntu. Makes a Debian in target/cross-arm64/root
     check    they ask for no newer glibc or libstdc++ than JetPack 6 has
     ask      the daemon under qemu-user answers a prompt with SmolLM2, through Mosquitto
     test     the unit tests of both packages, under qemu-user
+    boot     what needs a kernel of aarch64: in a machine made by qemu with Debian's kernel, the tests of the worker's
+             sandbox, and an answer by a worker that has closed it
     deb      packages for arm64, without CUDA
 
-Without a word: build, check, ask, test. Ends with 77 where the root's packages are not to be had.
+Without a word: build, check, ask, test, boot. Ends with 77 where the root's packages are not to be had.
 END
 }
 
@@ -26,12 +28,12 @@ steps=()
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) usage && exit 0 ;;
-        build | check | ask | test | deb) steps+=("$1") ;;
+        build | check | ask | test | boot | deb) steps+=("$1") ;;
         *) usage >&2 && die "unknown argument: $1" ;;
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(build check ask test)
+[ ${#steps[@]} -gt 0 ] || steps=(build check ask test boot)
 [ "$(uname -m)" = x86_64 ] || die "this is no x86-64 machine; scripts/deb.sh builds where it runs"
 [ "$(id -u)" = 0 ] || die "a root for the build is made and entered with chroot; run this as root"
 
@@ -50,14 +52,15 @@ export PATH="$PATH:/usr/sbin"
 install_wanted
 
 make_root() {
-    [ ! -e "$root.done" ] || return 0
+    [ ! -e "$root.done" ] || [ ! -e "$root/machine" ] || return 0
     step "making a root for the build"
     rm -rf "$root" && mkdir -p "$work"
-    # The standard library for arm64 is unpacked, not installed: it would bring arm64's glibc along.
+    # The standard library for arm64 is unpacked, not installed: it would bring arm64's glibc along. So are the kernel
+    # and the shell of the machine that is booted.
     # The hooks' own arguments.
     # shellcheck disable=SC2016
     mmdebstrap --quiet --mode=root --variant=apt --architectures=amd64,arm64 --aptopt='APT::Install-Recommends "false"' \
-        --include=ca-certificates,rustc,cargo,gcc,g++,cmake,make,git,libclang-dev,g++-10-aarch64-linux-gnu,libc6-dev-arm64-cross \
+        --include=ca-certificates,rustc,cargo,gcc,g++,cmake,make,git,libclang-dev,openssl,qemu-user,qemu-system-arm,cpio,g++-10-aarch64-linux-gnu,libc6-dev-arm64-cross \
         --setup-hook='mkdir -p "$1/etc/apt/preferences.d" && cat >"$1/etc/apt/preferences.d/cross" <<END
 Package: *-arm64-cross gcc-10-cross-base *-10-aarch64-linux-gnu *-10-aarch64-linux-gnu-base
 Pin: release n=bullseye
@@ -68,7 +71,12 @@ Pin: release n=trixie-backports
 Pin-Priority: 1001
 END' \
         --customize-hook='cd "$1/tmp" && chroot "$1" sh -ec "cd /tmp && apt-get download -q libstd-rust-dev:arm64/trixie-backports
-            dpkg -x libstd-rust-dev_*.deb / && rm libstd-rust-dev_*.deb"' \
+            dpkg -x libstd-rust-dev_*.deb / && rm libstd-rust-dev_*.deb
+            kernel=\$(apt-cache depends linux-image-arm64:arm64 | sed -n \"s/.*Depends: \(linux-image-[^:]*\).*/\1/p\" | head -n 1)
+            apt-get download -q \$kernel:arm64 busybox-static:arm64
+            mkdir /machine
+            for package in ./*.deb; do dpkg -x \$package /machine && rm \$package; done
+            rm -r /machine/usr/lib/modules"' \
         trixie "$root" \
         "deb http://deb.debian.org/debian trixie main" \
         "deb http://deb.debian.org/debian trixie-backports main" \
@@ -94,7 +102,7 @@ exec chroot "$ROOT" env -i PATH=/usr/bin:/bin CARGO_HOME=/cargo CARGO_TARGET_DIR
     BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu=-I/usr/aarch64-linux-gnu/include \
     sh -c 'cd /src && exec "$@"' sh "$@"
 END
-    ROOT=$root unshare --mount --propagation private sh "$root/in" "$repo_dir" "$root" "$work" "${CARGO_HOME:-$HOME/.cargo}" "$@" >&2
+    ROOT=$root unshare --mount --propagation private sh "$root/in" "$repo_dir" "$root" "$work" "${CARGO_HOME:-$HOME/.cargo}" "$@"
 }
 
 # With the instructions of Armv8.2, like Orin's Cortex-A78AE, and no newer ones.
@@ -102,7 +110,7 @@ emulator() { printf '%s\n' qemu-aarch64-static -cpu cortex-a76 -L "$root/usr/aar
 
 build() {
     local from=$SECONDS
-    in_root cargo build --release --locked --target "$target" -p orinoco -p orinoco-engine || die "the build failed"
+    in_root cargo build --release --locked --target "$target" -p orinoco -p orinoco-engine >&2 || die "the build failed"
     say "built in $((SECONDS - from)) s: $(cd "$programs" && du -h orinoco orinoco-engine | tr '\n\t' '; ')"
 }
 
@@ -151,16 +159,72 @@ ask() {
     say "answered under qemu in $((SECONDS - from)) s"
 }
 
+# test_programs: those of the unit tests, one a line, the engine's last.
+test_programs() {
+    in_root cargo test --release --locked --no-run --target "$target" -p orinoco -p orinoco-engine --lib \
+        --message-format json-render-diagnostics >"$work/tests.json" || return 1
+    python3 -c 'import json, sys
+for line in sys.stdin:
+    found = json.loads(line)
+    if found.get("executable") and found["profile"]["test"]:
+        print(found["executable"].replace("/target", sys.argv[1], 1))' "$work" <"$work/tests.json" | LC_ALL=C sort
+}
+
+# What the emulator of a process cannot do, each by its name. `boot` has the tests of the sandbox on a kernel of aarch64.
+skipped=(
+    # qemu makes up /proc/self/stat, without page faults.
+    board::root::tests::a_kept_file_of_the_kernel_gives_new_values_at_each_read
+    # qemu passes no filter of system calls on to the kernel.
+    sandbox::tests::a_folder_for_the_cache_may_be_written_where_there_is_one
+    sandbox::tests::a_gpus_driver_gets_a_socket_that_nobody_is_answered_at
+    sandbox::tests::a_gpus_driver_opens_as_fopen_does_to_write_and_in_no_other_way_that_makes_a_file
+    sandbox::tests::what_a_worker_does_all_day_still_works
+    sandbox::tests::what_an_intruder_would_call_is_not_permitted
+    # They hold work to seconds of a processor, and the emulator is many times slower than one.
+    grammar::tests::a_hostile_schema_costs_at_most_its_limit
+    template::tests::bombs_are_stopped
+)
+
 unit_tests() {
-    local program qemu=()
-    in_root cargo test --release --locked --no-run --target "$target" -p orinoco -p orinoco-engine --lib || die "the tests do not build"
-    mapfile -t qemu < <(emulator)
-    for program in orinoco orinoco_engine; do
-        # The newest: cargo keeps those of older builds beside it.
-        program=$(find "$programs/deps" -maxdepth 1 -name "$program-*" -executable -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2)
+    local programs program
+    "$repo_dir/scripts/fetch-templates.sh"
+    programs=$(test_programs) || die "the tests do not build"
+    [ "$(wc -l <<<"$programs")" = 2 ] || die "cargo names these test programs, not two: $programs"
+    for program in $programs; do
         step "$(basename "$program")"
-        (cd "$repo_dir" && "${qemu[@]}" "$program" --test-threads 2) >&2 || die "a unit test failed under qemu"
+        # In the root, as the sources are where they were compiled; its emulator knows openat2, that of Debian 12 does not.
+        in_root qemu-aarch64 -cpu cortex-a76 -L /usr/aarch64-linux-gnu "/target/${program#"$work"/}" --test-threads 2 --exact \
+            "${skipped[@]/#/--skip=}" >&2 || die "a unit test failed under qemu"
     done
+}
+
+boot() {
+    local initramfs=$root/machine/initramfs engine_tests library log=$work/machine.log from=$SECONDS found=0
+    engine_tests=$(test_programs | tail -n 1) || die "the tests do not build"
+    "$repo_dir/scripts/fetch-models.sh" smollm2
+    rm -rf "$initramfs" && mkdir -p "$initramfs"/{bin,lib,opt,models,root,proc,sys,dev,tmp,src/engine}
+    cp "$root/machine/usr/bin/busybox" "$initramfs/bin/"
+    cp "$repo_dir/tests/aarch64_init.sh" "$initramfs/init"
+    for library in ld-linux-aarch64.so.1 libc.so.6 libdl.so.2 libgcc_s.so.1 libgomp.so.1 libm.so.6 libpthread.so.0 librt.so.1 libstdc++.so.6; do
+        cp -L "$root/usr/aarch64-linux-gnu/lib/$library" "$initramfs/lib/"
+    done
+    cp "$programs/orinoco" "$programs/orinoco-engine" "$initramfs/opt/"
+    cp "$engine_tests" "$initramfs/opt/engine-tests"
+    cp "$repo_dir/models/SmolLM2-135M-Instruct.Q4_1.gguf" "$initramfs/models/smollm2.gguf"
+    # In the root: programs of aarch64 are stripped there, and the emulator runs there, without a network.
+    # shellcheck disable=SC2016 # for the shell in the root
+    in_root sh -ec 'cd /machine/initramfs
+        aarch64-linux-gnu-strip opt/*
+        find . | cpio --quiet -o -H newc >/machine/initramfs.cpio
+        exec timeout 1800 qemu-system-aarch64 -M virt -cpu cortex-a76 -smp 2 -m 2G -nographic -nic none -no-reboot \
+            -kernel /machine/boot/vmlinuz-* -initrd /machine/initramfs.cpio -append "quiet panic=-1"' >"$log" 2>&1 </dev/null || found=$?
+    grep -a '^machine: ' "$log" | tr -d '\r' >&2 || true
+    grep -qa '^machine: that is all' "$log" || { tail -n 40 "$log" >&2 && die "the machine ended too early, with $found"; }
+    grep -qa '^machine: sandbox tests ended with 0' "$log" || { grep -a -A 8 'panicked\|FAILED\|failed' "$log" >&2 && die "a test of the sandbox failed on a kernel of aarch64"; }
+    grep -qaE '^machine: answer: \S+ +\S+' "$log" || { tail -n 60 "$log" >&2 && die "no answer"; }
+    grep -qa '^machine: worker: NoNewPrivs: 1 Seccomp: 2' "$log" || die "the worker that answered has no filter of system calls"
+    ! grep -qa 'sandbox is not whole' "$log" || die "the worker's sandbox is not whole: $(grep -a 'not whole' "$log")"
+    say "$(grep -a 'test result' "$log" | tr -d '\r'); an answer from inside the sandbox; $((SECONDS - from)) s"
 }
 
 make_root || {
@@ -174,6 +238,7 @@ for each in "${steps[@]}"; do
         check) check ;;
         ask) ask ;;
         test) unit_tests ;;
+        boot) boot ;;
         deb) CARGO_TARGET_DIR=$work "$repo_dir/scripts/deb.sh" --no-build --target "$target" --out "$repo_dir/target/debian" ;;
     esac
 done

@@ -225,7 +225,7 @@ release_folder() {
     rm -rf "$out"
 }
 
-# Daemon and worker for aarch64, in a root of their own: an answer and the unit tests under qemu-user.
+# Daemon and worker for aarch64: answers, unit tests, and the sandbox on a kernel of aarch64, all under qemu.
 aarch64() {
     local found=0
     if [ "$(uname -m)" != x86_64 ] || [ "$(id -u)" != 0 ]; then

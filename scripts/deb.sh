@@ -62,7 +62,8 @@ orinoco ($version-$revision) stable; urgency=medium
 
  -- The Orinoco authors <orinoco@users.noreply.github.com>  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
-python3 scripts/licences.py --texts | gzip -9n >target/deb/THIRD-PARTY.txt.gz
+triple=${target:-$(rustc -vV | sed -n 's/^host: //p')}
+python3 scripts/licences.py --texts --target "$triple" | gzip -9n >target/deb/THIRD-PARTY.txt.gz
 for kind in sysusers tmpfiles; do
     install -D -m 0644 "systemd/orinoco-$kind.conf" "target/deb/$kind.d/orinoco.conf"
 done

@@ -2,12 +2,13 @@
 """Lists what is linked into Orinoco's programs, with licences; with --texts the texts as well, for a product's notice.
 
     scripts/licences.py > target/LICENCES.txt
-    scripts/licences.py --texts > target/THIRD-PARTY.txt
+    scripts/licences.py --texts --target x86_64-unknown-linux-gnu > target/THIRD-PARTY.txt
 
-From `cargo metadata` for aarch64, with all features: dependencies of the programs, without what only builds, tests or
-expands macros. A crate without a licence is an error.
+From `cargo metadata` for aarch64 or another target, with all features: dependencies of the programs, without what only
+builds, tests or expands macros. A crate without a licence is an error.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -21,8 +22,8 @@ TEXTS = ("license", "licence", "copying", "copyright", "notice", "unlicense")
 SPDX = "https://spdx.org/licenses/"
 
 
-def metadata():
-    command = ["cargo", "metadata", "--locked", "--all-features", "--format-version=1", f"--filter-platform={TARGET}"]
+def metadata(target=TARGET):
+    command = ["cargo", "metadata", "--locked", "--all-features", "--format-version=1", f"--filter-platform={target}"]
     return json.loads(subprocess.run(command, cwd=TREE, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -60,10 +61,12 @@ def texts(package):
     return sorted(found)
 
 
-def main(arguments):
-    if arguments not in ([], ["--texts"]):
-        sys.exit(__doc__.strip())
-    data = metadata()
+def main():
+    parser = argparse.ArgumentParser(description="What is linked into Orinoco's programs, with licences")
+    parser.add_argument("--texts", action="store_true", help="with the texts of the licences")
+    parser.add_argument("--target", metavar="TRIPLE", default=TARGET, help=f"of the programs; default {TARGET}")
+    arguments = parser.parse_args()
+    data = metadata(arguments.target)
     shipped, programs = {}, {}
     for program in PROGRAMS:
         for identity, package in linked(data, program).items():
@@ -77,7 +80,7 @@ def main(arguments):
     if nameless:
         sys.exit(f"no licence is named by: {', '.join(nameless)}")
 
-    print(f"Orinoco is under {ours[0]['license']}. Linked into its programs ({', '.join(PROGRAMS)}) for {TARGET}:\n")
+    print(f"Orinoco is under {ours[0]['license']}. Linked into its programs ({', '.join(PROGRAMS)}) for {arguments.target}:\n")
     for package in others:
         licence = package["license"] or "see its text"
         print(f"{package['name']} {package['version']}: {licence} [{', '.join(programs[package['id']])}]")
@@ -85,7 +88,7 @@ def main(arguments):
             if not text.is_file():
                 sys.exit(f"{name}, within {package['name']}, has no {text}")
             print(f"    with {name}: {text.read_text().splitlines()[0]}")
-    if not arguments:
+    if not arguments.texts:
         return
     for package in others:
         files = texts(package) + [text for _, text in sources_within(package)]
@@ -97,4 +100,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

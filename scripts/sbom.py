@@ -3,6 +3,7 @@
 
     scripts/sbom.py > orinoco.cdx.json
     scripts/sbom.py --cuda 12.6 > orinoco.cdx.json        # programs that CUDA's static libraries are linked into
+    scripts/sbom.py --target x86_64-unknown-linux-gnu     # programs for another processor than Orin's
 
 What is linked, as scripts/licences.py finds it: without what only builds, tests or expands macros. Checksums are those
 of Cargo.lock, so of the archives that were compiled. llama.cpp has a component of its own, as the crate that carries it
@@ -97,8 +98,9 @@ def cuda(version):
 def main():
     parser = argparse.ArgumentParser(description="CycloneDX of Orinoco's programs, on standard output")
     parser.add_argument("--cuda", metavar="VERSION", help="CUDA's static libraries are linked into the worker")
+    parser.add_argument("--target", metavar="TRIPLE", default=licences.TARGET, help=f"of the programs; default {licences.TARGET}")
     arguments = parser.parse_args()
-    data, sums = licences.metadata(), checksums()
+    data, sums = licences.metadata(arguments.target), checksums()
     linked = {program: licences.linked(data, program) for program in licences.PROGRAMS}
     packages = {identity: package for found in linked.values() for identity, package in found.items()}
     nodes = {node["id"]: node for node in data["resolve"]["nodes"]}
@@ -128,7 +130,7 @@ def main():
             "timestamp": datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "tools": {"components": [{"type": "application", "name": "orinoco scripts/sbom.py", "version": version}]},
             "component": product,
-            "properties": [{"name": "orinoco:target", "value": licences.TARGET}],
+            "properties": [{"name": "orinoco:target", "value": arguments.target}],
         },
         "components": components,
         "dependencies": sorted(dependencies, key=lambda found: found["ref"]),

@@ -216,11 +216,35 @@ lint_yocto() {
     fi
 }
 
+# The bill of materials before CycloneDX's own schema.
+bill_validates() {
+    local place=$deps/cyclonedx
+    if [ ! -e "$place.done" ]; then
+        rm -rf "$place"
+        PIP_ROOT_USER_ACTION=ignore python3 -m pip --disable-pip-version-check -q install --target "$place" \
+            'cyclonedx-python-lib[json-validation]==11.12.0' >&2 || {
+            say "skipped: CycloneDX's schema, since its package could not be installed"
+            return 0
+        }
+        touch "$place.done"
+    fi
+    PYTHONPATH=$place python3 - "$1" <<'END'
+import pathlib, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+judge, bill = JsonStrictValidator(SchemaVersion.V1_5), pathlib.Path(sys.argv[1]).read_text()
+# It finds a mistake where there is one.
+assert judge.validate_str(bill.replace('"required"', '"perhaps"', 1)) is not None
+sys.exit(str(found) if (found := judge.validate_str(bill)) else 0)
+END
+}
+
 # A whole release, of the programs that are there; without npm's and cargo's own networks it says what it skipped.
 release_folder() {
     local out
     out=$(mktemp -d) || return 1
     scripts/release.sh --no-build --dirty --out "$out" || return 1
+    bill_validates "$out"/*.cdx.json || return 1
     (cd "$out" && sha256sum --quiet --strict -c SHA256SUMS && [ "$(wc -l <SHA256SUMS)" = "$(($(find . -type f | wc -l) - 1))" ]) || return 1
     rm -rf "$out"
 }

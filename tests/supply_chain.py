@@ -8,9 +8,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
+import zlib
 
 TREE = pathlib.Path(__file__).resolve().parents[1]
 VERSION = re.search(r'^version = "(.*)"', (TREE / "Cargo.toml").read_text(), re.MULTILINE).group(1)
@@ -80,10 +83,58 @@ class BillOfMaterials(unittest.TestCase):
         self.assertIn("cuda@12.6", [found["bom-ref"] for found in bill["components"]])
         self.assertNotIn("cuda@12.6", self.components)
 
+    def test_another_processor_has_a_bill_of_its_own(self):
+        bill = json.loads(made("scripts/sbom.py", "--target", "x86_64-unknown-linux-gnu"))
+        self.assertEqual(bill["metadata"]["properties"], [{"name": "orinoco:target", "value": "x86_64-unknown-linux-gnu"}])
+        self.assertNotEqual({found["bom-ref"] for found in bill["components"]}, set(self.components))
+
     def test_nothing_of_this_machine_is_in_it(self):
         text = made("scripts/sbom.py", ORINOCO__MQTT__PASSWORD_FILE="s3cret-of-the-environment")
         for private in ("s3cret-of-the-environment", str(TREE), str(pathlib.Path.home()) + "/", "path+file:"):
             self.assertNotIn(private, text)
+
+
+class InThePrograms(unittest.TestCase):
+    """scripts/auditable.py: what a program says of itself is what the bill says of it."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.bill = made("scripts/sbom.py")
+        cls.crates = [
+            {"name": found["name"], "version": found["version"]}
+            for found in json.loads(cls.bill)["components"]
+            if found["bom-ref"].startswith("pkg:cargo/")
+            and {"name": "orinoco:program", "value": "orinoco"} in found["properties"]
+        ]
+
+    def judged(self, crates):
+        """(exit code, words) for a program that holds this list; `None`: none at all."""
+        with tempfile.TemporaryDirectory() as work:
+            bill, listed, program = (pathlib.Path(work, name) for name in ("bill", "list", "orinoco"))
+            bill.write_text(self.bill)
+            shutil.copy("/bin/true", program)
+            if crates is not None:
+                listed.write_bytes(zlib.compress(json.dumps({"packages": crates}).encode()))
+                subprocess.run(["objcopy", "--add-section", f".dep-v0={listed}", program], check=True)
+            done = subprocess.run([TREE / "scripts/auditable.py", bill, program], check=False, capture_output=True, text=True)
+            return done.returncode, done.stdout + done.stderr
+
+    def test_the_same_list_holds(self):
+        built = {"name": "cc", "version": "1.0.0", "kind": "build"}
+        version = re.search(r'^name = "serde_derive"\nversion = "(.*)"', (TREE / "Cargo.lock").read_text(), re.MULTILINE).group(1)
+        macro = {"name": "serde_derive", "version": version}
+        self.assertEqual(self.judged([*self.crates, built, macro]), (0, f"orinoco: {len(self.crates)} crates, by its own list and by the bill of materials\n"))
+
+    def test_a_crate_more_or_less_is_named(self):
+        code, said = self.judged([*self.crates[1:], {"name": "leftpad", "version": "1.0.0"}])
+        self.assertEqual(code, 1)
+        self.assertIn("orinoco holds leftpad 1.0.0, which the bill has not", said)
+        self.assertIn(f"the bill has {self.crates[0]['name']} {self.crates[0]['version']}, which", said)
+
+    def test_a_program_without_a_list_is_refused(self):
+        code, said = self.judged(None)
+        self.assertEqual(code, 1)
+        self.assertIn("no list of crates; cargo-auditable did not build it", said)
 
 
 class Version(unittest.TestCase):

@@ -9,8 +9,9 @@ usage() {
 Usage: scripts/install-jetson.sh [--dry-run] [--no-install] [--no-mosquitto] [--no-swap]
 
 On a Jetson Orin with JetPack 6 (L4T 36) or newer and Rust: installs what the build needs (apt), builds daemon and
-worker with CUDA for sm_87, packs them (scripts/deb.sh), and installs the packages. Run it again after a power cut or
-Ctrl-C: what was compiled is kept in target/deb/build, and it goes on from there.
+worker with CUDA for sm_87, packs them (scripts/deb.sh), and installs the packages. Start it as the user who has Rust;
+it asks for root where it needs it. Run it again after a power cut, Ctrl-C or a lost connection: what was compiled is
+kept in target/deb/build, and it goes on from there.
 
     --dry-run        say what would be done, with disk, memory, swap and time, and change nothing
     --no-install     stop when the packages are in target/packages
@@ -18,7 +19,8 @@ Ctrl-C: what was compiled is kept in target/deb/build, and it goes on from there
     --no-swap        never make a swap file; the build then has fewer jobs
 
 What it takes: 10 GiB of disk, and for each compiler of CUDA that runs at a time 2.5 GiB of memory. A board with less
-than 10 GiB of memory and swap on disk gets a swap file of 8 GiB for the time of the build, 8 GiB of disk more. Time:
+than 10 GiB of memory and swap on disk gets a swap file of 8 GiB for the time of the build, 8 GiB of disk more, on the
+disk of this clone. Time:
 an hour or two, as far as can be told without a board; no run on one is recorded yet. A power mode with all cores and
 a fan help.
 END
@@ -31,7 +33,8 @@ JOB_BYTES=$((5 * GIB / 2))      # nvcc on llama.cpp's largest kernels (flash att
 SWAP_BELOW_BYTES=$((10 * GIB))  # two such jobs, the system, and what runs on the board
 SWAP_BYTES=$((8 * GIB))
 readonly BUILD_BYTES JOB_BYTES SWAP_BELOW_BYTES SWAP_BYTES
-swap_file=/var/tmp/orinoco-build.swap
+# On the disk whose room is counted: the system's may be a card.
+swap_file=$repo_dir/target/orinoco-build.swap
 
 dry_run='' install=1 mosquitto=1 swap_allowed=1
 while [ $# -gt 0 ]; do
@@ -61,9 +64,18 @@ disk_swap() {
     awk 'NR > 1 && $1 !~ /zram/ { kib += $3 - $4 } END { printf "%.0f\n", kib * 1024 }' "$swaps"
 }
 
+# Is the swap file in use? Also that of a run that was killed; it is removed at the end of this one.
+swap_is_on() { [ -r "${ROOT:-}/proc/swaps" ] && grep -qF "$swap_file " "${ROOT:-}/proc/swaps"; }
+
 gib() { awk -v bytes="$1" -v gib="$GIB" 'BEGIN { printf "%.1f GiB", bytes / gib }'; }
 
-# Tests say it for the boards that they make up.
+# Tests say these two for the boards that they make up.
+built_bytes() {
+    [ -z "${BUILT_BYTES:-}" ] || { printf '%s\n' "$BUILT_BYTES" && return 0; }
+    local found
+    found=$(du -s -B1 "$repo_dir/target/deb/build" 2>/dev/null | cut -f 1)
+    printf '%s\n' "${found:-0}"
+}
 disk_free_bytes() {
     [ -z "${DISK_FREE_BYTES:-}" ] || { printf '%s\n' "$DISK_FREE_BYTES" && return 0; }
     df --output=avail -B1 "$repo_dir" | tail -n 1 | tr -d ' '
@@ -77,7 +89,16 @@ available=$(meminfo MemAvailable)
 swap=$(disk_swap)
 disk=$(disk_free_bytes)
 
-made_swap=0 disk_wanted=$BUILD_BYTES
+rust_note=$(command -v cargo || true)
+if [ -z "$rust_note" ] && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+    rust_note=${CARGO_HOME:-$HOME/.cargo}/bin/cargo
+fi
+[ -n "$rust_note" ] || [ -z "${SUDO_USER:-}" ] \
+    || die "root has no Rust. Start this as $SUDO_USER, without sudo; it asks for root where it needs it"
+
+# What an interrupted run has made is on the disk already. Packing and crates want some in any case.
+made_swap=0 disk_wanted=$((BUILD_BYTES - $(built_bytes)))
+[ "$disk_wanted" -ge "$GIB" ] || disk_wanted=$GIB
 if [ $((memory + swap)) -lt $SWAP_BELOW_BYTES ] && [ -n "$swap_allowed" ]; then
     made_swap=$SWAP_BYTES
     [ -e "$swap_file" ] || disk_wanted=$((disk_wanted + SWAP_BYTES))
@@ -101,33 +122,43 @@ $board_name
     memory     $(gib "$memory"), $(gib "$available") available, $(gib "$swap") of swap on disk; $swap_note
     jobs       $jobs at a time
     disk       $(gib "$disk_wanted") of $(gib "$disk")
+    Rust       ${rust_note:-missing; https://rustup.rs, as the user who builds}
     time       an hour or two, not measured on a board yet; target/deb/build keeps what is done
     install    $install_note
 END
 [ -z "$dry_run" ] || exit 0
 
-# The swap file goes with the script, however it ends; one that a power cut left behind is used again.
+# What needs no long wait comes first: a build that cannot begin changes nothing.
+need_rust
+
+# The swap file goes with the script, however it ends. One that a power cut left behind is made anew.
 # shellcheck disable=SC2317 # called by the trap
 remove_swap() {
     as_root swapoff "$swap_file" 2>/dev/null || true
     as_root rm -f "$swap_file"
 }
-if [ "$made_swap" != 0 ] && ! grep -q "^$swap_file " /proc/swaps; then
-    step "making a swap file of $(gib "$made_swap")"
+make_swap() {
+    mkdir -p "$(dirname "$swap_file")"
+    remove_swap
+    as_root fallocate -l "$made_swap" "$swap_file" \
+        && as_root chmod 0600 "$swap_file" \
+        && as_root mkswap "$swap_file" >/dev/null \
+        && as_root swapon "$swap_file"
+}
+if [ "$made_swap" != 0 ] || swap_is_on; then
     trap remove_swap EXIT
+    trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    as_root rm -f "$swap_file"
-    as_root fallocate -l "$made_swap" "$swap_file"
-    as_root chmod 0600 "$swap_file"
-    as_root mkswap "$swap_file" >/dev/null
-    as_root swapon "$swap_file"
+fi
+if [ "$made_swap" != 0 ]; then
+    step "making a swap file of $(gib "$made_swap")"
+    make_swap || die "no swap file could be made on the disk of $repo_dir. Make swap by hand, or add --no-swap for a slower build"
 fi
 
 want_build_tools
 want dpkg-dev "finds out which libraries the programs need" have dpkg-shlibdeps
 install_wanted
-need_rust
 export PATH="$repo_dir/target/deb/tools/bin:$PATH"
 if ! cargo deb --version >/dev/null 2>&1; then
     step "building cargo-deb"

@@ -107,8 +107,10 @@ done
 jetson() {
     local tree=$PWD/tests/boards/$1
     [ -d "$tree" ] || tree=$work/$1
-    PATH=$work/forbidden:$PATH ROOT=$tree CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$(($2 << 30)) scripts/install-jetson.sh --dry-run "${@:3}"
+    PATH=$work/forbidden:$PATH ROOT=$tree CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$(($2 << 30)) BUILT_BYTES=${built:-0} \
+        scripts/install-jetson.sh --dry-run "${@:3}"
 }
+jetson_again() { built=$((6 << 30)) jetson "$@"; }
 expect jetson_nano_gets_swap_and_fewer_jobs 0 'a swap file of 8.0 GiB .*until the build ends' jetson orin-nano-8gb 40
 expect jetson_nano_without_swap_builds_slowly 0 'no swap file' jetson orin-nano-8gb 40 --no-swap
 expect jetson_nano_counts_the_swap_file_as_disk 1 'the build takes 18.0 GiB' jetson orin-nano-8gb 12
@@ -130,9 +132,42 @@ expect jetson_takes_zram_for_no_memory 1 '1.9 GiB of memory are available.*takes
 expect jetson_with_swap_has_room_after_all 0 'jobs       3 at a time' jetson orin_starved 40
 printf '/swap file 8388608 0 -2\n' >>"$work/orin_starved/proc/swaps"
 expect jetson_uses_the_swap_that_is_there 0 '8.0 GiB of swap on disk; no swap file' jetson orin_starved 12
+expect jetson_says_where_rust_is 0 'Rust       .*/forbidden/cargo$' jetson orin-nx-16gb 12
+expect jetson_goes_on_with_the_disk_that_is_left 0 'disk       4.0 GiB of 5.0 GiB' jetson_again orin-nx-16gb 5
 expect jetson_dry_run_starts_nothing 1 '' test -e "$work/started"
 expect jetson_dry_run_would_have_been_seen 99 '' "$work/forbidden/cargo"
 expect jetson_dry_run_is_told_by_its_traces 0 forbidden/cargo cat "$work/started"
+
+# A whole run up to a build that fails, with stand-ins for what changes the machine, in a clone of its own.
+mkdir -p "$work/clone" "$work/stand-in"
+cp -r scripts Cargo.toml "$work/clone/"
+clone=$(realpath "$work/clone")
+for program in apt-get mkswap swapon swapoff; do
+    printf '#!/bin/sh\necho %s >>%s/done\n' "$program" "$work" >"$work/stand-in/$program"
+done
+# shellcheck disable=SC2016 # for the scripts that are written
+{
+    printf '#!/bin/sh\necho fallocate >>%s/done\n: >"$3"\n' "$work" >"$work/stand-in/fallocate"
+    printf '#!/bin/sh\nexec "$@"\n' >"$work/stand-in/sudo"
+    printf '#!/bin/sh\ncase "$*" in --version) echo cargo 1.999.0 ;; "deb --version") ;; *) echo "cargo $1 with $CARGO_BUILD_JOBS" >>%s/done && exit 1 ;; esac\n' "$work" >"$work/stand-in/cargo"
+}
+chmod +x "$work/stand-in"/*
+install_on() {
+    rm -f "$work/done"
+    PATH=$work/stand-in:$PATH ROOT=$work/$1 CUDA_PATH=$work/cuda CORES=6 DISK_FREE_BYTES=$((40 << 30)) "$clone/scripts/install-jetson.sh" "${@:2}"
+}
+did() { tr '\n' ' ' <"$work/done"; }
+cp -r tests/boards/orin-nano-8gb "$work/nano_8gb"
+expect jetson_says_that_the_build_failed 1 'the build failed' install_on nano_8gb
+expect jetson_takes_its_swap_away_however_it_ends 0 '^swapoff fallocate mkswap swapon cargo build with [1-6] swapoff $' did
+expect jetson_leaves_no_swap_file 1 '' test -e "$clone/target/orinoco-build.swap"
+printf 'Filename Type Size Used Priority\n%s/target/orinoco-build.swap file 8388608 0 -2\n' "$clone" >"$work/nano_8gb/proc/swaps"
+expect jetson_uses_the_swap_of_a_run_that_was_killed 1 'no swap file' install_on nano_8gb
+expect jetson_takes_that_swap_away_too 0 '^cargo build with [1-6] swapoff $' did
+printf '#!/bin/sh\necho cargo 1.0.0\n' >"$work/stand-in/cargo"
+cp tests/boards/orin-nano-8gb/proc/swaps "$work/nano_8gb/proc/swaps"
+expect jetson_with_an_old_rust_changes_nothing 1 'cargo is 1.0.0, this needs' install_on nano_8gb
+expect jetson_has_changed_nothing 1 '' test -e "$work/done"
 
 printf 'scripts: %s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """The Debian packages in a clean root: installed, started, upgraded under load, downgraded, removed, purged.
 
-    python3 tests/deb/lifecycle.py        # as root; wants target/release, models/, cargo-deb, mmdebstrap, paho-mqtt
+    python3 tests/deb/lifecycle.py            # as root; wants target/release, models/, cargo-deb, mmdebstrap, paho-mqtt
+    CARGO_TARGET_DIR=target/deb/build python3 tests/deb/lifecycle.py target/release-0.1.0
+
+With a folder that scripts/release.sh made, its own packages are the older version of the play, and the newer one is
+packed from the build that they were made of.
 
 The root has Debian's own Mosquitto and none of our files. Namespaces of its own keep its network, processes and
 mounts from this machine's. There is no systemd as process 1: tests/deb/systemctl starts what the units say, at the
@@ -26,7 +30,7 @@ import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MODEL = TREE / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
-SCRIPTED = TREE / "target/release/orinoco-engine-scripted"
+SCRIPTED = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", TREE / "target"), "release/orinoco-engine-scripted")
 PACKAGES = ("systemd", "mosquitto", "libgomp1", "libstdc++6")
 TIMEOUT_S = 60
 UNITS = ("orinoco", "orinoco-broker", "orinoco-mosquitto-account")
@@ -199,6 +203,8 @@ def play(root, debs):
     said = root.dpkg("-i", f"/opt/test/{debs[1]['orinoco']}")
     expect("the package installs without a word of warning", re.findall(r"(?i)^.*(?:warning|error|cannot|fail).*$", said, re.M), [])
     expect("an installation starts the daemon", root.asked(), ["start orinoco.service"])
+    # What starts it is root for a moment.
+    wait_until("the daemon is nobody's but its user's", lambda: os.stat(f"/proc/{root.pid('orinoco.service')}").st_uid != 0)
     expect("the daemon has a user of its own", os.stat(f"/proc/{root.pid('orinoco.service')}").st_uid,
            int(root.run("id", "-u", "orinoco")))
     expect("the user may use the GPU", set(root.run("id", "-nG", "orinoco").split()), {"orinoco", "video", "render"})
@@ -327,6 +333,9 @@ def inside(path):
 def main():
     if sys.argv[1:2] == ["--inside"]:
         return inside(sys.argv[2])
+    released = [path for folder in sys.argv[1:] for path in pathlib.Path(folder).glob("*.deb")]
+    if sys.argv[1:] and len(released) != 2:
+        sys.exit(f"{sys.argv[1]} holds {len(released)} packages, expected orinoco and orinoco-mosquitto of scripts/release.sh")
     if os.geteuid() != 0:
         print("skipped: the Debian packages in a clean root, as that needs root")
         return None
@@ -343,7 +352,9 @@ def main():
         run("tar", "-xf", cache, "-C", root)
         opt = root / "opt/test"
         opt.mkdir(parents=True)
-        for revision in ("1", "2"):
+        for path in released:
+            shutil.copy(path, opt)
+        for revision in ("2",) if released else ("1", "2"):
             run(TREE / "scripts/deb.sh", "--no-build", "--fast", "--revision", revision, "--out", opt)
         shutil.copy(MODEL, opt / "smol.gguf")
         shutil.copy(SCRIPTED, opt)

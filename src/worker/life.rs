@@ -90,6 +90,17 @@ pub(super) struct Before {
     pub(super) mapped_bytes: u64,
 }
 
+impl Before {
+    /// Beside the worker that serves and those that rest.
+    fn beside(memo: &Memo, serving: &Checked, residents: &Residents) -> Self {
+        let served_bytes = serving.comparison.account().mapped_bytes();
+        Self {
+            memo: memo.clone(),
+            mapped_bytes: served_bytes + residents.mapped_bytes(),
+        }
+    }
+}
+
 /// Has the model of `spec` planned and judged, starts a worker and loads it. Dropping the future ends the
 /// worker.
 pub(super) async fn load(
@@ -196,8 +207,8 @@ pub(super) async fn load_and_try(
     if let Some(pulse) = &pulse {
         pulse.turn_to(Doing::Loading, Some(patience.max(trial.limit)));
     }
-    // Nobody waits for it; a full channel drops it.
-    let _ = reports.try_send(Report::Trying { name });
+    // Where nobody listens any more, the one that serves ends the trial.
+    let _ = reports.send(Report::Trying { name }).await;
     let failed = |(cause, stderr_tail), memo, shown| Failed {
         cause,
         stderr_tail,
@@ -418,11 +429,7 @@ impl Ready {
                             Order::Try { load, trial, placing: Placing::Beside } => (*load, Some(trial), None),
                             order => return Ok(Served::Ordered(order)),
                         };
-                        let before = Before {
-                            memo: self.memo.clone(),
-                            mapped_bytes: self.checked.comparison.account().mapped_bytes()
-                                + residents.mapped_bytes(),
-                        };
+                        let before = Before::beside(&self.memo, &self.checked, residents);
                         let with_reports = trial.clone().map(|trial| (trial, reports.clone()));
                         let loading = load_and_try(config.clone(), spec.clone(), before, None, with_reports);
                         next = Some(Next { spec, trial, turn, loading: Box::pin(loading) });
@@ -450,11 +457,7 @@ impl Ready {
                             self.memo = failed.memo.clone();
                             if matches!(failed.cause, Cause::NoRoom(_)) && residents.make_room().await {
                                 report(residents.report()).await?;
-                                let before = Before {
-                                    memo: self.memo.clone(),
-                                    mapped_bytes: self.checked.comparison.account().mapped_bytes()
-                                + residents.mapped_bytes(),
-                                };
+                                let before = Before::beside(&self.memo, &self.checked, residents);
                                 let loading = load_and_try(config.clone(), spec.clone(), before, None, None);
                                 next = Some(Next { spec, trial, turn, loading: Box::pin(loading) });
                                 continue;

@@ -44,8 +44,10 @@ fn pairs() -> &'static [(&'static str, &'static str)] {
 async fn dies_at(site: &Site, place: &str, order: impl AsyncFnOnce()) {
     let daemon = site.start_with(|command| _ = command.env(crash::ENV, place));
     order().await;
-    let ended = tokio::task::spawn_blocking(move || daemon.wait()).await;
-    assert_eq!(ended.unwrap(), -1, "{place}: by a signal\n{}", site.log());
+    let Ok(ended) = tokio::task::spawn_blocking(move || daemon.wait()).await else {
+        panic!("{place}: it never came there\n{}", site.log());
+    };
+    assert_eq!(ended, -1, "{place}: by a signal\n{}", site.log());
 }
 
 #[tokio::test]

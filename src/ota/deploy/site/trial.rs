@@ -25,6 +25,27 @@ pub(super) struct OnTrial {
     settled: Option<oneshot::Sender<bool>>,
 }
 
+/// What is heard first of a release on trial.
+#[derive(Debug, PartialEq)]
+enum Early {
+    /// It is loaded, and its verdict is still to come.
+    Loaded,
+    /// It never came so far; `None`: the governor has ended.
+    Judged(Option<Verdict>),
+}
+
+/// A release that is loaded and judged between two looks was loaded first: each step is gone through, and told.
+async fn loaded_or_judged(
+    loaded: oneshot::Receiver<()>,
+    judged: &mut oneshot::Receiver<Verdict>,
+) -> Early {
+    tokio::select! {
+        biased;
+        Ok(()) = loaded => Early::Loaded,
+        verdict = judged => Early::Judged(verdict.ok()),
+    }
+}
+
 impl Site {
     /// Has it tried; `None` as soon as it is loaded.
     pub(super) async fn offer(&mut self, line: &LineName, release: &Release) -> Option<Tried> {
@@ -69,29 +90,18 @@ impl Site {
             return Some(Tried::NotNow("the daemon ends".into()));
         }
         crash::point("trial:offered");
-        let early = tokio::select! {
-            biased;
-            verdict = &mut judged => Some(verdict),
-            Ok(()) = loaded => None,
-        };
+        let early = loaded_or_judged(loaded, &mut judged).await;
+        self.trial = Some(OnTrial {
+            probe,
+            verdict: judged,
+            settled: Some(settled),
+        });
         match early {
-            Some(verdict) => {
-                self.trial = Some(OnTrial {
-                    probe,
-                    verdict: judged,
-                    settled: Some(settled),
-                });
-                Some(self.tried(verdict.ok()))
-            }
-            None => {
+            Early::Loaded => {
                 crash::point("trial:loaded");
-                self.trial = Some(OnTrial {
-                    probe,
-                    verdict: judged,
-                    settled: Some(settled),
-                });
                 None
             }
+            Early::Judged(verdict) => Some(self.tried(verdict)),
         }
     }
 
@@ -137,5 +147,46 @@ impl Site {
             },
             (Some(Ok(())), _) => Tried::NotNow("no verdict".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::Cause;
+
+    fn failed() -> Verdict {
+        Verdict::Tried {
+            end: TrialEnd::Ended(Cause::Unfit),
+            serves: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_loaded_and_judged_at_once_was_loaded_first() {
+        let (trying, loaded) = oneshot::channel();
+        let (verdict, mut judged) = oneshot::channel();
+        trying.send(()).unwrap();
+        verdict.send(failed()).unwrap();
+        assert_eq!(loaded_or_judged(loaded, &mut judged).await, Early::Loaded);
+        assert_eq!(judged.await, Ok(failed()));
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_never_loaded_is_judged() {
+        let (trying, loaded) = oneshot::channel();
+        let (verdict, mut judged) = oneshot::channel();
+        drop(trying);
+        verdict.send(failed()).unwrap();
+        let early = loaded_or_judged(loaded, &mut judged).await;
+        assert_eq!(early, Early::Judged(Some(failed())));
+    }
+
+    #[tokio::test]
+    async fn a_governor_that_has_ended_judges_nothing() {
+        let (_, loaded) = oneshot::channel();
+        let (_, mut judged) = oneshot::channel();
+        let early = loaded_or_judged(loaded, &mut judged).await;
+        assert_eq!(early, Early::Judged(None));
     }
 }

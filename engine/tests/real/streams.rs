@@ -210,14 +210,19 @@ fn eight_jobs_over_four_slots_all_end_with_text() {
     }
 }
 
-/// A stream killed after some tokens and resumed from its ids. The text up to the cut is exact by
-/// construction; how often the rest is the same is printed, and is most of the time.
+/// How far behind the likeliest token a resumed stream may be. Rounding came to 0.70 on a processor without AVX-512,
+/// where 8 of 12 of Gemma's texts were the uninterrupted ones to the letter.
+const BEHIND_MAX: f32 = 2.0;
+
+/// A stream killed after some tokens and resumed from its ids. The text up to the cut is exact by construction; the
+/// rest is the same but for rounding, since what was made one by one is now read at once. How often it is the same
+/// to the letter depends on the processor, and is printed. Had the worker lost one token, it would show.
 #[test]
 fn a_resumed_stream_continues_its_text() {
     for name in [SMOLLM, GEMMA] {
         let spec = real_spec(name);
         with_decoder(&spec, |decoder, loaded| {
-            let (mut same, mut cuts) = (0, 0);
+            let (mut same, mut most, mut most_with_a_gap) = (0, 0.0_f32, 0.0_f32);
             for (key, prompt) in PROMPTS.iter().enumerate() {
                 let asked = job(key as u64, prompt, 48);
                 let whole =
@@ -233,22 +238,43 @@ fn a_resumed_stream_continues_its_text() {
                         String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned()
                     }
                 };
-                let rest = Job {
+                let prompt_ids = decoder.tokenize(prompt, true, true).unwrap();
+                let resume = |made: &[i32], text_bytes: usize| Job {
                     resume: Some(Resume {
-                        prompt_ids: decoder.tokenize(prompt, true, true).unwrap(),
-                        output_ids: whole.ids[..cut].to_vec(),
-                        text_bytes: delivered.len() as u64,
+                        prompt_ids: prompt_ids.clone(),
+                        output_ids: made.to_vec(),
+                        text_bytes: text_bytes as u64,
                     }),
-                    ..asked
+                    ..asked.clone()
                 };
+                let rest = resume(&whole.ids[..cut], delivered.len());
                 let rest = run_jobs(decoder, &spec, &loaded, &[rest]).remove(0);
                 assert!(whole.text.starts_with(&delivered));
                 assert_eq!(rest.timings.n_output as usize, cut + rest.ids.len());
-                cuts += 1;
-                same += usize::from(delivered + &rest.text == whole.text);
+                match delivered + &rest.text == whole.text {
+                    true => same += 1,
+                    false => {
+                        let made = [&whole.ids[..cut], &rest.ids].concat();
+                        most = most.max(behind(decoder, prompt, &made));
+                    }
+                }
+
+                if key < 3 {
+                    let gap = resume(&whole.ids[..cut - 1], 0);
+                    let rest = run_jobs(decoder, &spec, &loaded, &[gap]).remove(0);
+                    let made = [&whole.ids[..cut], &rest.ids].concat();
+                    most_with_a_gap = most_with_a_gap.max(behind(decoder, prompt, &made));
+                }
             }
-            println!("{name}: {same} of {cuts} resumed streams have the uninterrupted text");
-            assert!(same * 4 >= cuts * 3, "{name}: {same} of {cuts}");
+            println!(
+                "{name}: {same} of {} resumed streams have the uninterrupted text, at most {most:.2} behind; with a gap {most_with_a_gap:.2}",
+                PROMPTS.len()
+            );
+            assert!(most < BEHIND_MAX, "{name}: {most} behind the likeliest");
+            assert!(
+                most_with_a_gap > BEHIND_MAX,
+                "{name}: {most_with_a_gap} behind with a token too few"
+            );
         });
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config::Map;
+use config::{Map, ValueKind};
 
 use crate::frames::KvType;
 
@@ -211,7 +211,10 @@ fn figure<T: Default + PartialEq>(value: T, basis: Basis) -> Option<Figure<T>> {
 
 /// `[profiles.NAME]`, with what `[profile]` says for all of them.
 pub(super) fn read_profiles(root: &mut Root<'_>) -> BTreeMap<String, ProfileConfig> {
-    let inherited = root.copy("profile");
+    let mut inherited = root.copy("profile");
+    // One model may be for all of them; none is for nobody.
+    let is_none = |kind: &ValueKind| matches!(kind, ValueKind::String(name) if name.is_empty());
+    inherited.retain(|key, value| key != "model" || !is_none(&value.kind));
     ProfileConfig::read(&mut root.section("profile"), false);
     let mut profiles = BTreeMap::new();
     for named in root.named("profiles", check_name) {

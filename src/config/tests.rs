@@ -455,10 +455,11 @@ fn no_limit_is_written_as_zero() {
 }
 
 #[test]
-fn a_named_table_needs_a_good_name_and_a_model_its_file() {
+fn a_named_table_needs_a_good_name_a_model_its_file_and_a_profile_its_model() {
     let found = problems(
         &Sources::defaults()
             .set("models.small.n_ctx", 1)
+            .set("profiles.slow.n_ctx", 1)
             .set("users.a/b.max_tokens", 1)
             .set("users.req.max_tokens", 1)
             .set("users.local.max_tokens", 1)
@@ -467,13 +468,14 @@ fn a_named_table_needs_a_good_name_and_a_model_its_file() {
     let found = found.join("\n");
     for expected in [
         "models.small.file: this key is required",
+        "profiles.slow.model: this key is required",
         "users.a/b: 1 to 64 of",
         "users.req: another name",
         "users.bob = \"3\": expected a table",
     ] {
         assert!(found.contains(expected), "{expected} in:\n{found}");
     }
-    assert_eq!(found.lines().count(), 4, "{found}");
+    assert_eq!(found.lines().count(), 5, "{found}");
 }
 
 #[test]

@@ -6,12 +6,10 @@
 
 #![allow(
     unsafe_code,
-    reason = "llama-cpp-2 0.1.160 has no n_outputs_max, breakdown or abort callback"
+    reason = "llama-cpp-2 0.1.160 has no n_outputs_max or abort callback"
 )]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::marker::PhantomData;
-use std::ptr::NonNull;
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
@@ -19,6 +17,7 @@ use orinoco::frames::{BufferUse, KvType, LoadSpec, Speculation, Switch, Task, To
 
 use super::log;
 use super::model::Model;
+use super::raw::{Batch, RawContext};
 use crate::model::{DecodeError, Decoder, Limits, LoadError, Row, SeqId, TemplateSource};
 
 /// `LLAMA_MAX_SEQ`.
@@ -167,13 +166,11 @@ impl ContextSpec {
 
 /// A context on a model, with the one batch that it reads.
 pub struct Context<'m> {
-    raw: NonNull<sys::llama_context>,
+    raw: RawContext<'m>,
     memory: sys::llama_memory_t,
     batch: Batch,
     model: &'m Model,
     limits: Limits,
-    /// Not `Send`: CUDA state and the backend belong to the thread that made them.
-    _here: PhantomData<*mut ()>,
 }
 
 impl<'m> Context<'m> {
@@ -183,9 +180,7 @@ impl<'m> Context<'m> {
         spec: &ContextSpec,
         closed: &'static AtomicBool,
     ) -> Result<Self, LoadError> {
-        // SAFETY: the model is live and outlives the context (`'m`); `closed` is static.
-        let raw = unsafe { sys::llama_init_from_model(model.raw(), spec.params(closed)) };
-        let raw = NonNull::new(raw).ok_or_else(|| {
+        let raw = RawContext::new(model, spec, closed).ok_or_else(|| {
             LoadError(format!(
                 "no context of {} tokens for {} sequences: {}; a smaller n_ctx or n_ubatch needs less memory",
                 spec.n_ctx,
@@ -226,20 +221,12 @@ impl<'m> Context<'m> {
             batch: Batch::new(n_batch),
             model,
             limits,
-            _here: PhantomData,
         })
     }
 
     /// Bytes by buffer type, llama.cpp's own account.
     pub fn breakdown(&self) -> Vec<BufferUse> {
-        breakdown_of(self.raw)
-    }
-}
-
-impl Drop for Context<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by llama_init_from_model, freed once, while the model is alive.
-        unsafe { sys::llama_free(self.raw.as_ptr()) }
+        self.raw.breakdown()
     }
 }
 
@@ -275,14 +262,7 @@ impl Decoder for Context<'_> {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         self.batch.fill(rows);
-        // SAFETY: context and batch are live; every field up to n_tokens was just written.
-        let code = unsafe { sys::llama_decode(self.raw.as_ptr(), self.batch.raw) };
-        match code {
-            0 => Ok(()),
-            1 => Err(DecodeError::NoCells),
-            2 => Err(DecodeError::Aborted),
-            code => Err(DecodeError::Failed(code)),
-        }
+        self.raw.decode(&self.batch)
     }
 
     fn logits(&mut self, row: usize) -> &mut [f32] {
@@ -353,27 +333,6 @@ impl Decoder for Context<'_> {
     }
 }
 
-/// Bytes by buffer type of a live context, with memory behind it or without.
-pub(super) fn breakdown_of(context: NonNull<sys::llama_context>) -> Vec<BufferUse> {
-    const CAP: usize = 32;
-    let mut found = [const { RawBufferUse::EMPTY }; CAP];
-    // SAFETY: the caller's context is live; at most CAP entries are written.
-    let n = unsafe { orinoco_memory_breakdown(context.as_ptr(), found.as_mut_ptr(), CAP as c_int) };
-    let n = usize::try_from(n).unwrap_or(0).min(CAP);
-    Vec::from_iter(found[..n].iter().map(|entry| {
-        BufferUse {
-            // SAFETY: ggml's buffer type names are C strings that live as long as the process.
-            buffer: unsafe { CStr::from_ptr(entry.name) }
-                .to_string_lossy()
-                .into_owned(),
-            host: entry.host != 0,
-            weights_bytes: entry.model as u64,
-            kv_bytes: entry.context as u64,
-            compute_bytes: entry.compute as u64,
-        }
-    }))
-}
-
 fn ggml_type(kv_type: KvType) -> sys::ggml_type {
     match kv_type {
         KvType::F32 => sys::GGML_TYPE_F32,
@@ -384,82 +343,6 @@ fn ggml_type(kv_type: KvType) -> sys::ggml_type {
 }
 
 unsafe extern "C" fn is_closed(flag: *mut c_void) -> bool {
-    // SAFETY: `flag` is the static given to `Context::new`.
+    // SAFETY: `flag` is the static given to `ContextSpec::params`.
     unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
-}
-
-/// An owned `llama_batch` of tokens with one sequence a row.
-pub(super) struct Batch {
-    raw: sys::llama_batch,
-    n_rows_max: usize,
-}
-
-impl Batch {
-    pub(super) fn new(n_rows_max: u32) -> Self {
-        // SAFETY: allocates; the fields are written before they are read.
-        let raw = unsafe { sys::llama_batch_init(n_rows_max as i32, 0, 1) };
-        Self {
-            raw,
-            n_rows_max: n_rows_max as usize,
-        }
-    }
-
-    pub(super) fn raw(&self) -> sys::llama_batch {
-        self.raw
-    }
-
-    pub(super) fn fill(&mut self, rows: &[Row]) {
-        assert!(
-            rows.len() <= self.n_rows_max,
-            "{} rows in a batch of {}: llama.cpp would abort",
-            rows.len(),
-            self.n_rows_max
-        );
-        self.raw.n_tokens = rows.len() as i32;
-        for (i, row) in rows.iter().enumerate() {
-            // SAFETY: i < n_rows_max, the length of each array; seq_id[i] has room for one.
-            unsafe {
-                *self.raw.token.add(i) = row.token;
-                *self.raw.pos.add(i) = row.pos as i32;
-                *self.raw.n_seq_id.add(i) = 1;
-                **self.raw.seq_id.add(i) = row.seq as i32;
-                *self.raw.logits.add(i) = i8::from(row.wants_logits);
-            }
-        }
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        // SAFETY: made by llama_batch_init, freed once.
-        unsafe { sys::llama_batch_free(self.raw) }
-    }
-}
-
-#[repr(C)]
-struct RawBufferUse {
-    name: *const c_char,
-    model: usize,
-    context: usize,
-    compute: usize,
-    host: c_int,
-}
-
-impl RawBufferUse {
-    const EMPTY: Self = Self {
-        name: std::ptr::null(),
-        model: 0,
-        context: 0,
-        compute: 0,
-        host: 0,
-    };
-}
-
-unsafe extern "C" {
-    /// `shim.cpp`.
-    fn orinoco_memory_breakdown(
-        context: *const sys::llama_context,
-        out: *mut RawBufferUse,
-        cap: c_int,
-    ) -> c_int;
 }

@@ -5,30 +5,27 @@
 
 #![allow(
     unsafe_code,
-    reason = "llama-cpp-2 hides the raw model that a context is made from"
+    reason = "llama-cpp-2 hides the raw context, whose vectors are read here"
 )]
 
-use std::marker::PhantomData;
-use std::ptr::NonNull;
 use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 use orinoco::frames::{BufferUse, Token};
 
-use super::context::{Batch, ContextSpec, breakdown_of};
+use super::context::ContextSpec;
 use super::log;
 use super::model::Model;
+use super::raw::{Batch, RawContext};
 use crate::model::{DecodeError, Encoder, LoadError, Row, Shape};
 
 /// A context on an embedding model, with the one batch that it reads.
 pub struct EncoderContext<'m> {
-    raw: NonNull<sys::llama_context>,
+    raw: RawContext<'m>,
     batch: Batch,
     rows: Vec<Row>,
     model: &'m Model,
     shape: Shape,
-    /// Not `Send`: the backend belongs to the thread that made it.
-    _here: PhantomData<*mut ()>,
 }
 
 impl<'m> EncoderContext<'m> {
@@ -38,9 +35,7 @@ impl<'m> EncoderContext<'m> {
         spec: &ContextSpec,
         closed: &'static AtomicBool,
     ) -> Result<Self, LoadError> {
-        // SAFETY: the model is live and outlives the context (`'m`); `closed` is static.
-        let raw = unsafe { sys::llama_init_from_model(model.raw(), spec.params(closed)) };
-        let raw = NonNull::new(raw).ok_or_else(|| {
+        let raw = RawContext::new(model, spec, closed).ok_or_else(|| {
             LoadError(format!(
                 "no context for texts of {} tokens: {}; a smaller n_ubatch needs less memory",
                 spec.n_ubatch,
@@ -66,7 +61,6 @@ impl<'m> EncoderContext<'m> {
                 n_batch: n_ubatch,
                 n_seq_max: spec.n_seq_max,
             },
-            _here: PhantomData,
         };
         let makes_one = matches!(
             pooling,
@@ -84,14 +78,7 @@ impl<'m> EncoderContext<'m> {
 
     /// Bytes by buffer type, llama.cpp's own account.
     pub fn breakdown(&self) -> Vec<BufferUse> {
-        breakdown_of(self.raw)
-    }
-}
-
-impl Drop for EncoderContext<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by llama_init_from_model, freed once, while the model is alive.
-        unsafe { sys::llama_free(self.raw.as_ptr()) }
+        self.raw.breakdown()
     }
 }
 
@@ -117,21 +104,14 @@ impl Encoder for EncoderContext<'_> {
                 }));
         }
         self.batch.fill(&self.rows);
-        // SAFETY: context and batch are live; every field up to n_tokens was just written. A model without
-        // memory has none to clear.
-        let code = unsafe {
+        // SAFETY: the context is live. A model without memory has none to clear.
+        unsafe {
             let memory = sys::llama_get_memory(self.raw.as_ptr());
             if !memory.is_null() {
                 sys::llama_memory_clear(memory, false);
             }
-            sys::llama_decode(self.raw.as_ptr(), self.batch.raw())
-        };
-        match code {
-            0 => {}
-            1 => return Err(DecodeError::NoCells),
-            2 => return Err(DecodeError::Aborted),
-            code => return Err(DecodeError::Failed(code)),
         }
+        self.raw.decode(&self.batch)?;
         let n_dims = self.shape.n_dims as usize;
         let mut vectors = Vec::with_capacity(texts.len() * n_dims);
         for seq in 0..texts.len() {

@@ -13,6 +13,7 @@ mod judged;
 pub mod log;
 pub mod model;
 pub mod plan;
+mod raw;
 #[doc(hidden)]
 pub mod reference;
 

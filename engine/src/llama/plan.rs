@@ -6,17 +6,17 @@
 
 #![allow(
     unsafe_code,
-    reason = "llama-cpp-2 hides the raw model and has no breakdown"
+    reason = "llama-cpp-2 hides the raw context, whose size is read here"
 )]
 
-use std::ptr::NonNull;
 use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 use orinoco::frames::{BufferUse, LoadSpec, Outline, Plan, PlanAsk};
 
-use super::context::{ContextSpec, breakdown_of};
+use super::context::ContextSpec;
 use super::model::{Model, maps_file};
+use super::raw::RawContext;
 use super::{device, drafting, log};
 use crate::model::{LoadError, Planner};
 use crate::process::private_bytes;
@@ -52,9 +52,7 @@ fn lay_out(
     let on_gpu = device::on_gpu(load.backend);
     let spec = ContextSpec::of(load, model.n_ctx_train(), on_gpu)?;
     log::take();
-    // SAFETY: the model is live and outlives the context, which is freed below; NEVER is static.
-    let raw = unsafe { sys::llama_init_from_model(model.raw(), spec.params(&NEVER)) };
-    let raw = NonNull::new(raw).ok_or_else(|| {
+    let raw = RawContext::new(model, &spec, &NEVER).ok_or_else(|| {
         LoadError(format!(
             "no context of {} tokens for {} sequences: {}",
             spec.n_ctx,
@@ -64,9 +62,7 @@ fn lay_out(
     })?;
     // SAFETY: the context is live; this only reads.
     let n_ctx = unsafe { sys::llama_n_ctx(raw.as_ptr()) };
-    let buffers = breakdown_of(raw);
-    // SAFETY: made above, freed once, while the model is alive.
-    unsafe { sys::llama_free(raw.as_ptr()) };
+    let buffers = raw.breakdown();
     Ok((spec, n_ctx, buffers))
 }
 

@@ -468,6 +468,30 @@ pub struct Job {
     pub yields: bool,
 }
 
+impl Job {
+    /// The likeliest answer, with nothing else asked for.
+    pub fn plain(job: JobKey, input: Input, max_tokens: u32) -> Self {
+        Self {
+            job,
+            input,
+            sampling: Sampling::greedy(),
+            stop: Vec::new(),
+            max_tokens,
+            min_tokens: 0,
+            ignore_eos: false,
+            logprobs: None,
+            constraint: None,
+            pace_ms: 0,
+            resume: None,
+            head: None,
+            turns: Vec::new(),
+            leaves: Leaves::default(),
+            urgent: false,
+            yields: false,
+        }
+    }
+}
+
 /// What a job leaves behind outside the KV pool ([`LoadSpec::prefix_cache_bytes`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Leaves {

@@ -14,8 +14,7 @@ use tokio::time::Instant;
 use super::Cause;
 use super::process::{Child, ReadError};
 use crate::frames::{
-    BenchReport, BenchSpec, Command, Event, Finish, Input, Job, JobError, JobKey, Leaves, Sampling,
-    Scored,
+    BenchReport, BenchSpec, Command, Event, Finish, Input, Job, JobError, JobKey, Scored,
 };
 
 /// What a worker has to show.
@@ -153,28 +152,12 @@ impl Asking<'_> {
         let key = JobKey(u64::MAX - self.next);
         self.next += 1;
         let messages = serde_json::json!([{"role": "user", "content": prompt}]);
-        self.say(Command::Submit(Box::new(Job {
-            job: key,
-            input: Input::Chat {
-                messages: messages.to_string(),
-                tools: None,
-            },
-            sampling: Sampling::greedy(),
-            stop: Vec::new(),
-            max_tokens,
-            min_tokens: 0,
-            ignore_eos: false,
-            logprobs: None,
-            constraint: None,
-            pace_ms: 0,
-            resume: None,
-            head: None,
-            turns: Vec::new(),
-            leaves: Leaves::default(),
-            urgent: false,
-            yields: false,
-        })))
-        .await?;
+        let input = Input::Chat {
+            messages: messages.to_string(),
+            tools: None,
+        };
+        let job = Job::plain(key, input, max_tokens);
+        self.say(Command::Submit(Box::new(job))).await?;
         let mut text = String::new();
         loop {
             match self.event().await? {

@@ -200,27 +200,11 @@ fn spec() -> LoadSpec {
 
 fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
     let messages = serde_json::json!([{"role": "user", "content": user}]);
-    Job {
-        job: JobKey(key),
-        input: Input::Chat {
-            messages: messages.to_string(),
-            tools: None,
-        },
-        sampling: scripted::greedy(),
-        stop: Vec::new(),
-        max_tokens,
-        min_tokens: 0,
-        ignore_eos: false,
-        logprobs: None,
-        constraint: None,
-        pace_ms: 0,
-        resume: None,
-        head: None,
-        turns: Vec::new(),
-        leaves: Leaves::default(),
-        urgent: false,
-        yields: false,
-    }
+    let input = Input::Chat {
+        messages: messages.to_string(),
+        tools: None,
+    };
+    Job::plain(JobKey(key), input, max_tokens)
 }
 
 #[test]

@@ -17,8 +17,7 @@ use std::time::Duration;
 
 use orinoco::frames::codec::{FrameError, read_frame, write_frame};
 use orinoco::frames::{
-    Command, Done, Event, Finish, Input, Job, JobKey, Leaves, LoadSpec, Loaded, Resume, Sandbox,
-    Token,
+    Command, Done, Event, Finish, Input, Job, JobKey, LoadSpec, Loaded, Resume, Sandbox, Token,
 };
 use orinoco_engine::scripted;
 
@@ -230,24 +229,7 @@ impl Answer {
 }
 
 pub fn job(key: u64, text: &str, max_tokens: u32) -> Job {
-    Job {
-        job: JobKey(key),
-        input: Input::Text(text.to_owned()),
-        sampling: scripted::greedy(),
-        stop: Vec::new(),
-        max_tokens,
-        min_tokens: 0,
-        ignore_eos: false,
-        logprobs: None,
-        constraint: None,
-        pace_ms: 0,
-        resume: None,
-        head: None,
-        turns: Vec::new(),
-        leaves: Leaves::default(),
-        urgent: false,
-        yields: false,
-    }
+    Job::plain(JobKey(key), Input::Text(text.to_owned()), max_tokens)
 }
 
 pub fn chat(key: u64, user: &str, max_tokens: u32) -> Job {

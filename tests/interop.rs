@@ -1,9 +1,12 @@
 //! Clients that we did not write, against the whole daemon with a real model: mosquitto_pub and _sub,
 //! paho-mqtt (MQTT 5 and 3.1.1), MQTT.js. What they check stands in `tests/interop/`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
 use std::{
     fs,
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,6 +15,8 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
+
+use support::broker::free_port;
 
 /// Loading a small model from a cold disk, on a machine that runs the other tests as well.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -201,9 +206,4 @@ fn repository() -> PathBuf {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("paths here are UTF-8")
-}
-
-fn free_port() -> u16 {
-    let probe = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    probe.local_addr().expect("bound").port()
 }

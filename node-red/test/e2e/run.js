@@ -126,6 +126,28 @@ const plays = {
     assert.equal((await ends()).length, 1, "the good reading is asked about as well");
   },
 
+  async "template: the wording is the node's, and the message has what varies"() {
+    await open("hello");
+    await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
+    await page.evaluate(() => RED.editor.edit(RED.nodes.node("hello-chat")));
+    const field = await page.waitForSelector("#node-input-template", { timeout: 10_000 });
+    await field.type("fault");
+    await page.evaluate(() => $("#node-dialog-ok").click());
+    await page.waitForFunction(() => RED.nodes.node("hello-chat").template === "fault", { timeout: 10_000 });
+    await page.evaluate(() => {
+      const buttons = { "hello-ask": '{"code": 1734, "celsius": 81.2}', "hello-long": '{"code": 1734}' };
+      for (const [id, payload] of Object.entries(buttons)) Object.assign(RED.nodes.node(id), { payload, payloadType: "json", changed: true });
+      Object.assign(RED.nodes.node("hello-result"), { complete: "payload", targetType: "msg", changed: true });
+    });
+    await deploy();
+    await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
+    await press("hello-ask");
+    assert.match(await result("whole answer"), /"severity": ?"(watch|service|stop)"/);
+    assert.deepEqual(await debug("errors"), []);
+    await press("hello-long");
+    assert.match(await result("errors"), /celsius/);
+  },
+
   async "alarm: it is answered before the batch is done, or the fallback says why not"() {
     await open("alarm");
     await until("the node is seen", async () => (await statusOf("alarm-batch")) === daemon.node);

@@ -101,6 +101,23 @@ class Publisher {
 }
 
 /** `orinoco run` with SmolLM2 and its own broker, a member of the publisher's fleet; keeps state and port over restarts. */
+/** A wording that the node has for requests of one kind. */
+const WORDINGS = `
+[templates.fault]
+system = "You judge faults of a hydraulic press."
+user = "How severe is this fault?"
+schema = '{"type": "object", "properties": {"severity": {"enum": ["watch", "service", "stop"]}}, "required": ["severity"], "additionalProperties": false}'
+
+[[templates.fault.vars]]
+name = "code"
+type = "integer"
+
+[[templates.fault.vars]]
+name = "celsius"
+type = "number"
+line = "Temperature of the oil: {} degrees Celsius"
+`;
+
 class Daemon {
   static async start(publisher) {
     const daemon = new Daemon();
@@ -136,8 +153,10 @@ class Daemon {
       "ota.root_file": path.join(this.publisher.repository, "metadata/1.root.json"), "ota.fetch.sources": this.publisher.url,
       "ota.fetch.reserve_bytes": 0, "ota.fetch.bytes_per_second_max": 40_000_000, "ota.deploy.check_minutes": 0,
     };
+    const config = path.join(this.dir, "wordings.toml");
+    fs.writeFileSync(config, WORDINGS);
     this.log = path.join(this.dir, "orinoco.log");
-    this.child = start(program, ["run", ...Object.entries(settings).flatMap(([key, value]) => ["--set", `${key}=${value}`])], this.log);
+    this.child = start(program, ["run", "--config", config, ...Object.entries(settings).flatMap(([key, value]) => ["--set", `${key}=${value}`])], this.log);
     await until("the daemon takes requests", () => {
       if (this.child.isOver) throw new Error(`the daemon ended:\n${fs.readFileSync(this.log, "utf8").slice(-2000)}`);
       return fs.existsSync(note);

@@ -78,7 +78,7 @@ fi
 
 if [ ! -e "$demo/node_modules/node-red/red.js" ]; then
     step "installing Node-RED 4.1 and its dashboard into $demo"
-    npm --prefix "$demo" install --silent --no-audit --no-fund node-red@4.1 @flowfuse/node-red-dashboard@1.31 >&2 \
+    npm --prefix "$demo" install --loglevel=error --no-audit --no-fund node-red@4.1 @flowfuse/node-red-dashboard@1.31 >&2 \
         || die "npm could not install Node-RED"
 fi
 # As installed by npm; a link would not find Node-RED's modules of its own place.

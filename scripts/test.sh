@@ -85,12 +85,12 @@ client_deps() {
         PIP_ROOT_USER_ACTION=ignore python3 -m pip --disable-pip-version-check -q install --require-hashes --no-deps \
             --target "$python" -r tests/interop/requirements.txt -r yocto/requirements.txt >&2 || return 1
         cp tests/interop/package.json tests/interop/package-lock.json "$node_dir/"
-        npm --prefix "$node_dir" ci --silent --no-audit --no-fund >&2 || return 1
+        npm --prefix "$node_dir" ci --loglevel=error --no-audit --no-fund >&2 || return 1
         # Ubuntu 22.04 has Node 12, and MQTT.js needs 16.
         if [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 16 ]; then
             local arch=x64
             [ "$(uname -m)" != aarch64 ] || arch=arm64
-            npm --prefix "$deps/node20" install --silent --no-audit --no-fund "node-linux-$arch@20.5.1" >&2 || return 1
+            npm --prefix "$deps/node20" install --loglevel=error --no-audit --no-fund "node-linux-$arch@20.5.1" >&2 || return 1
         fi
         printf '%s\n' "$wanted" >"$stamp"
     fi
@@ -142,7 +142,7 @@ node_red_deps() {
     [ "$(cat "$place/stamp" 2>/dev/null)" != "$wanted" ] || return 0
     rm -rf "$place" && mkdir -p "$place"
     cp "$2/package.json" "$2/package-lock.json" "$place/"
-    npm --prefix "$place" ci --silent --no-audit --no-fund >&2 || return 1
+    npm --prefix "$place" ci --loglevel=error --no-audit --no-fund >&2 || return 1
     printf '%s\n' "$wanted" >"$place/stamp"
 }
 
@@ -172,7 +172,7 @@ node_red_5() {
     local arch=x64 place=$deps/node-red-5
     [ "$(uname -m)" != aarch64 ] || arch=arm64
     node_red_deps node-red-5 node-red/test/node-red-5 || return 1
-    npm --prefix "$deps/node22" install --silent --no-audit --no-fund "node-linux-$arch@22.23.3" >&2 || return 1
+    npm --prefix "$deps/node22" install --loglevel=error --no-audit --no-fund "node-linux-$arch@22.23.3" >&2 || return 1
     node_red_flows "$place/node_modules" --node "$deps/node22/node_modules/node-linux-$arch/bin/node"
 }
 

@@ -271,8 +271,11 @@ impl Queue {
         let own = self.user_of(newcomer);
         let has_surplus = |user: &User| user.owes(user.n_running, own);
         // Most of the time nobody has, and the jobs need not be looked at.
-        if !self.users.values().any(has_surplus) || self.is_suspect(newcomer) || self.suspect_runs()
-        {
+        if !self.users.values().any(has_surplus) || self.suspect_runs() {
+            return None;
+        }
+        // Nobody enters before a suspect that is first, and that waits until it can be alone.
+        if self.is_suspect(self.first_of(class, waits)?) {
             return None;
         }
         let running = self.running_that(may_leave);

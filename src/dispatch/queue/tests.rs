@@ -339,6 +339,28 @@ fn of_what_is_above_its_share_batch_leaves_first_and_does_not_come_back_at_once(
     assert!(queue.is_waiting(JobKey(0)));
 }
 
+/// It would be given to nobody: a suspect goes first, and waits until it can be alone.
+#[test]
+fn behind_a_suspect_nobody_is_given_a_place() {
+    let mut queue = queue_of(1);
+    for _ in 0..2 {
+        assert_eq!(fill(&mut queue, 3), [JobKey(0)]);
+        queue.worker_died(true);
+    }
+    for (order, name) in (1..).zip(["bob", "bob", "ann"]) {
+        queue.push(order, JobKey(order), &user(name), NORMAL);
+    }
+    // While something else keeps it waiting, others run.
+    while queue.next(3, |job| job == JobKey(0)).is_some() {}
+    assert_eq!(queue.running(), 3);
+    queue.push(4, JobKey(4), &user("cat"), NORMAL);
+    assert_eq!(room(&queue, 3), None, "bob's second stays");
+    for job in 1..=3 {
+        queue.remove(JobKey(job));
+    }
+    assert_eq!(fill(&mut queue, 3), [JobKey(0)]);
+}
+
 #[test]
 fn a_greater_weight_gets_as_many_more_turns() {
     let mut queue = Queue::default();

@@ -1,18 +1,19 @@
 //! A requester that follows the contract, over the product's own link.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Props, Publish};
 use orinoco::receive::{Heard, Receiver};
 use orinoco::wire::report::{Mode, State};
+use tokio::time::{Instant, timeout_at};
 
-/// Nothing here takes longer, on a slow machine either; the long rounds of `ORINOCO_FULL` do.
-fn patience() -> Duration {
-    let is_full = std::env::var_os("ORINOCO_FULL").is_some();
-    Duration::from_secs(if is_full { 600 } else { 60 })
-}
+/// Nothing here is silent for longer, on a slow machine either.
+const SILENCE: Duration = Duration::from_secs(60);
+/// No wait takes longer, however much is said meanwhile.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub struct Client {
     pub link: Link,
@@ -68,11 +69,11 @@ impl Client {
 
     /// Connects to see what is said on a filter of one's own.
     pub async fn watch(port: u16, filter: &str) -> Self {
-        let mut config = LinkConfig::new(
-            "127.0.0.1",
-            port,
-            format!("watch-{}", filter.replace('/', "-")),
-        );
+        // Two with one name would throw each other out, and share what the broker keeps for it.
+        static WATCHERS: AtomicU32 = AtomicU32::new(0);
+        let number = WATCHERS.fetch_add(1, Ordering::Relaxed);
+        let client_id = format!("watch-{number}-{}", filter.replace('/', "-"));
+        let mut config = LinkConfig::new("127.0.0.1", port, client_id);
         config.subscriptions = vec![filter.to_owned()];
         Self::with(config, "", "").await
     }
@@ -199,40 +200,42 @@ impl Client {
             .map(|state| state.mode)
     }
 
-    /// Takes events until the condition holds.
+    /// Takes events until the condition holds: as long as answers go on, on a machine however busy.
     pub async fn until(&mut self, what: &str, mut done: impl FnMut(bool, &Self) -> bool) {
         // What an earlier wait took may have been all there is.
         if done(false, self) {
             return;
         }
-        let wait = async {
-            loop {
-                let event = self.inbox.recv().await.expect("the link is open");
-                let up = matches!(event, Inbound::Up { .. });
-                self.take(event);
-                if done(up, self) {
-                    return;
-                }
+        let began = Instant::now();
+        let mut last_word = began;
+        let last_moment = began + PATIENCE;
+        while let Ok(event) =
+            timeout_at(last_moment.min(last_word + SILENCE), self.inbox.recv()).await
+        {
+            let event = event.expect("the link is open");
+            let up = matches!(event, Inbound::Up { .. });
+            if matches!(&event, Inbound::Message(message) if message.topic.contains("/resp/")) {
+                last_word = Instant::now();
             }
-        };
-        if tokio::time::timeout(patience(), wait).await.is_err() {
-            let open: Vec<_> = self
-                .answers
-                .iter()
-                .filter(|(_, answer)| answer.end().is_none())
-                .collect();
-            panic!(
-                "waited {:?} for: {what}; faults {:?}; open answers {open:#?}",
-                patience(),
-                self.faults
-            );
+            self.take(event);
+            if done(up, self) {
+                return;
+            }
         }
+        let answers = self.answers.iter();
+        let open = Vec::from_iter(answers.filter(|(_, answer)| answer.end().is_none()));
+        panic!(
+            "waited {:?} for: {what}, the last {:?} without a word of an answer; faults {:?}; open answers {open:#?}",
+            began.elapsed(),
+            last_word.elapsed(),
+            self.faults
+        );
     }
 
     /// Takes what comes for this long: to show that nothing more does.
     pub async fn listen(&mut self, time: Duration) {
-        let end = tokio::time::Instant::now() + time;
-        while let Ok(Some(event)) = tokio::time::timeout_at(end, self.inbox.recv()).await {
+        let end = Instant::now() + time;
+        while let Ok(Some(event)) = timeout_at(end, self.inbox.recv()).await {
             self.take(event);
         }
     }

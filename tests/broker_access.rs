@@ -16,6 +16,8 @@ use orinoco::link::{self, Credentials, Inbound, Inbox, Link, LinkConfig, Props, 
 use orinoco::users;
 
 const REQUESTS: &str = "orinoco/v1/node/req/#";
+/// What is promised of users that come and go.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 fn credentials(user: &str, password: &str) -> Option<Credentials> {
     Some(Credentials {
@@ -71,8 +73,8 @@ async fn connected(broker: &Embedded, user: &str, filters: &[&str]) -> (Link, In
     (link, inbox)
 }
 
-/// Publishes, and waits for the broker's verdict.
-async fn accepted(link: &Link, inbox: &mut Inbox, publish: Publish) -> bool {
+/// Publishes, and waits for the broker's verdict: whether it takes it; none where it ended the connection.
+async fn verdict(link: &Link, inbox: &mut Inbox, publish: Publish) -> Option<bool> {
     link.try_publish(Publish {
         token: Some(77),
         ..publish
@@ -80,13 +82,19 @@ async fn accepted(link: &Link, inbox: &mut Inbox, publish: Publish) -> bool {
     .unwrap();
     loop {
         match next(inbox).await {
-            Inbound::Delivered { token: 77 } => return true,
+            Inbound::Delivered { token: 77 } => return Some(true),
             Inbound::Undelivered {
                 token: Some(77), ..
-            } => return false,
+            } => return Some(false),
+            Inbound::Down { .. } => return None,
             _ => {}
         }
     }
+}
+
+async fn accepted(link: &Link, inbox: &mut Inbox, publish: Publish) -> bool {
+    let verdict = verdict(link, inbox, publish).await;
+    verdict.expect("the connection lasts")
 }
 
 #[tokio::test]
@@ -110,13 +118,15 @@ async fn clients_without_credentials_are_local_until_the_first_user() {
 
     users::add(&broker.users, "ann", "ann", None).unwrap();
     let added = Instant::now();
-    while accepted(&link, &mut inbox, request.clone()).await {
+    loop {
+        // What is asked later than that is refused, however long the machine pauses meanwhile.
+        let asked = added.elapsed();
+        if verdict(&link, &mut inbox, request.clone()).await != Some(true) {
+            break;
+        }
         let got = received(&mut requests).await;
         daemon.try_ack(got.ack).unwrap();
-        assert!(
-            added.elapsed() < Duration::from_secs(1),
-            "the broker has not seen the user"
-        );
+        assert!(asked < SEEN_WITHIN, "the broker has not seen the user");
     }
     assert!(nothing_received(&mut requests).await);
     let reason = refusal(LinkConfig {
@@ -134,29 +144,20 @@ async fn a_user_added_and_removed_while_the_broker_runs_comes_and_goes_within_a_
     assert!(refusal(cat("before")).await.contains("BadUserNamePassword"));
 
     users::add(&broker.users, "cat", "cat", None).unwrap();
-    let soon = Duration::from_millis(10);
-    let config = LinkConfig {
-        backoff_min: soon,
-        backoff_max: soon,
-        ..cat("after")
-    };
-    let added = Instant::now();
-    let (link, mut inbox) = link::spawn(config);
-    up(&mut inbox).await;
-    assert!(
-        added.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        added.elapsed()
-    );
+    // CONNECT looks at the file itself: the first attempt is let in.
+    let (link, mut inbox) = link::spawn(cat("after"));
+    let first = next(&mut inbox).await;
+    assert!(matches!(first, Inbound::Up { .. }), "{first:?}");
 
     users::remove(&broker.users, "cat").unwrap();
     let removed = Instant::now();
     let request = message("orinoco/v1/node/req/cat/chat/1", "hello");
-    while accepted(&link, &mut inbox, request.clone()).await {
-        assert!(
-            removed.elapsed() < Duration::from_secs(1),
-            "the broker has not seen the removal"
-        );
+    loop {
+        let asked = removed.elapsed();
+        if verdict(&link, &mut inbox, request.clone()).await != Some(true) {
+            break;
+        }
+        assert!(asked < SEEN_WITHIN, "the broker has not seen the removal");
     }
 }
 
@@ -358,7 +359,7 @@ async fn a_will_reaches_no_further_than_its_user() {
 
 #[tokio::test]
 async fn a_flood_is_refused_and_the_daemon_is_spared() {
-    let broker = Embedded::start_with(|config| config.message_rate_max = 50).await;
+    let broker = Embedded::start_with(|config| config.message_rate_max = 10).await;
     users::add(&broker.users, "ann", "ann", None).unwrap();
     let (daemon, _requests) = daemon(&broker).await;
     let (ann, mut anns) = connected(&broker, "ann", &["orinoco/v1/resp/ann/#"]).await;
@@ -374,7 +375,7 @@ async fn a_flood_is_refused_and_the_daemon_is_spared() {
     for _ in 0..200 {
         n_refused += usize::from(matches!(next(&mut anns).await, Inbound::Undelivered { .. }));
     }
-    assert!((1..=150).contains(&n_refused), "{n_refused}");
+    assert!((1..=190).contains(&n_refused), "{n_refused}");
     for number in 0..200 {
         daemon
             .publish(message("orinoco/v1/resp/ann/1", number.to_string()))

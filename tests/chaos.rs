@@ -125,10 +125,12 @@ async fn every_prompt_ends_once_on_a_bad_network() {
     let mut client = Client::connect(broker.port(), site.node, "local", None).await;
     client.until_mode(Mode::Serving).await;
     client.until_status("online").await;
-    let asked = Instant::now();
     client.ask("chat", "last", "!count !tokens 20").await;
     client.until_ended(&["last".to_owned()]).await;
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(
+        client.queued["last"], 0,
+        "nothing is left that it waits for"
+    );
     // Beside us: the proxy that its last words go through is in this runtime.
     let stopped = tokio::task::spawn_blocking(|| daemon.stop()).await;
     assert_eq!(stopped.unwrap(), 0);
@@ -164,9 +166,10 @@ async fn two_daemons_with_one_name_do_not_fight_and_one_says_so() {
         let logs = sites.each_ref().map(Site::log);
         logs.map(|log| log.matches("broker connected session_present").count())
     };
-    let before = connections();
     client.ask("chat", "t1", "!count !tokens 20").await;
     client.until_ended(&["t1".to_owned()]).await;
+    let before = connections();
+    assert!(before.iter().sum::<usize>() >= 2, "{before:?}");
     client.listen(Duration::from_secs(2)).await;
     assert_eq!(connections(), before);
     assert_eq!(client.faults, Vec::<String>::new());
@@ -178,10 +181,17 @@ async fn a_node_that_lost_its_session_to_another_says_so_in_its_state() {
     let site = Site::with_broker_on(broker.port(), Engine::Scripted);
     let _daemon = site.start();
     let mut client = Client::connect(broker.port(), "n1", "local", None).await;
-    // The first time may be a restart of the broker.
-    for _ in 0..2 {
-        client.until_mode(Mode::Serving).await;
-        client.documents.clear();
+    client.until_mode(Mode::Serving).await;
+    // The first time may be a restart of the broker; and one that comes before it is back is none.
+    for n in 1..=3 {
+        let connections = || {
+            site.log()
+                .matches("broker connected session_present")
+                .count()
+        };
+        while connections() < n {
+            sleep(Duration::from_millis(50)).await;
+        }
         take_session(broker.port(), DAEMON_ID).await;
     }
     let told = |_: bool, client: &Client| {
@@ -482,7 +492,7 @@ impl Weather<'_> {
                     sleep(Duration::from_millis(5)).await;
                 }
             };
-            timeout(Duration::from_secs(5), again).await.unwrap();
+            timeout(Duration::from_secs(60), again).await.unwrap();
             sleep(2 * held).await;
         } else if is_silent && waits {
             // Keep-alive and stall limit, and a margin: noticed, or it is a wedge.

@@ -95,11 +95,11 @@ fn publish_20(link: &Link) {
 
 // A connection is lost, and the broker has no session any more.
 
-async fn lose_session_after(broker: &ScriptedBroker, n_seen: usize) -> Vec<String> {
+async fn lose_session_after(broker: &ScriptedBroker, n_seen: usize, n_after: usize) -> Vec<String> {
     let mut first = broker.accept(false).await;
     first.publishes(n_seen).await;
     drop(first);
-    broker.accept(false).await.drain(QUIET).await
+    broker.accept(false).await.drain(n_after, QUIET).await
 }
 
 #[tokio::test]
@@ -112,7 +112,10 @@ async fn raw_forgets_queued_messages_with_the_session() {
             .unwrap();
     }
     let _polling = poll_raw(event_loop);
-    assert_eq!(lose_session_after(&broker, 3).await, Vec::<String>::new());
+    assert_eq!(
+        lose_session_after(&broker, 3, 0).await,
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test]
@@ -144,7 +147,7 @@ async fn queued_messages_survive_a_lost_session_in_order() {
     let broker = ScriptedBroker::start().await;
     let (link, _inbox) = link::spawn(config(broker.port()));
     publish_20(&link);
-    assert_eq!(lose_session_after(&broker, 3).await, numbers(20));
+    assert_eq!(lose_session_after(&broker, 3, 20).await, numbers(20));
 }
 
 #[tokio::test]
@@ -155,7 +158,7 @@ async fn queued_messages_survive_a_lost_session_with_a_small_window() {
         ..config(broker.port())
     });
     publish_20(&link);
-    assert_eq!(lose_session_after(&broker, 2).await, numbers(20));
+    assert_eq!(lose_session_after(&broker, 2, 20).await, numbers(20));
 }
 
 #[tokio::test]
@@ -233,19 +236,20 @@ async fn no_more_messages_are_in_flight_than_the_broker_takes() {
         "the oldest is still out"
     );
     peer.puback(sent[0].1, 0).await;
-    assert_eq!(peer.drain(QUIET).await, numbers(20)[4..]);
+    assert_eq!(peer.drain(16, QUIET).await, numbers(20)[4..]);
 }
 
 // Packet ids collide, then the session is lost.
 
-async fn collide_then_count(broker: &ScriptedBroker) -> usize {
+async fn collide_then_count(broker: &ScriptedBroker, n_after: usize) -> usize {
     // Of two in flight, the second is acknowledged: the next id is that of the first.
     let mut first = broker.accept(false).await;
     let sent = first.publishes(2).await;
     first.puback(sent[1].1, 0).await;
     let _ = timeout(QUIET, first.next_publish()).await;
     drop(first);
-    broker.accept(false).await.drain(QUIET).await.len()
+    let mut second = broker.accept(false).await;
+    second.drain(n_after, QUIET).await.len()
 }
 
 #[tokio::test]
@@ -264,7 +268,7 @@ async fn raw_sends_nothing_any_more_after_a_collision() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    assert_eq!(collide_then_count(&broker).await, 0);
+    assert_eq!(collide_then_count(&broker, 0).await, 0);
     publisher.abort();
 }
 
@@ -277,7 +281,7 @@ async fn acknowledgements_out_of_order_wedge_nothing() {
     });
     publish_20(&link);
     // All but the one that was acknowledged.
-    assert_eq!(collide_then_count(&broker).await, 19);
+    assert_eq!(collide_then_count(&broker, 19).await, 19);
 }
 
 // The peer stops reading.
@@ -311,7 +315,7 @@ async fn raw_waits_for_ever_for_a_peer_that_stopped_reading() {
 #[tokio::test]
 async fn a_peer_that_stopped_reading_is_left() {
     let broker = ScriptedBroker::start().await;
-    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let (link, mut inbox) = link::spawn(client::impatient(broker.port(), "link"));
     let _stalled = broker.accept(false).await;
     up(&mut inbox).await;
     let publisher = tokio::spawn(async move {
@@ -333,7 +337,7 @@ async fn a_peer_that_stopped_reading_is_left() {
 #[tokio::test]
 async fn a_broker_that_does_not_acknowledge_is_left_and_gets_the_message_again() {
     let broker = ScriptedBroker::start().await;
-    let (link, mut inbox) = link::spawn(config(broker.port()));
+    let (link, mut inbox) = link::spawn(client::impatient(broker.port(), "link"));
     link.try_publish(message("once more")).unwrap();
     let mut first = broker.accept(false).await;
     first.publishes(1).await;
@@ -521,19 +525,13 @@ async fn a_broker_that_answers_no_ping_is_left_after_keep_alive_and_stall() {
     let keep_alive = Duration::from_secs(5);
     let (_link, mut inbox) = link::spawn(LinkConfig {
         keep_alive,
-        ..config(broker.port())
+        ..client::impatient(broker.port(), "link")
     });
     let _silent = broker.accept(false).await;
     up(&mut inbox).await;
-    let since = Instant::now();
     let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
-    assert!(reason.contains("ping"), "{reason}");
-    // rumqttc alone would take two keep-alives.
-    assert!(
-        since.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        since.elapsed()
-    );
+    // By one of the link's watches: rumqttc alone would take two keep-alives, and says something else.
+    assert!(reason.ends_with("for 500ms"), "{reason}");
 }
 
 // Memory.

@@ -9,14 +9,14 @@ mod scripted_broker;
 
 use std::time::Duration;
 
-use client::{LIMIT, QUIET, config, message, received, up, wait_for};
+use client::{LIMIT, QUIET, config, impatient, message, received, up, wait_for};
 use orinoco::link::{
     self, AckError, CloseError, Inbound, LinkConfig, Props, Publish, PublishError,
 };
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use scripted_broker::{Peer, Received, ScriptedBroker};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 fn with_token(payload: &str, token: u64) -> Publish {
     Publish {
@@ -153,10 +153,17 @@ async fn what_a_kept_session_sends_at_once_comes_after_up() {
 
 /// A link with a plain filter and a switched one, connected.
 async fn with_switched(broker: &ScriptedBroker) -> (link::Link, link::Inbox, Peer) {
+    with_switched_as(broker, config(broker.port(), "member")).await
+}
+
+async fn with_switched_as(
+    broker: &ScriptedBroker,
+    config: LinkConfig,
+) -> (link::Link, link::Inbox, Peer) {
     let (link, mut inbox) = link::spawn(LinkConfig {
         subscriptions: vec!["plain".into()],
         switched: vec!["$share/g/t".into()],
-        ..config(broker.port(), "member")
+        ..config
     });
     let peer = confirmed(broker).await;
     up(&mut inbox).await;
@@ -266,7 +273,8 @@ async fn a_refused_switched_filter_is_reported_and_counts_as_off() {
 #[tokio::test]
 async fn a_broker_that_does_not_confirm_a_change_is_left() {
     let broker = ScriptedBroker::start().await;
-    let (link, mut inbox, mut peer) = with_switched(&broker).await;
+    let config = impatient(broker.port(), "member");
+    let (link, mut inbox, mut peer) = with_switched_as(&broker, config).await;
     link.listen(true);
     subscribe(&mut peer).await;
     let reason = wait_for!(&mut inbox, Inbound::Down { reason, .. } => reason);
@@ -295,14 +303,16 @@ async fn a_takeover_is_reported_and_not_fought() {
         backoff_max,
         ..config(broker.port(), "link")
     });
+    let mut peer = broker.accept(false).await;
     for _ in 0..2 {
-        let mut peer = broker.accept(false).await;
         up(&mut inbox).await;
+        let since = Instant::now();
         peer.disconnect(0x8e).await;
         let taken_over = wait_for!(&mut inbox, Inbound::Down { taken_over, .. } => taken_over);
         assert!(taken_over);
         // Not after backoff_min, 10 ms.
-        assert!(broker.nobody_for(backoff_max / 2).await);
+        peer = broker.accept(false).await;
+        assert!(since.elapsed() >= backoff_max / 2, "{:?}", since.elapsed());
     }
 }
 
@@ -332,13 +342,16 @@ async fn a_takeover_that_rumqttc_does_not_see_is_recognised_by_its_repetition() 
         ..config(broker.port(), "link")
     });
     broker.accept(false).await.disconnect_in_short(0x8e).await;
-    broker.accept(false).await.disconnect_in_short(0x8e).await;
+    let second = broker.accept(false).await;
+    let since = Instant::now();
+    second.disconnect_in_short(0x8e).await;
     let first = wait_for!(&mut inbox, Inbound::Down { taken_over, .. } => taken_over);
     let (second, reason) =
         wait_for!(&mut inbox, Inbound::Down { taken_over, reason } => (taken_over, reason));
     assert_eq!((first, second), (false, true), "{reason}");
     assert!(reason.contains("client id \"link\""), "{reason}");
-    assert!(broker.nobody_for(backoff_max / 2).await);
+    broker.accept(false).await;
+    assert!(since.elapsed() >= backoff_max / 2, "{:?}", since.elapsed());
 }
 
 // Acknowledgements of messages.

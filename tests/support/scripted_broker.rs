@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 /// Longest wait for the client.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits for connections.
 pub struct ScriptedBroker {
@@ -144,16 +144,19 @@ impl Peer {
         found
     }
 
-    /// Reads and acknowledges publishes until none comes for `quiet`; their payloads.
-    pub async fn drain(&mut self, quiet: Duration) -> Vec<String> {
+    /// Reads and acknowledges `n` publishes, and what else comes before it is quiet; their payloads.
+    pub async fn drain(&mut self, n: usize, quiet: Duration) -> Vec<String> {
         let mut found = Vec::new();
-        while let Ok(Some((payload, id, _))) = timeout(quiet, self.next_publish()).await {
+        loop {
+            let limit = if found.len() < n { LIMIT } else { quiet };
+            let Ok(Some((payload, id, _))) = timeout(limit, self.next_publish()).await else {
+                return found;
+            };
             found.push(payload);
             if id != 0 {
                 self.puback(id, 0).await;
             }
         }
-        found
     }
 
     /// Reads until the packet comes.

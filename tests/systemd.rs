@@ -75,6 +75,7 @@ async fn fifty_stored_jobs_and_a_load_of_thrice_the_watchdog_miss_no_beat() {
         client.ask("chat", id, "!count !tokens 40").await;
     }
     client.until_accepted(&ids).await;
+    drop(client);
     daemon.power_cut();
 
     hook_model(&site, "!load-ms 6000");
@@ -104,7 +105,7 @@ async fn a_stopped_worker_is_replaced_and_systemd_hears_that_all_is_well() {
     client.until_mode(Mode::Serving).await;
     let ids = ids(4);
     for id in &ids {
-        client.ask("chat", id, "!count !tokens 200 !step 4").await;
+        client.ask("chat", id, "!count !tokens 200 !step 30").await;
     }
     client.until_text("s0").await;
     let stopped = daemon.child_named("orinoco-engine").unwrap();
@@ -147,7 +148,7 @@ async fn a_hung_loop_is_not_fed_and_what_systemd_then_does_loses_no_job() {
     systemd.until_silent();
     signal(daemon.pid(), Signal::SIGABRT);
     daemon.wait();
-    drop(unread);
+    drop((client, unread));
     let systemd = Manager::new(site.dir.path(), Some(WATCHDOG));
     let daemon = site.start_with(|command| systemd.wrap(command));
     let mut client = Client::connect(daemon.port, site.node, LOCAL, None).await;
@@ -175,7 +176,7 @@ async fn the_end_is_told_comes_in_time_and_loses_no_stream() {
     client.until_mode(Mode::Serving).await;
     let ids = ids(8);
     for id in &ids {
-        client.ask("chat", id, "!count !tokens 500 !step 5").await;
+        client.ask("chat", id, "!count !tokens 500 !step 20").await;
     }
     client
         .until("text of all", |_, client| {
@@ -189,10 +190,6 @@ async fn the_end_is_told_comes_in_time_and_loses_no_stream() {
     let usec = systemd.until("EXTEND_TIMEOUT_USEC=").line;
     let usec: u64 = usec.split_once('=').unwrap().1.parse().unwrap();
     assert!(from.elapsed() < Duration::from_micros(usec), "{usec} µs");
-    assert!(
-        from.elapsed() < Duration::from_secs(6),
-        "drain and a little"
-    );
     client.until_status("offline").await;
 
     let _daemon = site.start_with(|command| systemd.wrap(command));
@@ -211,11 +208,13 @@ async fn stop(daemon: Daemon) -> i32 {
 #[tokio::test]
 async fn the_children_have_nothing_that_systemd_gave_to_the_daemon() {
     let site = Site::with_own_broker(Engine::Scripted);
-    let systemd = Manager::new(site.dir.path(), Some(WATCHDOG));
+    let mut systemd = Manager::new(site.dir.path(), Some(WATCHDOG));
     let daemon = site.start_with(|command| {
         systemd.wrap(command);
         command.env("CREDENTIALS_DIRECTORY", site.dir.path());
     });
+    // Whoever plans a model is gone by then.
+    systemd.until("STATUS=broker connected; serving");
     let environment = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     assert!(environment(daemon.pid()).contains("NOTIFY_SOCKET="));
     let command = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,13 @@ pub struct Manager {
     pub told: Vec<Told>,
     socket: UnixDatagram,
     reader: Option<JoinHandle<()>>,
+    /// When this machine let somebody run who asks to be woken each [`TICK`].
+    ticks: Arc<Mutex<Vec<Instant>>>,
 }
+
+const TICK: Duration = Duration::from_millis(20);
+/// Ticks that are this far apart are a machine that stood still.
+const STANDSTILL: Duration = TICK.saturating_mul(5);
 
 impl Manager {
     /// `watchdog` is what WatchdogSec= would be.
@@ -52,9 +58,20 @@ impl Manager {
                 }
             }
         });
+        let ticks = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::downgrade(&ticks);
+        std::thread::spawn(move || {
+            while let Some(ticks) = kept.upgrade() {
+                ticks.lock().expect("no panic").push(Instant::now());
+                drop(ticks);
+                #[expect(clippy::disallowed_methods, reason = "it measures the machine")]
+                std::thread::sleep(TICK);
+            }
+        });
         Self {
             path,
             watchdog,
+            ticks,
             incoming,
             told: Vec::new(),
             socket,
@@ -107,7 +124,7 @@ impl Manager {
         self.told.iter().map(|told| told.line.clone()).collect()
     }
 
-    /// The longest time without WATCHDOG=1, from READY=1 until now.
+    /// The longest time without WATCHDOG=1, from READY=1 until now; less what nobody ran in, which is nobody's silence.
     pub fn longest_silence(&mut self) -> Duration {
         self.lines();
         let ready = self.until("READY=1").at;
@@ -115,7 +132,18 @@ impl Manager {
         let fed = self.told.iter().filter(|told| told.line == "WATCHDOG=1");
         marks.extend(fed.map(|told| told.at));
         marks.push(Instant::now());
-        let gaps = marks.windows(2).map(|pair| pair[1] - pair[0]);
+        let ticks = self.ticks.lock().expect("no panic");
+        let stood_still = |from: Instant, to: Instant| -> Duration {
+            let pairs = ticks.windows(2).map(|pair| {
+                let (from, to) = (pair[0].max(from), pair[1].min(to));
+                to.saturating_duration_since(from)
+            });
+            pairs.map(|time| time.saturating_sub(STANDSTILL)).sum()
+        };
+        let gaps = marks.windows(2).map(|pair| {
+            let gap = pair[1] - pair[0];
+            gap.saturating_sub(stood_still(pair[0], pair[1]))
+        });
         gaps.max().expect("two marks")
     }
 

@@ -221,7 +221,7 @@ fn a_server_that_drips_metadata_is_given_up() {
     let refused = client.refresh(&mut source, now()).unwrap_err();
     assert_eq!(refused.reason(), Reason::Stalled, "{refused}");
     assert!(
-        began.elapsed() < Duration::from_secs(20),
+        began.elapsed() < Duration::from_secs(40),
         "{:?}",
         began.elapsed()
     );

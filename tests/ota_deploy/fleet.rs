@@ -203,6 +203,21 @@ async fn of_wishes_and_commands_that_race_one_release_is_in_service_and_it_is_th
         let topic = format!("orinoco/v1/n1/cmd/ota/c{seq}");
         other.publish_retained(topic, install.into()).await;
     }
+    // The last wish comes after all of them: each command has its answer.
+    let topic = "orinoco/v1/n1/cmd/ota/+";
+    let mut answers = Client::watch(device.broker.port(), topic).await;
+    let has_answer = |client: &Client, ticket: &str| {
+        let answer = client.documents.get(ticket);
+        let answer = answer.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        answer.is_some_and(|answer: serde_json::Value| answer["status"] != "init")
+    };
+    answers
+        .until("an answer to each", |_, client| {
+            ["c1", "c2", "c3", "c4"]
+                .iter()
+                .all(|ticket| has_answer(client, ticket))
+        })
+        .await;
     // A wish that was overtaken on its way counts for nothing.
     desire(&mut device.client, 2, "d-late", 1).await;
     desire(&mut device.client, 9, "d-last", 2).await;

@@ -7,7 +7,6 @@ use orinoco::link::{self, Inbound, LinkConfig};
 use orinoco::ota::deploy::State;
 use orinoco::ota::state::Phase;
 use orinoco::wire::report::Mode;
-use tokio::time::Instant;
 
 use super::support::broker::Mosquitto;
 use super::support::daemon::{Daemon, Engine, Site, beside_orinoco, free_port, models_dir, poll};
@@ -247,14 +246,19 @@ pub(crate) fn active(state: &State) -> Option<(u64, &str)> {
     Some((line.active.release_seq, line.active.model.as_str()))
 }
 
-/// A message to a user.
+/// A message to a user, or what the node said of its deployment.
 pub(crate) struct Said {
-    pub(crate) at: Instant,
     pub(crate) id: String,
     pub(crate) payload: String,
 }
 
 impl Said {
+    /// Where the deployment is.
+    pub(crate) fn phase(&self) -> Option<Phase> {
+        let state: State = serde_json::from_str(&self.payload).ok()?;
+        state.state.filter(|_| self.id == "state")
+    }
+
     /// It says that its stream is parked.
     pub(crate) fn is_parked(&self) -> bool {
         self.payload.contains("\"parked\":{")
@@ -272,10 +276,11 @@ pub(crate) fn told_once_that_it_waits(heard: &[Said]) {
     assert!(parked["eta_ms"].as_u64().unwrap() > 0);
 }
 
-/// All messages to users as they come, until the answer to `over` begins.
+/// All messages to users, and what is said of deployments, as they come, until the answer to `over` begins.
 pub(crate) async fn overhear(port: u16) -> tokio::task::JoinHandle<Vec<Said>> {
     let mut config = LinkConfig::new("127.0.0.1", port, "overhears");
-    config.subscriptions = vec!["orinoco/v1/resp/#".into()];
+    // By one connection, so in the order in which the node said it.
+    config.subscriptions = vec!["orinoco/v1/resp/#".into(), "orinoco/v1/n1/ota/state".into()];
     let (link, mut inbox) = link::spawn(config);
     let (up, is_up) = tokio::sync::oneshot::channel();
     let mut up = Some(up);
@@ -287,7 +292,6 @@ pub(crate) async fn overhear(port: u16) -> tokio::task::JoinHandle<Vec<Said>> {
                 Inbound::Message(message) => {
                     let (_, id) = message.topic.rsplit_once('/').unwrap();
                     let said = Said {
-                        at: Instant::now(),
                         id: id.to_owned(),
                         payload: String::from_utf8_lossy(&message.payload).into_owned(),
                     };
@@ -439,6 +443,31 @@ impl Device {
     /// The same, where it has to succeed.
     pub(crate) async fn takes(&mut self, seq: u64, deployment: &str, release_seq: u64) -> State {
         let state = self.deploy(seq, deployment, release_seq).await;
+        assert_eq!(
+            (state.state, state.reason),
+            (Some(Phase::Committed), None),
+            "{state:?}\n{}",
+            self.site.log()
+        );
+        state
+    }
+
+    /// The fleet wishes for a release; all of it is here and waits.
+    pub(crate) async fn stages(&mut self, seq: u64, deployment: &str, release_seq: u64) {
+        let wish = serde_json::json!({
+            "desired_seq": seq, "deployment": deployment, "line": "assistant",
+            "release_seq": release_seq, "when": "staged-only",
+        });
+        self.wish(&wish).await;
+        let waits = |state: &State| state.state == Some(Phase::Waiting);
+        self.watcher.until("all of it", waits).await;
+    }
+
+    /// What was staged goes into service.
+    pub(crate) async fn activates(&mut self, deployment: &str) -> State {
+        let answer = self.order("c1", "activate").await;
+        assert_eq!(answer["status"], "successful", "{answer}");
+        let state = self.watcher.until_over(deployment).await;
         assert_eq!(
             (state.state, state.reason),
             (Some(Phase::Committed), None),

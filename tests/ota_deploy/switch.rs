@@ -79,12 +79,13 @@ async fn streams_go_on_beside_an_update_that_memory_has_room_for() {
     let heard = overhear(device.broker.port()).await;
 
     // 1200 less 600 that are mapped less 256: 344, and 292 are needed. Nobody waits.
-    stream(&mut device.client, "beside", 600).await;
-    let state = device.takes(1, "d-1", 1).await;
+    device.stages(1, "d-1", 1).await;
+    stream(&mut device.client, "beside", 1000).await;
+    let state = device.activates("d-1").await;
     assert_eq!(active(&state), Some((1, "smol-1")));
     assert_eq!(state.installed_version.as_deref(), Some("smol-1"));
     device.client.until_ended(&["beside".into()]).await;
-    is_whole(&device.client, "beside", 600);
+    is_whole(&device.client, "beside", 1000);
 
     // Requests name the line, whichever release serves.
     let body = r#"{"model":"assistant","messages":[{"role":"user","content":"hi !tokens 2"}]}"#;
@@ -103,8 +104,9 @@ async fn where_memory_does_not_hold_both_streams_are_parked_with_an_eta_and_go_o
     // 1100 less 600 less 256: 244, and 292 are needed. After the old one there is room.
     device.board.set_memory(8192, 1100);
     let heard = overhear(device.broker.port()).await;
+    device.stages(1, "d-1", 1).await;
     stream(&mut device.client, "waits", 1000).await;
-    device.takes(1, "d-1", 1).await;
+    device.activates("d-1").await;
     device.client.until_ended(&["waits".into()]).await;
     is_whole(&device.client, "waits", 1000);
     device.ask("chat", "over", "bye !tokens 3").await;
@@ -148,8 +150,8 @@ async fn a_release_that_fails_or_crashes_goes_back_by_itself_and_tells_why() {
 #[tokio::test]
 async fn a_trial_beside_a_worker_that_dies_is_called_off_and_can_be_had_again() {
     let mut publisher = Publisher::new();
-    // Answered after three seconds, in which the other worker can die.
-    let slow = ["Paris !step 100 !tokens 30", "(?i)paris"];
+    // Answered after nine seconds, in which the other worker can die.
+    let slow = ["Paris !step 300 !tokens 30", "(?i)paris"];
     publisher.release(SMOL, "smol-1", slow, "{}");
     publisher.serve();
     let mut device = Device::of(&publisher).await;
@@ -182,6 +184,7 @@ async fn an_operator_rolls_back_with_the_network_gone_and_asks_by_command() {
         device.takes(seq, id, seq).await;
     }
     publisher.vanish();
+    device.until_serves("gemma-2").await;
     let answer = device.order("c1", "rollback").await;
     assert_eq!(answer["status"], "successful", "{answer}");
     let is_back = |state: &_| active(state) == Some((1, "smol-1"));

@@ -35,7 +35,7 @@ fn a_mirror_that_fails_once_in_any_way_costs_one_piece() {
         let mirror = site.mirror();
         mirror.behave_once(Way::Honest);
         mirror.behave_once(way.clone());
-        let blob = site.bring(&mut [at(&mirror.address())]);
+        let blob = site.bring(&mut [at_for(&way, &mirror.address())]);
         site.assert_whole(&blob.unwrap_or_else(|error| panic!("{way:?}: {error}")));
         let twice = mirror.sent_bytes() - site.bytes.len() as u64;
         assert!(twice <= u64::from(PIECE), "{way:?}: {twice} bytes in vain");
@@ -102,7 +102,9 @@ fn a_mirror_that_never_delivers_is_given_up_with_the_reason() {
         let site = Site::new();
         let mirror = site.mirror();
         mirror.behave(way.clone());
-        let error = site.bring(&mut [at(&mirror.address())]).unwrap_err();
+        let error = site
+            .bring(&mut [at_for(&way, &mirror.address())])
+            .unwrap_err();
         assert_eq!(error.reason(), reason, "{way:?}: {error}");
         assert!(error.to_string().contains(words), "{way:?}: {error}");
         assert_eq!(mirror.requests().len(), 3, "{way:?}");
@@ -295,6 +297,7 @@ fn metadata_is_whole_or_absent_or_an_error_and_never_longer_than_its_limit() {
         (Way::Hangup, Fault::Unreachable),
     ] {
         mirror.behave(way.clone());
+        let mut source = at_for(&way, &mirror.address());
         match source.get(file, 6000) {
             // Without a length, an end is an end; what is signed says whether it is whole.
             Ok(Some(bytes)) => assert!(way == Way::EndAfter(0) && bytes.is_empty(), "{way:?}"),

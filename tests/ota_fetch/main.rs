@@ -156,16 +156,28 @@ pub fn impatient() -> FetchConfig {
     }
 }
 
-pub fn terms() -> Terms {
+/// Nobody is silent for so long, on a machine that stands still either.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn terms(stall_timeout: Duration) -> Terms {
     Terms {
-        connect_timeout: Duration::from_secs(5),
-        stall_timeout: Duration::from_millis(300),
+        connect_timeout: PATIENCE,
+        stall_timeout,
         ca_file: None,
     }
 }
 
 pub fn at(address: &str) -> Source {
-    Source::at(address, &terms()).unwrap()
+    Source::at(address, &terms(PATIENCE)).unwrap()
+}
+
+/// For servers that fall silent in the play.
+pub fn at_for(way: &mirror::Way, address: &str) -> Source {
+    use mirror::Way::{Drip, StallAfter};
+    match way {
+        StallAfter(_) | Drip(_) => Source::at(address, &terms(Duration::from_secs(2))).unwrap(),
+        _ => at(address),
+    }
 }
 
 pub fn at_dir(dir: &Path) -> Source {

@@ -97,7 +97,7 @@ struct State {
 }
 
 /// Longest that anybody waits here.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 impl Mirror {
     pub fn of(dir: &Path) -> Self {

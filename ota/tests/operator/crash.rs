@@ -283,6 +283,8 @@ fn publish(repository: &Repository, dir: &Path, seq: u8, change: impl FnOnce(&mu
 struct Stage {
     dir: tempfile::TempDir,
     repo: PathBuf,
+    /// Held: a process that another test is just starting has a copy of its lock for a moment.
+    repository: Repository,
     /// Release 1 is in service, and release 3 was published since; for [`Play::Back`] release 3 is in service.
     before: PathBuf,
 }
@@ -299,7 +301,12 @@ impl Stage {
         if play == Play::Back {
             live(device(Play::Forward), want("d-3", 3), "d-3");
         }
-        Self { dir, repo, before }
+        Self {
+            dir,
+            repo,
+            repository,
+            before,
+        }
     }
 
     /// Dies at `place`, starts again, and comes to the end of the play.
@@ -452,10 +459,9 @@ fn a_device_that_dies_at_any_place_of_a_rollback_without_a_network_has_the_relea
 #[test]
 fn a_release_that_was_staged_by_a_newer_orinoco_is_not_tried_by_an_older_one() {
     let stage = Stage::set(Play::Forward);
-    let repository = Repository::open(&stage.repo).unwrap();
     let manifest = stage.dir.path().join("tiny-4.json");
     fs::write(&manifest, r#"{"needs":{"min_engine_build":12000}}"#).unwrap();
-    publish(&repository, stage.dir.path(), 4, |intake| {
+    publish(&stage.repository, stage.dir.path(), 4, |intake| {
         intake.manifest = Some(manifest);
     });
     let of_build = |engine_build| Device {

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,19 @@ fn line() -> LineName {
     LineName::new("tiny").unwrap()
 }
 
+/// Below the ports that the kernel gives to whoever connects, so that none of them takes it meanwhile.
+fn free_port() -> u16 {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7919);
+    loop {
+        let call = begin.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + (call % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 struct Mosquitto {
     child: Child,
     port: u16,
@@ -40,9 +54,7 @@ struct Mosquitto {
 impl Mosquitto {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port();
         let conf = dir.path().join("conf");
         fs::write(
             &conf,
@@ -59,7 +71,7 @@ impl Mosquitto {
             .stderr(Stdio::null())
             .spawn()
             .expect("scripts/test.sh installs mosquitto");
-        let give_up = Instant::now() + Duration::from_secs(20);
+        let give_up = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < give_up, "mosquitto does not listen");
             std::thread::yield_now();

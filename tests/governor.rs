@@ -168,7 +168,7 @@ async fn an_order_is_followed_though_the_worker_that_serves_dies_while_the_other
     let site = Site::with_broker_on(broker.port(), Engine::Scripted);
     let models = site.dir.path().join("models");
     std::fs::create_dir(&models).unwrap();
-    for (name, load_ms) in [("quick", 0), ("slow", 1500)] {
+    for (name, load_ms) in [("quick", 0), ("slow", 6000)] {
         let hooks = format!("!load-ms {load_ms}\n");
         std::fs::write(models.join(format!("{name}.gguf")), hooks).unwrap();
     }
@@ -309,7 +309,7 @@ async fn memory_walks_the_ladder_down_and_up_and_streams_survive_every_step() {
     client.until_mode(Mode::Serving).await;
     let ids: Vec<String> = (0..4).map(|n| format!("s{n}")).collect();
     for id in &ids {
-        client.ask("chat", id, "!count !tokens 300 !step 12").await;
+        client.ask("chat", id, "!count !tokens 300 !step 40").await;
     }
     client.until_accepted(&ids).await;
 
@@ -360,10 +360,12 @@ async fn memory_walks_the_ladder_down_and_up_and_streams_survive_every_step() {
         meminfo.available(available);
         until_level(&mut client, level).await;
         client.until_mode(Mode::Serving).await;
+        let before = said(&client);
         client
             .until("the streams go on", |_, client| {
                 let now = said(client);
-                now.iter().zip(&before).all(|(now, before)| now > before)
+                let mut both = now.iter().zip(&before);
+                both.all(|(now, before)| *now == 300 || now > before)
             })
             .await;
         let late = format!("up{available}");
@@ -465,11 +467,11 @@ async fn a_stream_that_outgrows_a_smaller_context_waits_for_the_larger_one() {
     let mut client = Client::connect(daemon.port, site.node, "local", None).await;
     client.until_mode(Mode::Serving).await;
     // Some 4,100 of 8,192 tokens: beyond the half of it.
-    let prompt = format!("!count !tokens 300 !step 8 {}", "x".repeat(4080));
+    let prompt = format!("!count !tokens 300 !step 25 {}", "x".repeat(4080));
     let ids = ["long".to_owned(), "short".to_owned()];
     client.ask("chat", "long", &prompt).await;
     client
-        .ask("chat", "short", "!count !tokens 300 !step 8")
+        .ask("chat", "short", "!count !tokens 300 !step 25")
         .await;
     client
         .until("text of each", |_, client| {
@@ -564,10 +566,16 @@ async fn a_final_says_what_energy_the_request_took() {
     let daemon = site.start();
     let mut client = Client::connect(daemon.port, site.node, "local", None).await;
     client.until_mode(Mode::Serving).await;
-    client.ask("chat", "a", "!count !tokens 200 !step 5").await;
-    client.until_ended(&["a".to_owned()]).await;
-    let said: serde_json::Value =
-        serde_json::from_slice(client.finals["a"].first().unwrap()).unwrap();
+    // Of a request in which the machine stood still nothing is said: one of a few is measured whole.
+    let mut said = serde_json::Value::Null;
+    for id in (0..20).map(|n| format!("a{n}")) {
+        client.ask("chat", &id, "!count !tokens 200 !step 5").await;
+        client.until_ended(std::slice::from_ref(&id)).await;
+        said = serde_json::from_slice(client.finals[&id].first().unwrap()).unwrap();
+        if said["orinoco"]["energy_j"].is_number() {
+            break;
+        }
+    }
     let seconds = said["orinoco"]["total_ms"].as_f64().unwrap() / 1000.0;
     let joules = said["orinoco"]["energy_j"].as_f64().expect("energy_j");
     // Ten watts, for as long as it ran.

@@ -179,7 +179,7 @@ async fn a_node_that_stops_finishes_what_it_has_and_gets_nothing_more() {
 #[tokio::test]
 async fn a_node_killed_in_the_middle_loses_no_prompt_whether_it_returns_or_not() {
     let (_broker, mut a, _b, mut client) = pool_of_two().await;
-    let ids = ask(&mut client, "k", 4, "!count !tokens 300 !step 5").await;
+    let ids = ask(&mut client, "k", 4, "!count !tokens 300 !step 20").await;
     until(&mut client, "text of all", |client| {
         ids.iter().all(|id| client.answer(id).text().len() > 20)
     })
@@ -270,7 +270,7 @@ async fn a_person_asks_a_pool_from_a_terminal() {
 async fn a_person_is_told_when_another_node_takes_over() {
     let (broker, a, b, _client) = pool_of_two().await;
     let mut eye = Client::watch(broker.port(), "orinoco/v1/resp/#").await;
-    let args = ["--pool", POOL, "!count !tokens 400 !step 5"];
+    let args = ["--pool", POOL, "!count !tokens 400 !step 20"];
     let asking = orinoco_ask(broker.port(), &args);
     let kill = async {
         eye.until("some text", |_, eye| {

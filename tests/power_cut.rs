@@ -115,7 +115,7 @@ async fn an_orderly_stop_leaves_unfinished_jobs_for_the_next_start() {
         .ask("chat", "quick", "!count !tokens 20 !step 2")
         .await;
     client
-        .ask("chat", "slow", "!count !tokens 400 !step 10")
+        .ask("chat", "slow", "!count !tokens 400 !step 25")
         .await;
     client.until_accepted(&ids).await;
     assert_eq!(daemon.stop(), 0);

@@ -78,7 +78,7 @@ async fn an_alarm_takes_a_batch_requests_place_and_both_end_whole() {
     let site = site(Engine::Scripted, 1);
     let (_daemon, mut client) = serving(&site).await;
     let batch = serde_json::json!({"priority": "batch", "max_tokens": 300});
-    ask(&mut client, "long", "!count !step 10", batch).await;
+    ask(&mut client, "long", "!count !step 30", batch).await;
     until_text(&mut client, "long", 20).await;
     ask(
         &mut client,
@@ -144,7 +144,7 @@ async fn a_quiet_user_is_answered_at_once_beside_one_who_has_all_places() {
     let mut quiet = Client::connect(broker.port(), site.node, "quiet", None).await;
     let keys = || serde_json::json!({"max_tokens": 300});
     for id in ["long0", "long1", "long2"] {
-        ask(&mut busy, id, "!count !step 10", keys()).await;
+        ask(&mut busy, id, "!count !step 30", keys()).await;
     }
     until_text(&mut busy, "long1", 20).await;
     ask(
@@ -195,9 +195,13 @@ async fn what_cannot_be_in_time_is_refused_at_once_with_the_time_it_would_take()
     let (_daemon, mut client) = serving(&site).await;
     // Some 400 ms each: what requests take is known after the first.
     let prompt = "!count !tokens 40 !step 10";
+    let began = std::time::Instant::now();
     client.ask("chat", "first", prompt).await;
     client.until_ended(&ids(["first"])).await;
-    for id in ["r1", "r2", "r3"] {
+    let took_ms = began.elapsed().as_millis() as u64;
+    // One goes on until it is called off: the others are there when the next comes.
+    let long = "!count !tokens 500 !step 20";
+    for (id, prompt) in [("r1", long), ("r2", prompt), ("r3", prompt)] {
         client.ask("chat", id, prompt).await;
     }
     client.until_accepted(&ids(["r1", "r2", "r3"])).await;
@@ -212,7 +216,7 @@ async fn what_cannot_be_in_time_is_refused_at_once_with_the_time_it_would_take()
         &mut client,
         "early",
         prompt,
-        serde_json::json!({"deadline_ms": 30000}),
+        serde_json::json!({"deadline_ms": 600_000}),
     )
     .await;
     client.until_ended(&ids(["late"])).await;
@@ -220,8 +224,10 @@ async fn what_cannot_be_in_time_is_refused_at_once_with_the_time_it_would_take()
     let error = failure(&client, "late");
     assert_eq!(error.code, Code::DeadlineExceeded);
     let eta_ms = error.eta_ms.unwrap();
-    assert!((900..6000).contains(&eta_ms), "{eta_ms}");
+    let most_ms = 15 * took_ms.max(400);
+    assert!((900..most_ms).contains(&eta_ms), "{eta_ms} after {took_ms}");
     assert!(error.retry_after_ms.unwrap() >= eta_ms - 700);
+    client.cancel("r1").await;
     client.until_ended(&ids(["r1", "r2", "r3", "early"])).await;
     client.text("early");
 }
@@ -231,11 +237,15 @@ async fn a_deadline_that_passes_ends_a_waiting_and_a_running_request() {
     let site = site(Engine::Scripted, 1);
     let (_daemon, mut client) = serving(&site).await;
     let soon = |ms: u64| serde_json::json!({"deadline_ms": ms, "max_tokens": 4000});
-    ask(&mut client, "runs", "!count !step 5", soon(900)).await;
-    until_text(&mut client, "runs", 5).await;
+    let long = serde_json::json!({"max_tokens": 4000});
+    ask(&mut client, "long", "!count !step 5", long).await;
+    until_text(&mut client, "long", 5).await;
     ask(&mut client, "waits", "!count !step 5", soon(400)).await;
     client.until_ended(&ids(["waits"])).await;
-    assert!(!has_ended(&client, "runs"));
+    assert!(!has_ended(&client, "long"));
+    client.cancel("long").await;
+    client.until_ended(&ids(["long"])).await;
+    ask(&mut client, "runs", "!count !step 5", soon(900)).await;
     client.until_ended(&ids(["runs"])).await;
     for (id, words) in [
         ("waits", "while it waited"),
@@ -294,16 +304,20 @@ async fn who_waits_is_told_when_it_moves_on() {
     let prompt = "!count !tokens 60 !step 5";
     client.ask("chat", "known", prompt).await;
     client.until_ended(&ids(["known"])).await;
-    for id in ["a", "b", "c", "d"] {
+    // Two go on until they are called off: nobody moves on before it was told.
+    let long = "!count !tokens 500 !step 20";
+    for (id, prompt) in [("a", long), ("b", prompt), ("c", long), ("d", prompt)] {
         client.ask("chat", id, prompt).await;
     }
     client.until_accepted(&ids(["a", "b", "c", "d"])).await;
     assert_eq!(client.queued["d"], 3);
+    client.cancel("a").await;
     client
         .until("the last to be next", |_, client| client.queued["d"] == 1)
         .await;
+    client.cancel("c").await;
     client.until_ended(&ids(["a", "b", "c", "d"])).await;
-    assert_eq!(client.text("d"), client.text("a"));
+    assert_eq!(client.text("d"), client.text("known"));
     assert_eq!(client.faults, Vec::<String>::new());
 }
 
@@ -369,7 +383,7 @@ async fn class_deadline_and_key_survive_the_daemon() {
         ..Props::default()
     };
     client
-        .ask("chat", "long", "!count !tokens 400 !step 5")
+        .ask("chat", "long", "!count !tokens 400 !step 20")
         .await;
     until_text(&mut client, "long", 5).await;
     let text = Bytes::from_static(b"!count !tokens 200 !step 5");
@@ -388,6 +402,7 @@ async fn class_deadline_and_key_survive_the_daemon() {
     client
         .until_accepted(&ids(["batch", "late", "old", "alarm"]))
         .await;
+    drop(client);
     daemon.power_cut();
     let (_daemon, mut client) = serving(&site).await;
     let new = with(&[("keep_latest", "k")]);
@@ -412,7 +427,7 @@ async fn class_deadline_and_key_survive_the_daemon() {
 async fn prompt_tokens_beyond_a_minutes_worth_are_paid_for_later() {
     let site = site(Engine::Scripted, 2).set("users.local.prompt_tokens_per_minute_max=600");
     let (_daemon, mut client) = serving(&site).await;
-    let long = format!("!tokens 3 {}", "x".repeat(620));
+    let long = format!("!tokens 3 {}", "x".repeat(2000));
     client.ask("chat", "long", &long).await;
     client.until_ended(&ids(["long"])).await;
     client.text("long");

@@ -317,7 +317,7 @@ async fn a_stream_with_a_schema_goes_on_in_the_next_worker_and_still_validates()
     client.ask("chat", "whole", &chat("!count", &keys)).await;
     client.until_ended(&["whole".to_owned()]).await;
     client
-        .ask("chat", "broken", &chat("!count !step 4", &keys))
+        .ask("chat", "broken", &chat("!count !step 20", &keys))
         .await;
     client
         .until("some of it", |_, client| {

@@ -135,7 +135,7 @@ async fn one_poison_job_among_eight_ends_alone() {
 #[tokio::test]
 async fn a_decode_that_never_returns_is_noticed_and_the_others_go_on() {
     let site = Site::with_own_broker(Engine::Scripted)
-        .set("engine.step_stall_seconds=1")
+        .set("engine.step_stall_seconds=3")
         .set("engine.restart_backoff_ms_min=10");
     let daemon = site.start();
     let mut client = Client::connect(daemon.port, site.node, LOCAL, None).await;

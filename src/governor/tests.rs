@@ -151,7 +151,7 @@ impl Site {
                 }
             }
         };
-        timeout(Duration::from_secs(10), wait)
+        timeout(Duration::from_secs(60), wait)
             .await
             .expect("the word comes")
     }
@@ -168,7 +168,7 @@ impl Site {
     }
 
     async fn ordered(&mut self) -> Order {
-        let order = timeout(Duration::from_secs(10), self.orders.recv()).await;
+        let order = timeout(Duration::from_secs(60), self.orders.recv()).await;
         order.expect("an order comes").expect("the governor runs")
     }
 }

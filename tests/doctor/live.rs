@@ -55,7 +55,10 @@ fn a_running_daemon_is_asked_what_it_does() {
     // A look takes about 70 ms; a busy machine has needed fifty of them until the model serves.
     let give_up = Instant::now() + Duration::from_secs(60);
     let lines = std::iter::from_fn(|| (Instant::now() < give_up).then(|| doctor(&site, &[])))
-        .find(|lines| lines.found("daemon.state").contains("(serving)"))
+        .find(|lines| {
+            let serves = lines.found("daemon.state").contains("(serving)");
+            serves && lines.status("broker.acl") == "ok"
+        })
         .expect("a daemon that serves says so");
     lines.assert("daemon.running", "ok", &format!("process {}", daemon.pid()));
     lines.assert("broker.reachable", "ok", "without an account");

@@ -32,6 +32,11 @@ async fn an_idle_model_is_unloaded_and_the_next_prompt_waits_for_it() {
     let text = serde_json::json!({"prompt": "one two"}).to_string();
     client.ask("tokenize", "t1", &text).await;
     client.until_mode(Mode::Serving).await;
+    // It would be idle again after a second, which a busy machine may take to ask: a stream keeps it.
+    client
+        .ask("chat", "keeps", "!count !tokens 400 !step 20")
+        .await;
+    client.until_text("keeps").await;
     client.ask("tokenize", "t2", &text).await;
     client
         .until_ended(&["t1".to_owned(), "t2".to_owned()])

@@ -106,7 +106,8 @@ async fn heat_lowers_concurrency_then_the_model_and_gives_both_back() {
     until_serving(&mut client, GEMMA).await;
     let ids: Vec<String> = (0..2).map(|n| format!("s{n}")).collect();
     for id in &ids {
-        client.ask("chat", id, "!count !tokens 900 !step 10").await;
+        // Fifteen seconds: an answer has 512 tokens at most.
+        client.ask("chat", id, "!count !tokens 900 !step 30").await;
     }
     client.until_accepted(&ids).await;
 

@@ -34,7 +34,12 @@ async fn home_assistant_is_told_of_a_node_and_told_when_that_ends() {
             payload.is_some_and(|payload| payload.windows(10).any(|part| part == b"rails_mw['"))
         })
         .await;
-    let device = discovered(broker.port()).await.expect("it is retained");
+    let mut anew = Client::watch(broker.port(), "homeassistant/#").await;
+    anew.until("it is retained", |_, anew| {
+        anew.documents.contains_key("config")
+    })
+    .await;
+    let device: serde_json::Value = serde_json::from_slice(&anew.documents["config"]).unwrap();
     assert_eq!(
         device["cmps"]["model"]["command_topic"],
         "orinoco/v1/n1/set/model"
@@ -112,7 +117,7 @@ async fn top_prints_a_frame_for_scripts() {
     assert!(stderr.contains("nothing from n1 within 1 s"), "{stderr}");
 
     let _daemon = site.start();
-    let (code, frame, stderr) = top(&["--width", "90"]).await;
+    let (code, frame, stderr) = top(&["--width", "90", "--wait-seconds", "60"]).await;
     assert_eq!(code, 0, "{stderr}");
     for part in [
         "Orinoco n1",

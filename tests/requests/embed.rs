@@ -228,7 +228,7 @@ async fn a_text_that_ends_its_worker_takes_nobody_with_it() {
 
 #[tokio::test]
 async fn an_idle_embedding_model_is_unloaded_and_comes_back_when_it_is_asked() {
-    let mut play = play("!weights-bytes 5000000\n", &["embeddings.idle_seconds=1"]).await;
+    let mut play = play("!weights-bytes 5000000\n", &["embeddings.idle_seconds=3"]).await;
     play.ask("i1", &json!({"input": "a"})).await;
     assert_eq!(play.n_workers(), 2);
     let embedding_bytes = |client: &Client| {

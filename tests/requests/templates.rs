@@ -95,6 +95,11 @@ async fn a_device_sends_what_varies_and_the_node_has_the_wording() {
 #[tokio::test]
 async fn what_a_node_cannot_fill_in_is_refused_with_what_it_has() {
     let (_site, _daemon, mut client) = site().await;
+    client
+        .until("what it is", |_, client| {
+            client.documents.contains_key("info")
+        })
+        .await;
     let info: Info = serde_json::from_slice(&client.documents["info"]).unwrap();
     let told = serde_json::to_value(&info.templates).unwrap();
     let var = |name: &str, kind: &str, bytes_max: u32, required: bool| json!({"name": name, "type": kind, "bytes_max": bytes_max, "required": required});
@@ -147,12 +152,13 @@ async fn a_job_that_goes_on_after_a_crash_has_the_wording_that_it_was_accepted_w
     let site = Site::with_own_broker(Engine::Scripted);
     configure(
         &site,
-        "[templates.slow]\nuser = \"!step 20 old words\"\nmax_tokens = 60",
+        "[templates.slow]\nuser = \"!step 100 old words\"\nmax_tokens = 60",
     );
     let (daemon, mut client) = serving(&site).await;
     let body = json!({"template": "slow"}).to_string();
     client.ask("chat", "cut", &body).await;
     client.until_text("cut").await;
+    drop(client);
     daemon.power_cut();
     configure(
         &site,
@@ -165,6 +171,7 @@ async fn a_job_that_goes_on_after_a_crash_has_the_wording_that_it_was_accepted_w
     // And so is the next one, as it is now; a repeat is answered with what was said.
     ask(&mut client, "next", &body).await;
     assert_eq!(client.text("next"), "new w");
+    drop(client);
     daemon.power_cut();
     configure(&site, "");
     let (_daemon, mut client) = serving(&site).await;
@@ -186,6 +193,7 @@ async fn first_request_finds(site: &Site, n_fixed: u64) {
             return;
         }
         found.push(n_cached);
+        drop(client);
         daemon.power_cut();
     }
     panic!("{found:?} tokens were read before, expected {n_fixed}");
@@ -214,6 +222,7 @@ async fn a_real_model_has_read_a_template_before_anybody_asks() {
     .await;
     let shared = usage(&client, "b").prompt_tokens_details.cached_tokens;
     assert!(shared > 30, "{shared}");
+    drop(client);
     daemon.power_cut();
     // What follows the place of the value belongs to its token.
     first_request_finds(&site, shared - 4).await;

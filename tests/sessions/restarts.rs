@@ -130,6 +130,7 @@ async fn what_was_saved_in_a_quiet_time_outlives_a_kill_and_a_power_cut() {
     until(&mut client, || keeps(&site, "has stopped")).await;
     assert!(daemon.kill_worker());
     goes_on(&mut client, n_first).await;
+    drop(client);
     daemon.power_cut();
     let (_daemon, mut client) = serving(&site).await;
     ask(&mut client, "a3", &body("s", "and then?")).await;
@@ -141,7 +142,10 @@ async fn a_model_that_was_unloaded_comes_back_with_its_conversations() {
     let site = Site::with_own_broker(Engine::Scripted)
         .set("engine.saved_state_quiet_seconds=0")
         .set("engine.idle_unload_seconds=1");
-    let (_daemon, mut client) = begun(&site).await;
+    // Asked whatever its mode: a request wakes it, should it be idle already.
+    let daemon = site.start();
+    let mut client = Client::connect(daemon.port, site.node, "local", None).await;
+    ask(&mut client, "a1", &body("s", &question())).await;
     let n_first = n_prompt(&client, "a1");
     client.until_mode(Mode::Idle).await;
     assert!(holds(&site, "has stopped"));
@@ -166,6 +170,7 @@ async fn a_forgotten_conversation_is_out_of_the_file_whoever_has_it_open() {
     client.publish(topic, Bytes::new(), Props::default()).await;
     until(&mut client, || !holds(&site, "has stopped")).await;
     // Nor does it come back with what the worker still has.
+    drop(client);
     assert_eq!(daemon.stop(), 0);
     assert!(!holds(&site, "has stopped") && holds(&site, "is open"));
     let (_daemon, mut client) = serving(&site).await;
@@ -191,7 +196,11 @@ async fn a_node_that_saves_nothing_makes_no_file_and_is_told_so_in_telemetry() {
         .set("engine.saved_state_bytes=0")
         .set("telemetry.interval_seconds=1");
     let (daemon, mut client) = begun(&site).await;
-    client.listen(Duration::from_millis(1500)).await;
+    client
+        .until("telemetry", |_, client| {
+            client.documents.contains_key("llm")
+        })
+        .await;
     let llm: serde_json::Value = serde_json::from_slice(&client.documents["llm"]).unwrap();
     assert_eq!(llm.get("saved_states_count"), None);
     drop(client);

@@ -149,7 +149,7 @@ node_red_deps() {
 # The nodes in a real runtime over Mosquitto, then the package as Node-RED's own scorecard judges it.
 node_red_nodes() {
     local modules=$deps/node-red-4/node_modules
-    (cd node-red && NODE_PATH=$modules "$modules/.bin/mocha" --timeout 20000 --exit 'test/*_spec.js') >&2 || return 1
+    (cd node-red && NODE_PATH=$modules "$modules/.bin/mocha" --timeout 60000 --exit 'test/*_spec.js') >&2 || return 1
     # It ends with 0 whatever it found.
     local verdict
     verdict=$(NODE_PATH=$modules NODE_OPTIONS="--require $repo_dir/node-red/test/offline.js" \

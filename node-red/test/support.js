@@ -17,13 +17,16 @@ const ours = ["node", "chat", "embed", "telemetry", "model", "event"].map((name)
 /** A message as the daemon is held to by tests/wire_v1.rs. */
 const wire = (name) => JSON.parse(fs.readFileSync(path.join(__dirname, "../../tests/wire/v1", `${name}.json`), "utf8"));
 
-function freePort() {
-  return new Promise((resolve) => {
-    const probe = net.createServer().listen(0, "127.0.0.1", () => {
-      const { port } = probe.address();
-      probe.close(() => resolve(port));
+/** A port that was free a moment ago, below those that the kernel gives to whoever connects. */
+async function freePort() {
+  for (;;) {
+    const port = 12_000 + Math.floor(Math.random() * 20_000);
+    const isFree = await new Promise((resolve) => {
+      const probe = net.createServer().once("error", () => resolve(false));
+      probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
     });
-  });
+    if (isFree) return port;
+  }
 }
 
 /** A promise, or an error after a while that says what was waited for. */
@@ -35,7 +38,7 @@ function within(ms, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-async function until(what, test, ms = 8000) {
+async function until(what, test, ms = 20_000) {
   const end = Date.now() + ms;
   for (;;) {
     const found = test();
@@ -86,7 +89,7 @@ class ScriptedDaemon {
   }
 
   async start() {
-    await within(5000, "the scripted daemon connects", new Promise((resolve) => this.client.once("connect", resolve)));
+    await within(20_000, "the scripted daemon connects", new Promise((resolve) => this.client.once("connect", resolve)));
     await this.listen();
     await this.tell("status", { state: "online", boot: "b1", since_ms: 1 });
     await this.tell("info", { protocol: "1.0", node: this.node, ops: ["chat"], pools: ["hall2"], hardware: { arch: "x86_64", n_cores: 2 } });

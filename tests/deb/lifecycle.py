@@ -245,7 +245,7 @@ def play(root, debs):
 
     # --- An upgrade under load --------------------------------------------------------------------------
     ids = [f"s{i}" for i in range(STREAMS)]
-    prompt = f"!count !tokens {STREAM_TOKENS} !step 10"
+    prompt = f"!count !tokens {STREAM_TOKENS} !step 40"
     for identity in ids:
         device.ask(identity, prompt, stream=True, max_tokens=STREAM_TOKENS)
     wait_until("all streams have text", lambda: all(len(device.answers.get(i, [])) > 2 for i in ids))

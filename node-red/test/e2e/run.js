@@ -50,6 +50,7 @@ async function open(example, long) {
       if (node.type === "mqtt-broker") node.port = String(port);
       const wanted = nTokens && node.props?.find((prop) => prop.p === "max_tokens");
       if (wanted) wanted.v = String(nTokens);
+      if (nTokens && node.priority === "batch") node.maxTokens = String(nTokens);
     }
     RED.view.importNodes(nodes, { generateIds: false, addFlow: false, touchImport: true });
     RED.workspaces.show(nodes[0].id);
@@ -149,7 +150,7 @@ const plays = {
   },
 
   async "alarm: it is answered before the batch is done, or the fallback says why not"() {
-    await open("alarm");
+    await open("alarm", 150); // Some seconds of work, so that it is not over before it is seen.
     await until("the node is seen", async () => (await statusOf("alarm-batch")) === daemon.node);
     await press("alarm-many");
     await until("the batch runs", async () => (await daemon.numbers("llm")).streams_count > 0);
@@ -197,7 +198,7 @@ const plays = {
     await shoot("example-fleet");
     const outcomes = () => debug("outcome");
     await until("in service", async () => (await outcomes()).some((line) => /state: "committed"/.test(line)), 90_000);
-    assert.equal(ota().installed_version, "gemma-2");
+    await until("it is told", () => ota().installed_version === "gemma-2");
     assert.match((await debug("progress")).join("\n"), /probing/);
     assert.equal(await statusOf("fleet-installit"), "assistant 2");
 
@@ -206,11 +207,11 @@ const plays = {
     const why = await until("why not", async () => (await debug("errors"))[0], 90_000);
     assert.match(why, /rolled back: golden prompt 1/);
     assert.equal(await statusOf("fleet-installit"), "failed its trial");
-    assert.equal(ota().installed_version, "gemma-2");
+    await until("it is told", () => ota().installed_version === "gemma-2");
 
     await press("fleet-back");
     await until("the release before", async () => (await outcomes()).some((line) => /state: "rolled_back"/.test(line)), 60_000);
-    assert.equal(ota().installed_version, "smol-1");
+    await until("it is told", () => ota().installed_version === "smol-1");
     await press("fleet-use");
     await until("a model by order", async () => (await outcomes()).some((line) => /action: "use"/.test(line)));
     assert.match((await debug("events")).join("\n"), /committed|ota/);
@@ -294,7 +295,7 @@ const plays = {
   },
 
   async "daemon restart: the answer comes all the same, once"() {
-    await open("hello", 400);
+    await open("hello", 1000);
     await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
     await press("hello-long");
     await until("the stream runs", async () => (await debug("tokens as they come")).length > 5);

@@ -50,7 +50,7 @@ fn a_worker_that_crashed_is_resumed_by_another_without_a_gap() {
     let (_dir, spec) = file("");
     let mut first = Worker::scripted(&spec);
     first.loaded();
-    let asked = chat(1, "!count !step 2 !crash at 40", 100);
+    let asked = chat(1, "!count !step 20 !crash at 40", 100);
     first.send(&Command::Submit(Box::new(asked.clone())));
     let (mut prompt, mut ids, mut text) = (Vec::new(), Vec::new(), String::new());
     while let Some(event) = first.next() {

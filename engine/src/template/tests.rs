@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 
 fn of_model(source: &str) -> TemplateSource {
@@ -247,11 +245,9 @@ fn bombs_are_stopped() {
     let messages = r#"[{"role":"user","content":"x"}]"#;
     for bomb in bombs {
         let template = ChatTemplate::new(&of_model(""), Some(bomb), |_| false).unwrap();
-        let began = Instant::now();
-        template.render(messages, None).unwrap_err();
-        let took = began.elapsed();
-        // 16 ms at most on an idle core; tests share theirs.
-        assert!(took.as_millis() < 1000, "{took:?} for {bomb}");
+        let error = template.render(messages, None).unwrap_err().to_string();
+        // By what it does, after 16 ms on an idle core, and not by the clock.
+        assert!(!error.contains("longer than"), "{bomb}: {error}");
     }
 }
 

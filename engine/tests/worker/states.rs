@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use orinoco::frames::{Command, Event, Job, JobKey, Leaves, LoadSpec, OnDisk, SavedStates};
+use orinoco::frames::{Command, Event, Finish, Job, JobKey, Leaves, LoadSpec, OnDisk, SavedStates};
 use orinoco::kv_file::{Known, KvFile};
 
 use super::common::{Answer, GEMMA, SMOLLM, Worker, job, model, real_spec};
@@ -256,9 +256,14 @@ fn a_prompt_that_waits_for_its_state_can_be_cancelled() {
     worker.ask(turn(1, &said("Once"), 7));
     save_and_end(worker);
     let mut worker = place.start();
-    worker.send(&Command::Submit(Box::new(turn(2, &said("Once more"), 7))));
+    let long = Job {
+        max_tokens: 1500,
+        ..turn(2, &said("Once more"), 7)
+    };
+    worker.send(&Command::Submit(Box::new(long)));
     worker.send(&Command::Cancel(JobKey(2)));
     worker.send(&Command::Submit(Box::new(turn(3, &said("Once more"), 7))));
     let answers = worker.answers(&[JobKey(2), JobKey(3)]);
+    assert_eq!(answers[0].finish(), Finish::Cancelled);
     assert!(answers[1].n_cached > 280);
 }

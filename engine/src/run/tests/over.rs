@@ -42,17 +42,24 @@ fn who_waits_finds_the_very_cells_and_a_copy_is_made_when_it_is_quiet() {
         n_seq_max: 1,
         ..spec()
     };
-    let play = Play::with_slow_copies(&one);
-    let before = n_copies(&play);
-    play.submit(&chat(2, SAID, 10));
-    play.submit(&chat(3, SAID, 10));
-    play.answer(2);
-    let second = play.answer(3);
-    assert_eq!(second.n_cached as usize, SAID.len() + 2);
-    assert_eq!(n_copies(&play), before, "neither waited for a copy");
+    let jobs = [measured(), chat(2, SAID, 10), chat(3, SAID, 10)];
+    let play = Play::begin(&one, 1024, SLOW, &jobs);
+    let mut n_told = 0;
+    let second = loop {
+        match play.any() {
+            Event::Cached { .. } => n_told += 1,
+            Event::Done(done) if done.job == JobKey(3) => break done,
+            _ => {}
+        }
+    };
+    assert_eq!(second.timings.n_cached as usize, SAID.len() + 2);
+    assert_eq!(
+        n_told, 1,
+        "that which is measured: neither waited for a copy"
+    );
     // Both are the same text; one copy has all there is.
     play.cached();
-    assert_eq!(n_copies(&play), before + 1);
+    assert_eq!(n_copies(&play), 2);
     let third = play.ask(&chat(4, SAID, 10));
     assert_eq!(third.n_cached as usize, SAID.len() + 2);
 }
@@ -103,7 +110,7 @@ fn what_would_take_more_than_half_the_pool_is_not_kept() {
         ..spec()
     };
     let play = Play::with_slow_copies(&tight);
-    play.submit(&chat(1, "!count !step 2", 150));
+    play.submit(&chat(1, "!count !step 20", 150));
     play.started();
     let long = SAID.repeat(6);
     play.ask(&of_session(2, &long, 10));
@@ -120,7 +127,7 @@ fn a_beginning_that_is_read_ahead_gets_the_cells_of_what_is_kept() {
         ..spec()
     };
     let play = Play::with_slow_copies(&tight);
-    let mut beside = chat(1, "!count !step 2", 40);
+    let mut beside = chat(1, "!count !step 40", 40);
     beside.leaves = Leaves::Nothing;
     play.submit(&beside);
     play.started();

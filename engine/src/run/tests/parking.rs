@@ -94,7 +94,7 @@ impl Stream {
 
 /// A long answer, slow enough to be interrupted.
 fn slow(key: u64, n: u32) -> Job {
-    let mut job = chat(key, "!count !step 2", n);
+    let mut job = chat(key, "!count !step 15", n);
     job.yields = true;
     job
 }
@@ -234,7 +234,7 @@ fn for_want_of_cells_an_urgent_job_parks_the_youngest_that_yields() {
         n_seq_max: 4,
         ..spec()
     });
-    let mut normal = chat(1, "!count !step 2", 140);
+    let mut normal = chat(1, "!count !step 15", 140);
     normal.yields = false;
     play.submit(&normal);
     let mut older = Stream::begin(&play, slow(2, 140));
@@ -258,7 +258,7 @@ fn a_waiting_job_is_parked_and_a_gone_one_is_not() {
         n_seq_max: 1,
         ..spec()
     });
-    play.submit(&chat(1, "!count !step 2", 100));
+    play.submit(&chat(1, "!count !step 20", 1500));
     play.started();
     play.submit(&chat(2, "waits", 5));
     play.send(Command::Park(JobKey(2)));

@@ -18,11 +18,15 @@ fn with_system(key: u64, user: &str, n: u32) -> Job {
     }
 }
 
-fn pin(play: &Play) {
-    play.submit(&Job {
+fn pinned() -> Job {
+    Job {
         leaves: Leaves::Pinned,
         ..with_system(999, "-", 1)
-    });
+    }
+}
+
+fn pin(play: &Play) {
+    play.submit(&pinned());
 }
 
 /// Its marks, its text, and the mark of the user.
@@ -64,10 +68,8 @@ fn it_gives_way_to_whatever_comes() {
         n_ubatch: 8,
         ..spec()
     };
-    let play = Play::new(&slow);
-    // All in one go, so that the question is there before the beginning is read.
-    pin(&play);
-    play.submit(&chat(1, "a question", 5));
+    // All at once, so that the question is there before the beginning is read.
+    let play = Play::of(&slow, &[pinned(), chat(1, "a question", 5)]);
     assert_eq!(play.started().0, JobKey(1));
     assert_eq!(play.answer(1).text, "a que");
     play.cached();

@@ -50,16 +50,16 @@ fn a_system_prompt_is_shared_with_a_running_stream() {
 
 #[test]
 fn of_jobs_that_end_together_all_are_told_before_the_first_copy_and_each_copy_lets_commands_in() {
-    let play = Play::new(&spec());
-    for key in 1..=3 {
-        play.submit(&chat(key, &format!("{key} is a prompt worth saving"), 40));
-    }
-    // Ends of one turn, or of three: no copy comes between those of one.
+    let jobs = [1, 2, 3].map(|key| chat(key, &format!("{key} is a prompt worth saving"), 40));
+    let play = Play::of(&spec(), &jobs);
     let (mut n_done, mut grown) = (0, Vec::new());
-    while n_done < 3 || grown.len() < 3 {
+    while grown.len() < 3 {
         match play.any() {
             Event::Done(_) => n_done += 1,
-            Event::Cached { bytes } => grown.push(bytes),
+            Event::Cached { bytes } => {
+                assert_eq!(n_done, 3, "all are told first");
+                grown.push(bytes);
+            }
             _ => {}
         }
     }
@@ -99,7 +99,7 @@ fn a_saved_prefix_that_does_not_fit_whole_is_read_again() {
     let play = Play::new(&tight);
     let long = "a prefix that many ask with, and then a long end of its own";
     play.ask(&chat(1, long, 120));
-    play.submit(&chat(2, "x !step 1", 90));
+    play.submit(&chat(2, "x !step 20", 90));
     play.started();
     // Free are about 150 cells; the saved sequence has some 180.
     let third = play.ask(&chat(3, &long[..40], 5));

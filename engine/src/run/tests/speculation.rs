@@ -87,7 +87,7 @@ fn what_is_saved_of_an_answer_holds_no_guess() {
 #[test]
 fn nobody_guesses_while_a_prompt_is_read() {
     let play = Play::new(&guessing());
-    play.submit(&chat(1, "abc !step 1", 300));
+    play.submit(&chat(1, "abc !step 30", 300));
     play.started();
     assert!(matches!(play.next(), Event::Step { .. }));
     let long = "another, much longer prompt ".repeat(30);

@@ -148,10 +148,10 @@ async fn a_hung_loop_is_not_fed_and_what_systemd_then_does_loses_no_job() {
     systemd.until_silent();
     signal(daemon.pid(), Signal::SIGABRT);
     daemon.wait();
-    drop((client, unread));
+    drop(unread);
     let systemd = Manager::new(site.dir.path(), Some(WATCHDOG));
     let daemon = site.start_with(|command| systemd.wrap(command));
-    let mut client = Client::connect(daemon.port, site.node, LOCAL, None).await;
+    let mut client = client.again(daemon.port).await;
     client.until_ended(&ids).await;
     all_whole(&client, &ids, 400);
 }

@@ -67,6 +67,23 @@ impl Client {
         Self::with(config, user, node).await
     }
 
+    /// The same user, when the broker is back: what it has heard of answers so far goes with it, and the broker has
+    /// kept the rest.
+    pub async fn again(self, port: u16) -> Self {
+        let Self {
+            link,
+            inbox,
+            user,
+            node,
+            answers,
+            ..
+        } = self;
+        drop((link, inbox));
+        let mut again = Self::connect(port, &node, &user, None).await;
+        again.answers = answers;
+        again
+    }
+
     /// Connects to see what is said on a filter of one's own.
     pub async fn watch(port: u16, filter: &str) -> Self {
         // Two with one name would throw each other out, and share what the broker keeps for it.

@@ -42,6 +42,9 @@ pub struct Limits {
     pub n_batch: u32,
     /// Most rows in one physical batch; at most `n_batch`.
     pub n_ubatch: u32,
+    /// Whether [`Decoder::decode`] returns before the batch is computed, as on a GPU: until its logits are asked for,
+    /// the calling thread has nothing to do.
+    pub computes_aside: bool,
     /// Tokens in the vocabulary.
     pub n_vocab: u32,
     /// Width of the sliding window; 0: every layer sees all positions.

@@ -6,6 +6,7 @@
 //! (`Started`, `Done`, answers) queues in the outbox, whose length bounds how many commands are read.
 
 mod admit;
+mod aside;
 mod bench;
 mod constrain;
 mod disk;
@@ -37,6 +38,7 @@ use crate::shelf::Shelf;
 use crate::slot::Slot;
 use crate::speculation::Gain;
 use crate::template::ChatTemplate;
+use aside::Aside;
 use disk::Disk;
 use over::Over;
 use park::Kept;
@@ -111,6 +113,7 @@ pub fn run(
         words: Vocabulary::default(),
         expects_forms: false,
         compiling: Vec::new(),
+        aside: Aside::default(),
         decoder,
         template,
         bos: of_model.bos,
@@ -144,6 +147,8 @@ struct Run<'d> {
     waiting: VecDeque<Slot>,
     /// Jobs whose grammars are being compiled; then they wait.
     compiling: Vec<Slot>,
+    /// Jobs that are to be cut into tokens while a step is computed.
+    aside: Aside,
     grammars: Grammars,
     /// The vocabulary, as far as it was read for them.
     words: Vocabulary,
@@ -193,6 +198,7 @@ impl Run<'_> {
         if !self.read(commands) {
             return false;
         }
+        self.collect_from_aside();
         self.collect_matchers();
         self.collect_from_disk();
         self.admit();
@@ -234,7 +240,7 @@ impl Run<'_> {
     }
 
     fn has_nothing_to_decode(&self) -> bool {
-        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
+        self.waiting.is_empty() && self.aside.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
     /// Reads the commands that are there; waits for one only when there is nothing else to do. `false`
@@ -295,7 +301,7 @@ impl Run<'_> {
             Command::Embed(_) => {
                 tracing::warn!("this worker makes text; vectors are made by one of their own");
             }
-            Command::Submit(job) => self.submit(&job),
+            Command::Submit(job) => self.submit(job),
             Command::Cancel(job) => self.cancel(job),
             Command::Park(job) => self.park(job),
             Command::Tokenize { job, input } => {
@@ -317,6 +323,7 @@ impl Run<'_> {
     }
 
     fn cancel(&mut self, job: JobKey) {
+        self.cut_now(job);
         if let Some(at) = self.waiting.iter().position(|slot| slot.job == job)
             && let Some(slot) = self.waiting.remove(at)
         {

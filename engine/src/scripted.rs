@@ -31,6 +31,7 @@ mod attempts;
 mod encoder;
 mod script;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,6 +76,17 @@ struct Cell {
     id: u64,
 }
 
+/// One of the calls whose order matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// A text of so many bytes was tokenized.
+    Tokenize(usize),
+    /// A batch was begun.
+    Decode,
+    /// Its logits were asked for.
+    Logits,
+}
+
 /// The decoder. Panics when the loop breaks a rule that llama.cpp would answer with an abort or with
 /// silently wrong logits.
 #[derive(Debug)]
@@ -86,7 +98,9 @@ pub struct Scripted {
     logits: Vec<Option<Vec<f32>>>,
     /// Batches decoded so far, for tests.
     pub batches: Vec<Vec<Row>>,
-    /// Whether batches are kept.
+    /// What was asked of it, in order.
+    pub calls: RefCell<Vec<Call>>,
+    /// Whether batches and calls are kept.
     pub keeps_batches: bool,
     /// Decodes so far, to be watched from another thread.
     pub n_decodes: Arc<AtomicUsize>,
@@ -111,11 +125,18 @@ impl Scripted {
             next_cell: 0,
             logits: Vec::new(),
             batches: Vec::new(),
+            calls: RefCell::default(),
             keeps_batches: false,
             n_decodes: Arc::default(),
             n_pieces: Arc::default(),
             n_copies: Arc::default(),
             copy: Duration::ZERO,
+        }
+    }
+
+    fn note(&self, call: Call) {
+        if self.keeps_batches {
+            self.calls.borrow_mut().push(call);
         }
     }
 
@@ -185,6 +206,7 @@ impl Decoder for Scripted {
         add_special: bool,
         parse_special: bool,
     ) -> Result<Vec<Token>, String> {
+        self.note(Call::Tokenize(text.len()));
         let mut ids = Vec::new();
         if add_special {
             ids.push(BOS);
@@ -240,6 +262,7 @@ impl Decoder for Scripted {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         self.check(rows);
+        self.note(Call::Decode);
         self.n_decodes.fetch_add(1, Ordering::Relaxed);
         if self.keeps_batches {
             self.batches.push(rows.to_vec());
@@ -282,6 +305,7 @@ impl Decoder for Scripted {
     }
 
     fn logits(&mut self, row: usize) -> &mut [f32] {
+        self.note(Call::Logits);
         self.logits[row]
             .as_mut()
             .expect("logits were wanted for this row")
@@ -480,6 +504,7 @@ pub(crate) fn limits(spec: &LoadSpec) -> Limits {
         shares_prefixes: true,
         n_batch: spec.n_batch,
         n_ubatch: spec.n_ubatch.min(spec.n_batch),
+        computes_aside: false,
         n_vocab: N_VOCAB as u32,
         n_swa: 0,
     }

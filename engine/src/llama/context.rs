@@ -53,6 +53,8 @@ pub struct ContextSpec {
     pub swa_full: bool,
     /// For [`Task::Embed`]: vectors instead of logits.
     pub embeds: bool,
+    /// Whether the model is on a GPU.
+    pub on_gpu: bool,
 }
 
 impl ContextSpec {
@@ -127,6 +129,7 @@ impl ContextSpec {
             flash_attn,
             swa_full: true,
             embeds: spec.task == Task::Embed,
+            on_gpu,
         })
     }
 
@@ -212,6 +215,7 @@ impl<'m> Context<'m> {
             shares_prefixes: !model.is_recurrent(),
             n_batch,
             n_ubatch: n_ubatch.min(n_batch),
+            computes_aside: spec.on_gpu,
             n_vocab: model.n_vocab(),
             n_swa: model.n_swa(),
         };

@@ -11,6 +11,7 @@ fn limits(n_ctx: u32) -> Limits {
         shares_prefixes: true,
         n_batch: 64,
         n_ubatch: 64,
+        computes_aside: false,
         n_vocab: 256,
         n_swa: 0,
     }

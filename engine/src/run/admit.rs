@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use orinoco::frames::{Event, Finish, Input, Job, JobError, Leaves, Token};
 
+use super::aside::{Cut, Prompt};
 use super::{Run, WAITING_MAX};
 use crate::controls::{Hidden, Part};
 use crate::model::SeqId;
@@ -12,40 +13,54 @@ use crate::shelf::Found;
 use crate::slot::{Slot, Taken, refused};
 
 impl Run<'_> {
-    /// Tokenizes a job and puts it at the end of the queue, or ends it.
-    pub(super) fn submit(&mut self, job: &Job) {
+    /// Tokenizes a job, at once or while the next step is computed, and puts it at the end of the queue, or ends it.
+    pub(super) fn submit(&mut self, job: Box<Job>) {
         if job.leaves == Leaves::Pinned {
-            return self.pin(job);
+            return self.pin(&job);
         }
-        if self.waiting.len() >= WAITING_MAX {
+        if self.waiting.len() + self.aside.len() >= WAITING_MAX {
             let error = JobError::Decode(format!("{WAITING_MAX} jobs already wait in the worker"));
-            return self.refuse(job, error);
+            return self.refuse(&job, error);
         }
+        if let Some(job) = self.set_aside(job) {
+            let prompt = self.cut(&job);
+            self.line_up_cut(&job, prompt);
+        }
+    }
+
+    /// The tokens of a job.
+    pub(super) fn cut(&self, job: &Job) -> Prompt {
         // Another model's words: no special token is read out of them.
         let head = match &job.head {
             Some(head) => self.decoder.tokenize(&head.text, false, false),
             None => Ok(Vec::new()),
         };
-        let prompt = head.map_err(JobError::Input).and_then(|head| {
-            let (prompt, n_left_out) = match &job.resume {
-                // Ids, never text again: tokenizing the text could cut it differently.
-                Some(resume) => (resume.prompt_ids.clone(), 0),
-                None => {
-                    let (prompt, n_left_out) = self.prompt_of(job)?;
-                    ([prompt, head.clone()].concat(), n_left_out)
-                }
-            };
-            let n_head = head.len().min(prompt.len());
-            Ok((prompt, n_head, n_left_out))
-        });
+        let head = head.map_err(JobError::Input)?;
+        let (prompt, n_left_out) = match &job.resume {
+            // Ids, never text again: tokenizing the text could cut it differently.
+            Some(resume) => (resume.prompt_ids.clone(), 0),
+            None => {
+                let (prompt, n_left_out) = self.prompt_of(job)?;
+                ([prompt, head.clone()].concat(), n_left_out)
+            }
+        };
+        Ok(Cut {
+            n_head: head.len().min(prompt.len()),
+            prompt,
+            n_left_out,
+        })
+    }
+
+    /// A job that has its tokens.
+    pub(super) fn line_up_cut(&mut self, job: &Job, prompt: Prompt) {
         let has_tools = matches!(&job.input, Input::Chat { tools: Some(_), .. });
         let markers = match has_tools || job.constraint.is_some() {
             true => Rc::clone(&self.markers),
             false => Rc::default(),
         };
-        let slot = prompt.and_then(|(prompt, n_head, n_left_out)| {
-            let (mut slot, taken) = Slot::new(job, prompt, n_head, markers, self.decoder)?;
-            slot.n_left_out = n_left_out;
+        let slot = prompt.and_then(|cut| {
+            let (mut slot, taken) = Slot::new(job, cut.prompt, cut.n_head, markers, self.decoder)?;
+            slot.n_left_out = cut.n_left_out;
             Ok((slot, taken))
         });
         match slot {

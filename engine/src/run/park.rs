@@ -24,6 +24,7 @@ pub(super) struct Kept {
 impl Run<'_> {
     /// Takes a job out of its slot, or out of the queue; nothing where it is over.
     pub(super) fn park(&mut self, job: JobKey) {
+        self.cut_now(job);
         if let Some(at) = self.waiting.iter().position(|slot| slot.job == job)
             && let Some(slot) = self.waiting.remove(at)
         {

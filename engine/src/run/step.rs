@@ -36,10 +36,12 @@ impl Run<'_> {
             slot.rows(seq as SeqId, n, &mut self.rows);
         }
         if self.rows.is_empty() {
+            self.cut_aside();
             return true;
         }
         self.step += 1;
         self.n_made = 0;
+        let n_cut = self.aside.n_cut();
         let result = self.decode(0..self.rows.len());
         match result {
             Ok(()) => {
@@ -48,11 +50,16 @@ impl Run<'_> {
                     self.decoder.synchronize();
                 }
                 let ms = began.elapsed().as_secs_f64() * 1e3;
-                if n_guessed == 0 {
+                // Where a prompt was cut meanwhile, that may have taken longer.
+                let is_pure = self.aside.n_cut() == n_cut;
+                let step = self.step;
+                tracing::trace!(step, n_decoding, n_prefill, n_past, ms, is_pure, "decoded");
+                if n_guessed == 0 && is_pure {
                     self.schedule.measured(n_decoding, n_prefill, n_past, ms);
                 }
                 if let Some(gain) = &mut self.gain
                     && n_prefill == 0
+                    && is_pure
                 {
                     // A draft model takes its time also when it finds nothing.
                     let n_tried = n_guessed.max(usize::from(has_drafted));
@@ -91,6 +98,7 @@ impl Run<'_> {
     /// Decodes a range of `rows` and takes the tokens of the sequences in it.
     fn decode(&mut self, range: Range<usize>) -> Result<(), DecodeError> {
         self.decoder.decode(&self.rows[range.clone()])?;
+        self.cut_aside();
         let mut at = range.start;
         while at < range.end {
             let seq = self.rows[at].seq;

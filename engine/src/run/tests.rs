@@ -1,5 +1,6 @@
 //! Short plays with the scripted decoder, which panics where llama.cpp would abort.
 
+mod aside;
 mod constrained;
 mod many;
 mod over;
@@ -18,6 +19,7 @@ use std::thread::JoinHandle;
 use orinoco::frames::{Done, Input, Job, Leaves, Logprob, Piece, Resume, Sampling, Token};
 
 use super::*;
+use crate::model::Limits;
 use crate::scripted::{self, Scripted};
 
 /// A loop on its own thread.
@@ -59,6 +61,19 @@ impl Play {
     }
 
     fn begin(spec: &LoadSpec, n_events: usize, copy: Duration, jobs: &[Job]) -> Self {
+        Self::on(scripted::limits(spec), spec, n_events, copy, jobs)
+    }
+
+    /// With a decoder that computes while the loop does something else.
+    fn on_a_device(spec: &LoadSpec) -> Self {
+        let limits = Limits {
+            computes_aside: true,
+            ..scripted::limits(spec)
+        };
+        Self::on(limits, spec, 1024, Duration::ZERO, &[])
+    }
+
+    fn on(limits: Limits, spec: &LoadSpec, n_events: usize, copy: Duration, jobs: &[Job]) -> Self {
         let (commands, command_receiver) = sync_channel(1024);
         for job in jobs {
             commands
@@ -67,7 +82,6 @@ impl Play {
         }
         let (event_sender, events) = sync_channel(n_events);
         let spec = spec.clone();
-        let limits = scripted::limits(&spec);
         let mut decoder = Scripted::new(limits);
         decoder.keeps_batches = true;
         decoder.copy = copy;

@@ -71,7 +71,7 @@ async function deploy() {
   const before = red.said().split("Started flows").length;
   await page.evaluate(() => RED.actions.invoke("core:deploy-flows"));
   await until("the flows start", () => red.said().split("Started flows").length > before);
-  await page.waitForFunction("!RED.nodes.dirty()", { timeout: 20_000 });
+  await page.waitForFunction("!RED.nodes.dirty()", { timeout: 30_000 });
 }
 
 const press = (id) => page.evaluate((which) => fetch(`inject/${which}`, { method: "POST", headers: { "Node-RED-API-Version": "v2" } }).then((answer) => answer.ok), id);
@@ -131,10 +131,11 @@ const plays = {
     await open("hello");
     await until("the node is seen", async () => (await statusOf("hello-chat")) === daemon.node);
     await page.evaluate(() => RED.editor.edit(RED.nodes.node("hello-chat")));
-    const field = await page.waitForSelector("#node-input-template", { timeout: 10_000 });
-    await field.type("fault");
-    await page.evaluate(() => $("#node-dialog-ok").click());
-    await page.waitForFunction(() => RED.nodes.node("hello-chat").template === "fault", { timeout: 10_000 });
+    // Prepared, which its lists show; and not key by key: the dialog takes the focus away when it has slid in.
+    await page.waitForFunction((node) => document.querySelector("#orinoco-seen")?.textContent.includes(node), { timeout: 30_000 }, daemon.node);
+    await page.evaluate(() => { $("#node-input-template").val("fault").trigger("change"); $("#node-dialog-ok").click(); });
+    await page.waitForFunction(() => RED.nodes.node("hello-chat").template === "fault", { timeout: 30_000 });
+    await page.waitForFunction(() => !document.querySelector("#orinoco-seen"), { timeout: 30_000 });
     await page.evaluate(() => {
       const buttons = { "hello-ask": '{"code": 1734, "celsius": 81.2}', "hello-long": '{"code": 1734}' };
       for (const [id, payload] of Object.entries(buttons)) Object.assign(RED.nodes.node(id), { payload, payloadType: "json", changed: true });
@@ -242,24 +243,24 @@ const plays = {
         RED.nodes.add(made);
         return RED.editor.edit(made);
       }, type);
-      await page.waitForSelector("#orinoco-seen", { timeout: 10_000 });
-      await page.waitForFunction((node) => document.querySelector("#orinoco-seen").textContent.includes(node), { timeout: 10_000 }, daemon.node);
+      await page.waitForSelector("#orinoco-seen", { timeout: 30_000 });
+      await page.waitForFunction((node) => document.querySelector("#orinoco-seen").textContent.includes(node), { timeout: 30_000 }, daemon.node);
       const untranslated = await page.evaluate(() => document.querySelector(".red-ui-tray-body").innerText.match(/orinoco\.[a-z]+\.\w+/)?.[0]);
       assert.equal(untranslated, undefined);
       if (type === "orinoco-chat") {
         await page.click("#node-input-model");
-        await page.waitForFunction(() => [...document.querySelectorAll(".orinoco-entry")].some((entry) => entry.textContent.includes("SmolLM2")), { timeout: 10_000 });
+        await page.waitForFunction(() => [...document.querySelectorAll(".orinoco-entry")].some((entry) => entry.textContent.includes("SmolLM2")), { timeout: 30_000 });
         await wait(300);
       } else {
         await wait(500);
       }
       await shoot(`dialog-${type.slice(8)}`);
       await page.evaluate(() => $("#node-dialog-cancel").click());
-      await page.waitForFunction(() => !document.querySelector("#orinoco-seen"), { timeout: 10_000 });
+      await page.waitForFunction(() => !document.querySelector("#orinoco-seen"), { timeout: 30_000 });
       await wait(400);
     }
     await page.evaluate(() => RED.editor.editConfig("", "orinoco-node", "fleet-orinoco"));
-    await page.waitForFunction((node) => document.querySelector("#orinoco-config-seen")?.textContent.includes(node), { timeout: 10_000 }, daemon.node);
+    await page.waitForFunction((node) => document.querySelector("#orinoco-config-seen")?.textContent.includes(node), { timeout: 30_000 }, daemon.node);
     await wait(500);
     await shoot("dialog-node");
     await page.evaluate(() => $("#node-config-dialog-cancel").click());

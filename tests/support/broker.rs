@@ -67,16 +67,40 @@ async fn answers(port: u16) {
         .expect("the broker answers in time");
 }
 
-/// Waits for an open port.
-async fn listens(port: u16) {
+/// Waits until this process listens on the port; `false` when it ended instead, as where somebody else does.
+async fn listens(port: u16, process: &mut Child) -> bool {
     let listens = async {
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        loop {
+            if has_open(port, process.id()) {
+                return true;
+            }
+            if process.try_wait().unwrap().is_some() {
+                return false;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(LIMIT, listens)
         .await
-        .expect("the broker listens in time");
+        .expect("the broker listens in time")
+}
+
+/// Whether one of the sockets that listen on the port is this process's own.
+fn has_open(port: u16, pid: u32) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{port:04X}");
+    let sockets = Vec::from_iter(table.lines().filter_map(|line| {
+        let columns = Vec::from_iter(line.split_whitespace());
+        let [_, local, _, "0A", _, _, _, _, _, inode, ..] = columns[..] else {
+            return None;
+        };
+        local.ends_with(&port).then(|| format!("socket:[{inode}]"))
+    }));
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    open.into_iter().flatten().flatten().any(|open| {
+        let target = std::fs::read_link(open.path());
+        target.is_ok_and(|target| sockets.iter().any(|socket| target.as_os_str() == &**socket))
+    })
 }
 
 /// Mosquitto with persistence and TCP_NODELAY.
@@ -98,8 +122,17 @@ impl Mosquitto {
 
     /// With these lines after those of its listener. Returns when the port is open.
     pub async fn start_with(lines: &str) -> Mosquitto {
+        for _ in 0..3 {
+            if let Some(mosquitto) = Self::try_start(free_port(), lines).await {
+                return mosquitto;
+            }
+        }
+        panic!("mosquitto ends with these lines on three ports: {lines}");
+    }
+
+    /// `None` where it ended, because somebody else has the port.
+    async fn try_start(port: u16, lines: &str) -> Option<Mosquitto> {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
         let path = folder.path().display();
         let conf = format!(
             "listener {port} 127.0.0.1\n\
@@ -112,15 +145,14 @@ impl Mosquitto {
              {lines}"
         );
         std::fs::write(folder.path().join("mosquitto.conf"), conf).unwrap();
-        let process = Mosquitto::spawn(folder.path());
-        let mosquitto = Mosquitto {
+        let mut process = Mosquitto::spawn(folder.path());
+        let has_port = listens(port, &mut process).await;
+        has_port.then_some(Mosquitto {
             port,
             is_plain: false,
             folder,
             process,
-        };
-        listens(port).await;
-        mosquitto
+        })
     }
 
     /// Mosquitto by a configuration and access rules as `orinoco acl` writes them, with accounts whose
@@ -209,7 +241,7 @@ impl Mosquitto {
         self.process = Mosquitto::spawn(self.folder.path());
         match self.is_plain {
             true => answers(self.port).await,
-            false => listens(self.port).await,
+            false => assert!(listens(self.port, &mut self.process).await),
         }
     }
 }

@@ -142,6 +142,12 @@ async fn every_prompt_ends_once_on_a_bad_network() {
     );
 }
 
+/// How often the daemon of a site was connected so far.
+fn n_connections(site: &Site) -> usize {
+    let log = site.log();
+    log.matches("broker connected session_present").count()
+}
+
 /// A copied disk image, most likely. One of the two serves; the other says what is wrong and keeps away.
 #[tokio::test]
 async fn two_daemons_with_one_name_do_not_fight_and_one_says_so() {
@@ -162,10 +168,7 @@ async fn two_daemons_with_one_name_do_not_fight_and_one_says_so() {
     let mut client = Client::connect(broker.port(), "n1", "local", None).await;
     client.until_status("online").await;
     client.until_mode(Mode::Serving).await;
-    let connections = || {
-        let logs = sites.each_ref().map(Site::log);
-        logs.map(|log| log.matches("broker connected session_present").count())
-    };
+    let connections = || sites.each_ref().map(n_connections);
     client.ask("chat", "t1", "!count !tokens 20").await;
     client.until_ended(&["t1".to_owned()]).await;
     let before = connections();
@@ -184,12 +187,7 @@ async fn a_node_that_lost_its_session_to_another_says_so_in_its_state() {
     client.until_mode(Mode::Serving).await;
     // The first time may be a restart of the broker; and one that comes before it is back is none.
     for n in 1..=3 {
-        let connections = || {
-            site.log()
-                .matches("broker connected session_present")
-                .count()
-        };
-        while connections() < n {
+        while n_connections(&site) < n {
             sleep(Duration::from_millis(50)).await;
         }
         take_session(broker.port(), DAEMON_ID).await;

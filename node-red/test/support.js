@@ -7,6 +7,7 @@ const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
 const mqtt = require("mqtt");
+const { freePort } = require("./ports.js");
 
 const helper = require("node-red-node-test-helper");
 helper.init(require.resolve("node-red"));
@@ -16,18 +17,6 @@ const ours = ["node", "chat", "embed", "telemetry", "model", "event"].map((name)
 
 /** A message as the daemon is held to by tests/wire_v1.rs. */
 const wire = (name) => JSON.parse(fs.readFileSync(path.join(__dirname, "../../tests/wire/v1", `${name}.json`), "utf8"));
-
-/** A port that was free a moment ago, below those that the kernel gives to whoever connects. */
-async function freePort() {
-  for (;;) {
-    const port = 12_000 + Math.floor(Math.random() * 20_000);
-    const isFree = await new Promise((resolve) => {
-      const probe = net.createServer().once("error", () => resolve(false));
-      probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
-    });
-    if (isFree) return port;
-  }
-}
 
 /** A promise, or an error after a while that says what was waited for. */
 function within(ms, what, promise) {

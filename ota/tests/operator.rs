@@ -13,6 +13,8 @@ mod device;
 mod fleet;
 #[path = "../../tests/support/mirror.rs"]
 mod mirror;
+#[path = "../../tests/support/ports.rs"]
+mod ports;
 
 use std::env;
 use std::fs;

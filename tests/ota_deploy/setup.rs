@@ -443,6 +443,10 @@ impl Device {
     /// The same, where it has to succeed.
     pub(crate) async fn takes(&mut self, seq: u64, deployment: &str, release_seq: u64) -> State {
         let state = self.deploy(seq, deployment, release_seq).await;
+        self.has_committed(state)
+    }
+
+    fn has_committed(&self, state: State) -> State {
         assert_eq!(
             (state.state, state.reason),
             (Some(Phase::Committed), None),
@@ -468,13 +472,7 @@ impl Device {
         let answer = self.order("c1", "activate").await;
         assert_eq!(answer["status"], "successful", "{answer}");
         let state = self.watcher.until_over(deployment).await;
-        assert_eq!(
-            (state.state, state.reason),
-            (Some(Phase::Committed), None),
-            "{state:?}\n{}",
-            self.site.log()
-        );
-        state
+        self.has_committed(state)
     }
 
     /// Asks, and waits for the end of the answer.

@@ -5,10 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use orinoco::broker::{self, BrokerConfig, PortChoice};
@@ -19,6 +18,10 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+#[path = "ports.rs"]
+mod ports;
+pub use ports::free_port;
+
 /// The daemon's credential on embedded brokers of tests.
 pub const DAEMON_PASSWORD: &str = "credential of the daemon";
 
@@ -27,25 +30,6 @@ pub const ROOT: &str = "orinoco";
 
 /// Longest wait for a broker to accept, on a machine that runs the other tests as well.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Ports below those that the kernel gives to whoever connects: one of those may be taken by any client in the moment
-/// before a broker listens on it, and a client that tries it may even be connected with itself.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
-
-/// A port that was free a moment ago, and that no other call in this process gives.
-pub fn free_port() -> u16 {
-    static CALLS: AtomicU16 = AtomicU16::new(0);
-    let count = PORTS.end - PORTS.start;
-    // Processes side by side begin at places far from each other.
-    let begin = std::process::id().wrapping_mul(7919) % u32::from(count);
-    loop {
-        let call = CALLS.fetch_add(1, Ordering::Relaxed);
-        let port = PORTS.start + ((begin + u32::from(call)) % u32::from(count)) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// Waits for a CONNACK: Mosquitto listens before it heeds signals.
 async fn answers(port: u16) {

@@ -4,11 +4,11 @@
 const { execFile, execFileSync, spawn } = require("node:child_process");
 const fs = require("node:fs");
 const http = require("node:http");
-const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
 const { promisify } = require("node:util");
 const mqtt = require("mqtt");
+const { freePort } = require("../ports.js");
 
 const repository = path.resolve(__dirname, "../../..");
 const program = path.join(repository, "target/release/orinoco");
@@ -21,18 +21,6 @@ async function until(what, test, ms = 30_000) {
     if (found) return found;
     if (Date.now() > end) throw new Error(`${what}: not within ${ms / 1000} s`);
     await wait(50);
-  }
-}
-
-/** A port that was free a moment ago, below those that the kernel gives to whoever connects. */
-async function freePort() {
-  for (;;) {
-    const port = 12_000 + Math.floor(Math.random() * 20_000);
-    const isFree = await new Promise((resolve) => {
-      const probe = net.createServer().once("error", () => resolve(false));
-      probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
-    });
-    if (isFree) return port;
   }
 }
 

@@ -4,10 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,24 +24,12 @@ use tokio::sync::broadcast;
 
 use super::device::{Device, Running, memory};
 use super::mirror::Mirror;
+use super::ports::free_port;
 
 const DESIRED: &str = "orinoco/v1/fleet/hall2/desired";
 
 fn line() -> LineName {
     LineName::new("tiny").unwrap()
-}
-
-/// Below the ports that the kernel gives to whoever connects, so that none of them takes it meanwhile.
-fn free_port() -> u16 {
-    static CALLS: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(7919);
-    loop {
-        let call = begin.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
-        let port = 12_000 + (call % 20_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 struct Mosquitto {
